@@ -1,0 +1,93 @@
+# Everything happens in .venv, which make builds as far as a target needs it. `make` alone lists the targets.
+
+BIN := .venv/bin
+PIP := $(BIN)/pip install --quiet --quiet
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Relative, because pip splits the value at blanks. The second name is the one newer pips read when they build.
+export PIP_CONSTRAINT := constraints.txt
+export PIP_BUILD_CONSTRAINT := constraints.txt
+
+.PHONY: help install run test coverage check breaking format generate constraints clean build/generated
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
+
+install: .venv/.dev ## Make .venv with the package and everything that development needs
+
+run: .venv/.server ## Serve the catalogue (ARGS="--listen 0.0.0.0:50051")
+	@exec $(BIN)/bookstore serve $(ARGS)
+
+test: .venv/.dev ## Run the tests (PYTEST_ARGS="-k etag")
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+coverage: .venv/.dev ## Run the tests and hold their branch coverage to its gate
+	$(BIN)/pytest --cov $(PYTEST_ARGS)
+
+check: .venv/.dev build/generated breaking ## Check style, types, layers, the contract and the code made of it
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/buf lint protos
+	$(BIN)/buf format --diff --exit-code protos
+	@diff -r -x __pycache__ -x py.typed build/generated generated \
+		|| { echo 'generated/ is out of step with protos/: run "make generate" and commit.' >&2; exit 1; }
+
+breaking: build/googleapis # Compare the contract with the one on the main branch
+	@main=$$({ git rev-parse --quiet --verify main || git rev-parse --quiet --verify origin/main; } 2>/dev/null); \
+	if [ -z "$$main" ]; then echo 'buf breaking SKIPPED: no branch main or origin/main to compare with' >&2; \
+	elif ! git cat-file -e "$$main:protos" 2>/dev/null; then echo 'buf breaking SKIPPED: main has no protos yet' >&2; \
+	else rm -rf build/main && mkdir -p build/main/build && ln -s ../../googleapis build/main/build \
+		&& cp buf.yaml build/main && git archive "$$main" protos | tar -x -C build/main \
+		&& echo '$(BIN)/buf breaking protos --against build/main/protos' \
+		&& $(BIN)/buf breaking protos --against build/main/protos; fi
+
+format: .venv/.dev build/googleapis ## Bring the code and the contract into their usual form
+	$(BIN)/ruff check --fix-only
+	$(BIN)/ruff format
+	$(BIN)/buf format --write protos
+
+generate: build/generated ## Write generated/ anew from protos/
+	rm -rf generated/bookstore && cp -r build/generated/bookstore generated && touch generated/bookstore/py.typed
+
+constraints: .venv/bin/pip ## Write constraints.txt anew with the newest versions that pyproject.toml allows
+	@echo 'Resolving the newest versions into constraints.txt ...'
+	@rm -rf build/resolve && $(BIN)/python -m venv build/resolve
+	@env -u PIP_CONSTRAINT -u PIP_BUILD_CONSTRAINT \
+		build/resolve/bin/pip install --quiet --quiet --upgrade setuptools editables hatchling --editable '.[dev]'
+	@{ echo '# Exact versions of everything that an extra, a tool or a build may need: written by "make constraints".'; \
+		build/resolve/bin/pip freeze --all --exclude pip --exclude bookstore-grpc; } > constraints.txt
+
+clean: ## Remove .venv and everything else that make has made
+	rm -rf .venv build dist htmlcov .coverage .coverage.* .hypothesis .*_cache
+	find bookstore_grpc generated tests -name __pycache__ -prune -exec rm -rf {} +
+
+# The stamps: what is installed so far. The server alone starts sooner than with all that development needs.
+.venv/.server: pyproject.toml constraints.txt | .venv/bin/pip
+	@echo 'Installing the server into .venv ...'
+	@$(PIP) --editable '.[server]'
+	@touch $@
+
+.venv/.dev: pyproject.toml constraints.txt | .venv/bin/pip
+	@echo 'Installing everything for development into .venv ...'
+	@$(PIP) --editable '.[dev]'
+	@touch .venv/.server $@
+
+# Candidates are tried by running them: a shim of a version manager may be on the PATH and yet fail.
+.venv/bin/pip:
+	@for python in $(or $(PYTHON),python3 python3.13 python3.12 python3.11); do \
+		if "$$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+			echo "Making .venv with $$python ..."; exec "$$python" -m venv .venv; \
+		fi; \
+	done; \
+	echo 'No Python 3.11 or newer with venv was found: "apt install python3 python3-venv", or name one (make PYTHON=...).' >&2; \
+	exit 1
+
+build/googleapis: .venv/.dev
+	@mkdir -p $@ && ln -sfn "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/google" $@/google
+
+build/generated: build/googleapis
+	@rm -rf $@ && mkdir -p $@
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -I protos -I build/googleapis \
+		--python_out=$@ --grpc_python_out=$@ --mypy_out=quiet:$@ --mypy_grpc_out=quiet:$@ \
+		$$(cd protos && find * -name '*.proto' | sort)
