@@ -1,0 +1,1 @@
+"""The floor that speaks SQL and knows no gRPC."""

@@ -1,0 +1,91 @@
+"""The one place where what drivers raise becomes a domain error: by code, never by text."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy import exc
+
+from bookstore_grpc.errors import DatabaseUnavailable, StartupError
+
+# fmt: off
+_MARIADB_UNAVAILABLE: set[object] = {
+    1021, 1114,  # disk or table full
+    1040, 1041, 1203,  # too many connections, out of memory
+    1044, 1045, 1049, 1129, 1130, 1698,  # access, no such database
+    1053, 1158, 1159, 1160, 1161, 1927,  # shutdown, network, connection killed
+    1205, 1290, 1836,  # lock wait, read-only
+    2002, 2003, 2005, 2006, 2013, 2014, 2055, 4031,  # the client's own: connecting and losing the connection
+}
+# fmt: on
+
+# Which error codes mean that two transactions met, and which that the database cannot serve now. What stands in
+# neither is a defect of ours.
+_CONFLICT: dict[str, set[object]] = {
+    # https://www.sqlite.org/rescode.html
+    "sqlite": {1555, 2067},
+    # https://www.postgresql.org/docs/current/errcodes-appendix.html
+    "postgresql": {"23505", "40001", "40P01"},
+    # https://mariadb.com/kb/en/mariadb-error-codes/
+    "mariadb": {1062, 1213},
+}
+_UNAVAILABLE: dict[str, set[object]] = {
+    # Primary codes: permission, busy, locked, read-only, interrupted, I/O, damaged, full, cannot open, protocol, no
+    # database.
+    "sqlite": {3, 5, 6, 8, 9, 10, 11, 13, 14, 15, 26},
+    # Classes: connection, authorization, no such database, resources, operator intervention, system; then read-only
+    # transaction, lock not available.
+    "postgresql": {"08", "28", "3D", "53", "57", "58", "25006", "55P03"},
+    "mariadb": _MARIADB_UNAVAILABLE,
+}
+
+
+class Conflict(DatabaseUnavailable):
+    """A transaction met another one; run again from its start it will see what the other has done."""
+
+
+@contextmanager
+def translated_errors(dialect: str) -> Iterator[None]:
+    """Turn what the driver of this database raises into `Conflict` and `DatabaseUnavailable`; leave the rest."""
+    try:
+        yield
+    except exc.DBAPIError as error:
+        codes = _codes(error.orig, dialect)
+        if codes & _CONFLICT[dialect]:
+            raise Conflict("The transaction met another one; try again.") from error
+        if codes & _UNAVAILABLE[dialect] or error.connection_invalidated:
+            raise DatabaseUnavailable from error
+        raise
+    except exc.TimeoutError as error:
+        raise DatabaseUnavailable("Every connection to the database is busy; try again.") from error
+    except OSError as error:
+        raise DatabaseUnavailable from error
+
+
+@contextmanager
+def startup_errors(description: str) -> Iterator[None]:
+    """Turn what keeps the service from starting on the database so described into `StartupError`.
+
+    It says what the driver found, which at the start is for the operator and never for a caller.
+    """
+    try:
+        yield
+    except DatabaseUnavailable as error:
+        cause = error.__cause__
+        raise StartupError(
+            f"Cannot use the database {description}: {getattr(cause, 'orig', cause) or error}."
+        ) from error
+    except exc.SQLAlchemyError as error:
+        raise StartupError(f"Cannot use the database {description}: {getattr(error, 'orig', error)}.") from error
+    except (TypeError, ValueError) as error:
+        raise StartupError(f"The database URL has an option that its driver does not take: {error}.") from error
+
+
+def _codes(error: BaseException | None, dialect: str) -> set[object]:
+    """Answer the codes under which an error of a driver may be listed: its own and its class's."""
+    if dialect == "sqlite":
+        code = getattr(error, "sqlite_errorcode", 0)
+        return {code, code & 0xFF}
+    if dialect == "postgresql":
+        state = getattr(error, "sqlstate", None) or ""
+        return {state, state[:2]}
+    return set(error.args[:1]) if error else set()

@@ -1,0 +1,147 @@
+"""Database URLs to engines, with what each database needs to behave like the others."""
+
+import asyncio
+import re
+import sqlite3
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy import event, exc
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from bookstore_grpc.errors import StartupError
+from bookstore_grpc.limits import AUTHOR_MAX_CODE_POINTS
+
+# The one driver for each database, and the extra that brings it.
+_DRIVERS = {
+    "sqlite": ("sqlite+aiosqlite", "server"),
+    "postgresql": ("postgresql+asyncpg", "postgresql"),
+    "mariadb": ("mariadb+asyncmy", "mariadb"),
+}
+_SCHEMES = {"postgres": "postgresql", "mysql": "mariadb"}
+_NO_FILE = re.compile(r"(file:)?(:memory:)?")
+# Shorter than what firewalls and servers allow a connection to idle.
+_RECYCLE_SECONDS = 1_800
+
+
+def parse_database_url(text: str) -> URL:
+    """Read a database URL and settle its driver. Raises `StartupError`; its message never holds a password."""
+    supported = ", ".join(driver for driver, _ in _DRIVERS.values())
+    try:
+        url = make_url(text)
+    except (exc.ArgumentError, ValueError) as error:
+        raise StartupError(
+            f"The database URL cannot be read; it looks like {supported} followed by ://user:password@host/database."
+        ) from error
+    scheme, _, driver = url.drivername.partition("+")
+    backend = _SCHEMES.get(scheme, scheme)
+    if backend not in _DRIVERS:
+        raise StartupError(f"The database URL starts with {url.drivername!r}; supported are {supported}.")
+    drivername, _ = _DRIVERS[backend]
+    if driver and driver != drivername.partition("+")[2]:
+        raise StartupError(f"The driver {url.drivername!r} is not supported; use {drivername}.")
+    if not 0 <= (url.port or 0) < 65_536:
+        raise StartupError(f"The database URL names port {url.port}; ports end at 65535.")
+    if backend == "sqlite" and (_NO_FILE.fullmatch(url.database or "") or "mode=memory" in text):
+        raise StartupError(
+            "A SQLite database needs a file, as in sqlite+aiosqlite:///bookstore.db; one in memory would be lost."
+        )
+    if backend != "sqlite" and not url.database:
+        raise StartupError(f"The database URL names no database; it ends with /NAME, as in {drivername}://HOST/NAME.")
+    if "sslmode" in url.query and backend == "postgresql":
+        # Hosts print URLs as libpq reads them; asyncpg takes the same words under another name.
+        url = url.update_query_dict({"ssl": url.query["sslmode"]}).difference_update_query(["sslmode"])
+    return url.set(drivername=drivername)
+
+
+def reading_engine(url: URL, *, pool_size: int, timeout_seconds: float) -> AsyncEngine:
+    """Make an engine whose every statement stands by itself: no transaction, one round trip."""
+    engine = _engine(url, timeout_seconds, pool_size=pool_size, isolation_level="AUTOCOMMIT", pool_reset_on_return=None)
+    if url.get_backend_name() == "sqlite":
+        _on_connect(engine, "PRAGMA query_only = ON")
+    return engine
+
+
+def writing_engine(url: URL, *, pool_size: int, timeout_seconds: float) -> AsyncEngine:
+    """Make an engine for transactions. SQLite has one writer, so calls queue for one connection."""
+    if url.get_backend_name() != "sqlite":
+        # MariaDB's default, REPEATABLE READ, locks gaps between rows, and writers then meet where they need not.
+        return _engine(url, timeout_seconds, pool_size=pool_size, isolation_level="READ COMMITTED")
+    engine = _engine(url, timeout_seconds, pool_size=1)
+    _on_connect(engine, "PRAGMA journal_mode = WAL", "PRAGMA synchronous = FULL", "PRAGMA foreign_keys = ON")
+
+    @event.listens_for(engine.sync_engine, "begin")
+    def begin(connection: Any) -> None:
+        # A transaction that began as a reader and then writes fails at once with SQLITE_BUSY instead of waiting.
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return engine
+
+
+def _engine(url: URL, timeout_seconds: float, **options: Any) -> AsyncEngine:
+    backend = url.get_backend_name()
+    connect_args: dict[str, Any] = {"timeout": timeout_seconds}
+    if backend == "sqlite":
+        connect_args["async_creator_fn"] = _sqlite_connect
+    if backend == "mariadb":
+        connect_args = {
+            "async_creator_fn": _mariadb_connect(timeout_seconds),
+            "charset": "utf8mb4",
+            # It sorts by so many bytes of a value and takes what is alike in them for equal; the default is 1,024.
+            "init_command": f"SET SESSION max_sort_length = {8 * AUTHOR_MAX_CODE_POINTS}",
+        }
+    if backend != "sqlite":
+        options["pool_recycle"] = _RECYCLE_SECONDS
+    try:
+        return create_async_engine(
+            url,
+            connect_args=connect_args,
+            max_overflow=0,
+            pool_timeout=timeout_seconds,
+            hide_parameters=True,  # they hold what callers sent, which has no place in a log
+            **options,
+        )
+    except (TypeError, ValueError) as error:
+        raise StartupError(f"The database URL has an option that cannot be read: {error}.") from error
+    except ModuleNotFoundError as error:
+        extra = _DRIVERS[backend][1]
+        raise StartupError(
+            f"The driver for {backend} is not installed: pip install 'bookstore-grpc[{extra}]'."
+        ) from error
+
+
+async def _sqlite_connect(*arguments: Any, **options: Any) -> Any:
+    import aiosqlite
+
+    connection = aiosqlite.connect(*arguments, **options)
+    thread = connection._thread
+    thread.daemon = True
+    try:
+        return await connection
+    except sqlite3.Error:
+        # Its thread answers once more, and complains on standard error if the event loop is gone by then.
+        await asyncio.to_thread(thread.join)
+        raise
+
+
+def _mariadb_connect(timeout_seconds: float) -> Callable[..., Any]:
+    # The driver's own time limit ends with the TCP handshake; a server that then says nothing would hold the caller.
+    async def connect(**arguments: Any) -> Any:
+        import asyncmy  # an extra: not there for every database
+
+        async with asyncio.timeout(timeout_seconds):
+            return await asyncmy.connect(**arguments)
+
+    return connect
+
+
+def _on_connect(engine: AsyncEngine, *statements: str) -> None:
+    @event.listens_for(engine.sync_engine, "connect")
+    def execute_each(connection: Any, _record: object) -> None:
+        # The driver's own BEGIN comes too late and is DEFERRED; where a transaction is wanted, one is begun.
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        for statement in statements:
+            cursor.execute(statement)
+        cursor.close()

@@ -1,0 +1,15 @@
+"""Alembic runs this to migrate: on the connection it is handed, or to SQL text for a URL."""
+
+from alembic import context
+
+from bookstore_grpc.dal.models import Base
+
+attributes = context.config.attributes
+if (connection := attributes.get("connection")) is not None:
+    # SQLite can change tables inside a transaction, though Alembic does not count on it.
+    transactional = connection.dialect.name != "mariadb"
+    context.configure(connection=connection, target_metadata=Base.metadata, transactional_ddl=transactional)
+else:
+    context.configure(url=attributes["url"], target_metadata=Base.metadata, literal_binds=True)
+with context.begin_transaction():
+    context.run_migrations()

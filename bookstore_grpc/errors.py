@@ -1,0 +1,217 @@
+"""What can go wrong, named once for both sides of the wire.
+
+The DAL and the servicer raise these; `rpc.status` turns each into a status, and `client` turns that status
+back into the same class, or one above it. The server does not raise Unauthenticated, PermissionDenied and
+ResourceExhausted yet: a client meets them when gRPC, or something in front of the service, refuses a call.
+
+    BookstoreError
+    ├── InvalidRequest                  INVALID_FIELD
+    │   ├── InvalidFilter               INVALID_FILTER
+    │   ├── InvalidOrderBy              INVALID_ORDER_BY
+    │   ├── InvalidPageToken            INVALID_PAGE_TOKEN
+    │   └── MalformedMessage            MALFORMED_MESSAGE
+    ├── BookNotFound                    BOOK_NOT_FOUND
+    ├── EtagMismatch                    ETAG_MISMATCH
+    ├── RequestIdReused                 REQUEST_ID_REUSED
+    ├── Unauthenticated
+    ├── PermissionDenied
+    ├── ResourceExhausted               TOO_MANY_REQUESTS
+    ├── Unavailable                     UNAVAILABLE
+    │   ├── DatabaseUnavailable         DATABASE_UNAVAILABLE
+    │   └── ServerDraining              SERVER_DRAINING
+    ├── DeadlineExceeded                DEADLINE_EXCEEDED
+    ├── MethodUnknown                   METHOD_UNKNOWN
+    ├── InternalError                   INTERNAL
+    └── StartupError                    never crosses the wire: the service cannot start as it is set up
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+
+class Violation(NamedTuple):
+    """One broken rule: the path of the field (`requests[3].book.author`) and a sentence about it."""
+
+    field: str
+    description: str
+
+
+class BookstoreError(Exception):
+    """Something the caller is told about: a sentence to act on, and the reason as a constant.
+
+    `metadata` goes with the reason. On the client's side `request_id` finds the call in the server's log, and
+    `reason` is empty where the service gave none; on the server's side `request_id` is None.
+    """
+
+    reason: str = ""
+    request_id: str | None = None
+
+    def __init__(self, message: str, *, metadata: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.metadata = metadata or {}
+
+
+class InvalidRequest(BookstoreError):
+    """The request breaks rules: all of them are listed in `violations`."""
+
+    reason = "INVALID_FIELD"
+
+    def __init__(
+        self,
+        violations: Sequence[Violation],
+        *,
+        message: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        self.violations = tuple(violations)
+        super().__init__(message or _sentence_from_violations(self.violations), metadata=metadata)
+
+
+class InvalidFilter(InvalidRequest):
+    """The filter cannot be understood. `column` says where, in code points from 1; the description says it too."""
+
+    reason = "INVALID_FILTER"
+
+    def __init__(self, description: str, *, column: int) -> None:
+        self.column = column
+        super().__init__([Violation("filter", description)], metadata={"column": str(column)})
+
+
+class InvalidOrderBy(InvalidRequest):
+    """The order cannot be understood."""
+
+    reason = "INVALID_ORDER_BY"
+
+    def __init__(self, description: str) -> None:
+        super().__init__([Violation("order_by", description)])
+
+
+class InvalidPageToken(InvalidRequest):
+    """The page token is damaged, or belongs to another filter or order."""
+
+    reason = "INVALID_PAGE_TOKEN"
+
+    def __init__(self, description: str) -> None:
+        super().__init__([Violation("page_token", description)])
+
+
+class MalformedMessage(InvalidRequest):
+    """The bytes of the request are no message of the expected type."""
+
+    reason = "MALFORMED_MESSAGE"
+
+    def __init__(self, method: str) -> None:
+        super().__init__((), message=f"The bytes sent are no request of {method}.")
+
+
+class BookNotFound(BookstoreError):
+    """There are no books with these ids."""
+
+    reason = "BOOK_NOT_FOUND"
+
+    def __init__(self, ids: Iterable[int], *, message: str | None = None) -> None:
+        self.ids = tuple(ids)
+        super().__init__(message or _sentence_from_missing(self.ids))
+
+
+class EtagMismatch(BookstoreError):
+    """The book has changed since the caller read it."""
+
+    reason = "ETAG_MISMATCH"
+
+
+class RequestIdReused(BookstoreError):
+    """A request id that made one book came back with another."""
+
+    reason = "REQUEST_ID_REUSED"
+
+
+class Unauthenticated(BookstoreError):
+    """The caller did not say who it is, or not credibly."""
+
+
+class PermissionDenied(BookstoreError):
+    """The caller may not do this."""
+
+
+class ResourceExhausted(BookstoreError):
+    """A limit was reached: of calls, or of a message's size."""
+
+    reason = "TOO_MANY_REQUESTS"
+
+
+class Unavailable(BookstoreError):
+    """Not now; trying again later is right."""
+
+    reason = "UNAVAILABLE"
+
+
+class DatabaseUnavailable(Unavailable):
+    """The database cannot be reached or cannot take the write.
+
+    A write has not happened, or may be repeated with its request id.
+    """
+
+    reason = "DATABASE_UNAVAILABLE"
+
+    def __init__(self, message: str = "The database is unavailable; try again.") -> None:
+        super().__init__(message)
+
+
+class ServerDraining(Unavailable):
+    """This server is shutting down; another may answer."""
+
+    reason = "SERVER_DRAINING"
+
+    def __init__(self, message: str = "The server is shutting down; try again.") -> None:
+        super().__init__(message)
+
+
+class DeadlineExceeded(BookstoreError):
+    """The call took longer than its deadline allowed."""
+
+    reason = "DEADLINE_EXCEEDED"
+
+    def __init__(self, message: str = "The call took longer than its deadline.") -> None:
+        super().__init__(message)
+
+
+class MethodUnknown(BookstoreError):
+    """The server has no such method."""
+
+    reason = "METHOD_UNKNOWN"
+
+
+class InternalError(BookstoreError):
+    """A defect of the service; its log has the cause under the request id."""
+
+    reason = "INTERNAL"
+
+    def __init__(self, message: str = "An internal error occurred.") -> None:
+        super().__init__(message)
+
+
+class StartupError(BookstoreError):
+    """The service cannot start with these settings; the message says what to change."""
+
+
+def quoted(text: str) -> str:
+    """Show in a message what a caller wrote, cut where it is long."""
+    return repr(str(text) if len(text) <= 40 else f"{text[:40]}…")
+
+
+def _sentence_from_violations(violations: Sequence[Violation]) -> str:
+    if not violations:
+        return "The request is invalid."
+    first = violations[0]
+    more = f" (and {len(violations) - 1} more)" if len(violations) > 1 else ""
+    return f"{first.field}: {first.description}{more}."
+
+
+def _sentence_from_missing(ids: Sequence[int]) -> str:
+    if len(ids) == 1:
+        return f"There is no book {ids[0]}."
+    shown = ", ".join(map(str, ids[:10]))
+    more = f" and {len(ids) - 10} more" if len(ids) > 10 else ""
+    return f"There are no books {shown}{more}."

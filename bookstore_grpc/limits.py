@@ -1,0 +1,29 @@
+"""Every size that the service bounds, in one place.
+
+The numbers that callers see are part of the contract; `protos/bookstore/v1/books.proto` states them too.
+"""
+
+NAME_MAX_CODE_POINTS = 500
+AUTHOR_MAX_CODE_POINTS = 1_000
+RELEASE_YEAR_MIN = -5_000
+RELEASE_YEAR_MAX = 9_999
+
+PAGE_SIZE_DEFAULT = 50
+PAGE_SIZE_MAX = 1_000
+# gRPC clients refuse answers over 4 MiB unless told otherwise; a page of the longest texts ends early instead.
+PAGE_MAX_CODE_POINTS = 900_000
+BATCH_MAX = 1_000
+
+FILTER_MAX_CODE_POINTS = 2_000
+FILTER_MAX_TERMS = 100
+FILTER_MAX_LEVELS = 20
+PAGE_TOKEN_MAX_CODE_POINTS = 16_384
+
+# A batch of 1,000 books with the longest texts is 6.1 MB on the wire.
+MESSAGE_MAX_BYTES = 8 * 1024 * 1024
+# gRPC refuses metadata over 8 KiB, in which the details travel as Base64 beside the message.
+ERROR_DETAILS_MAX_BYTES = 4 * 1024
+REQUEST_ID_MAX_CHARACTERS = 128
+
+# The contract promises 24 hours; what is kept longer costs little and forgives a clock that is off.
+CREATE_REQUEST_KEPT_HOURS = 72

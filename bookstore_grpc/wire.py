@@ -1,0 +1,8 @@
+"""What both sides of the wire must agree on and no message defines, and where a client looks by default."""
+
+DEFAULT_SERVER = "127.0.0.1:50051"
+DEFAULT_TIMEOUT_SECONDS = 10.0
+
+ERROR_DOMAIN = "bookstore.v1"
+REQUEST_ID_KEY = "x-request-id"
+STATUS_DETAILS_KEY = "grpc-status-details-bin"
