@@ -1,0 +1,160 @@
+"""The composition root: Settings in, a running server out. The only place that builds objects."""
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from importlib.metadata import version
+
+import structlog
+
+from bookstore_grpc.dal import migrations
+from bookstore_grpc.dal.books import BookDAL, microseconds_now
+from bookstore_grpc.dal.database import Database
+from bookstore_grpc.dal.driver_errors import startup_errors
+from bookstore_grpc.dal.engines import parse_database_url
+from bookstore_grpc.errors import StartupError
+from bookstore_grpc.rpc.server import Server, check_address, is_local
+from bookstore_grpc.rpc.servicer import BookServicer
+from bookstore_grpc.settings import Settings
+
+_log = structlog.stdlib.get_logger("bookstore_grpc.app")
+
+_CLOSE_SECONDS = 5
+_HANGING_SECONDS = 1
+
+
+async def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT, then drain. A second signal ends the process at once.
+
+    Raises `StartupError` where the service cannot start as it is set up.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def begin_to_stop() -> None:
+        for signal_number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(signal_number)
+            signal.signal(signal_number, signal.SIG_DFL)
+        stop.set()
+
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signal_number, begin_to_stop)
+    async with running_server(settings):
+        await stop.wait()
+        _log.info("draining", grace_seconds=settings.drain_seconds)
+    _log.info("stopped")
+    await _end_now_if_anything_hangs()
+
+
+async def _end_now_if_anything_hangs() -> None:
+    """End the process where its event loop would wait for a thread of SQLite's that waits for another's lock."""
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    _, hanging = await asyncio.wait(left, timeout=_HANGING_SECONDS) if left else (left, left)
+    if hanging:
+        logging.shutdown()
+        os._exit(0)
+
+
+@asynccontextmanager
+async def running_server(
+    settings: Settings,
+    *,
+    clock: Callable[[], int] = microseconds_now,
+    housekeeping_interval_seconds: float = 3_600,
+) -> AsyncIterator[Server]:
+    """Start a server and, at the end, drain it. `clock` answers microseconds since 1970-01-01T00:00:00Z.
+
+    Raises `StartupError` where the service cannot start as it is set up.
+    """
+    _check_addresses(settings)
+    async with _database(settings) as database:
+        books = BookDAL(database, clock=clock)
+        await _prepare_tables(database, books, migrate=settings.migrate)
+        server = Server(
+            BookServicer(books), probe=database.ping, probe_interval_seconds=settings.health_interval_seconds
+        )
+        await server.start(settings.listen)
+        _log.info(
+            "serving",
+            addresses=server.addresses,
+            database=database.description,
+            version=version("bookstore-grpc"),
+            pid=os.getpid(),
+        )
+        housekeeping = asyncio.create_task(_keep_house(books, housekeeping_interval_seconds))
+        try:
+            yield server
+        finally:
+            housekeeping.cancel()
+            with suppress(asyncio.CancelledError):
+                await housekeeping
+            await server.drain(delay_seconds=settings.drain_delay_seconds, grace_seconds=settings.drain_seconds)
+
+
+async def migrate(settings: Settings) -> str:
+    """Bring the tables to the newest migration and answer its revision. Raises `StartupError`."""
+    async with _database(settings) as database:
+        with startup_errors(database.description):
+            return await database.migrate()
+
+
+def migration_sql(settings: Settings) -> str:
+    """Answer the SQL that builds the newest tables from nothing. Raises `StartupError`."""
+    return migrations.upgrade_sql(parse_database_url(settings.database_url))
+
+
+def _check_addresses(settings: Settings) -> None:
+    for address in settings.listen:
+        check_address(address)
+        if is_local(address):
+            continue
+        if not settings.insecure:
+            raise StartupError(
+                f"{address} can be reached from other machines, and calls would travel in plaintext. "
+                "Listen on 127.0.0.1, or say --insecure if a proxy that you trust stands in front."
+            )
+        _log.warning("serving in plaintext to other machines", address=address)
+
+
+@asynccontextmanager
+async def _database(settings: Settings) -> AsyncIterator[Database]:
+    database = Database(
+        settings.database_url,
+        pool_size=settings.pool_size,
+        timeout_seconds=settings.database_timeout_seconds,
+    )
+    try:
+        yield database
+    finally:
+        # A database that is away does not hold up the end.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await database.close()
+
+
+async def _prepare_tables(database: Database, books: BookDAL, *, migrate: bool) -> None:
+    with startup_errors(database.description):
+        if database.is_embedded or migrate:
+            await database.migrate()
+        elif await database.is_behind():
+            raise StartupError(
+                f"The tables of {database.description} are behind this version. "
+                "Run `bookstore migrate`, or serve with --migrate."
+            )
+        # Better to find out now that nothing can be written than with the first create.
+        await books.forget_old_create_requests()
+
+
+async def _keep_house(books: BookDAL, interval_seconds: float) -> None:
+    while True:
+        await asyncio.sleep(interval_seconds)
+        try:
+            while forgotten := await books.forget_old_create_requests():
+                _log.debug("forgot old request ids", count=forgotten)
+        except Exception:  # the next time may be better, and the calls do not depend on it
+            _log.warning("could not forget old request ids", exc_info=True)

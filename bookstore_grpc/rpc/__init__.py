@@ -1,0 +1,1 @@
+"""The floor that speaks gRPC and knows no SQL."""

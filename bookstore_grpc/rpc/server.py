@@ -1,0 +1,181 @@
+"""The gRPC server: its ports, health, reflection and drain."""
+
+import asyncio
+import ipaddress
+import os
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+import grpc
+import structlog
+from bookstore.v1 import books_pb2, books_pb2_grpc
+from google.protobuf import descriptor_pool
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
+
+from bookstore_grpc.errors import StartupError, Unavailable
+from bookstore_grpc.limits import MESSAGE_MAX_BYTES
+from bookstore_grpc.rpc.interceptors import CallInterceptor
+
+_log = structlog.stdlib.get_logger("bookstore_grpc.server")
+
+BOOK_SERVICE = books_pb2.DESCRIPTOR.services_by_name["BookService"].full_name
+_REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
+
+_STOP_MARGIN_SECONDS = 2
+
+_OPTIONS = (
+    # Two servers would otherwise share a port without a word, and each answer some of the calls.
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", MESSAGE_MAX_BYTES),
+    # Clients may keep connections alive with a ping every 10 s, in idle times too; the default punishes both.
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    # Find out when a client has gone without saying so.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+)
+
+
+class Server:
+    """Serves a `BookServicer` on its addresses, and tells by the health service whether `probe` succeeds.
+
+    `probe` raises `Unavailable` while the service cannot do its work.
+    """
+
+    def __init__(
+        self,
+        servicer: books_pb2_grpc.BookServiceServicer,
+        *,
+        probe: Callable[[], Awaitable[None]],
+        probe_interval_seconds: float,
+    ) -> None:
+        self.addresses: list[str] = []
+        self._probe = probe
+        self._probe_interval_seconds = probe_interval_seconds
+        self._calls = CallInterceptor()
+        self._health = health.aio.HealthServicer()
+        self._server = grpc.aio.server(interceptors=[self._calls], options=_OPTIONS)
+        self._monitor: asyncio.Task[None] | None = None
+        self._register(servicer)
+
+    async def start(self, addresses: Sequence[str]) -> None:
+        """Listen on `HOST:PORT` or `unix:PATH` addresses; port 0 takes a free one, told in `addresses`.
+
+        Raises `StartupError` where one cannot be had.
+        """
+        for address in addresses:
+            self.addresses.append(self._bind(address))
+        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        await self._server.start()
+        self._monitor = asyncio.create_task(self._watch_health())
+
+    async def drain(self, *, delay_seconds: float, grace_seconds: float) -> None:
+        """Stop without losing a call: say NOT_SERVING, wait for balancers, refuse new calls, finish those under way.
+
+        After `grace_seconds` the calls that are left are cut off.
+        """
+        if self._monitor is not None:
+            self._monitor.cancel()
+        await self._health.enter_graceful_shutdown()
+        await asyncio.sleep(delay_seconds)
+        # gRPC's own cut comes after ours, which tells the callers why; and it may return before the handlers have
+        # (grpc/grpc#37239), so they are waited for too.
+        stopped = asyncio.create_task(self._server.stop(grace_seconds + _STOP_MARGIN_SECONDS))
+        if not await self._calls.drain(grace_seconds=grace_seconds):
+            _log.warning("drain cut off", grace_seconds=grace_seconds)
+        await stopped
+
+    def _register(self, servicer: books_pb2_grpc.BookServiceServicer) -> None:
+        books_pb2_grpc.add_BookServiceServicer_to_server(servicer, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflector = _ReflectionServicer((BOOK_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME))
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflector, self._server)  # type: ignore[no-untyped-call]  # not in its stubs
+        # The two versions of reflection differ in their package's name and in nothing on the wire.
+        v1 = grpc.stream_stream_rpc_method_handler(
+            reflector.ServerReflectionInfo,
+            request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
+            response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
+        )
+        self._server.add_generic_rpc_handlers(
+            [grpc.method_handlers_generic_handler(_REFLECTION_V1, {"ServerReflectionInfo": v1})]
+        )
+
+    def _bind(self, address: str) -> str:
+        _refuse_socket_in_use(address)
+        try:
+            port = self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise StartupError(
+                f"Cannot listen on {address}: the address is in use or not this machine's. "
+                "Stop what listens there, or choose another with --listen."
+            ) from error
+        host, colon, wanted = address.rpartition(":")
+        return f"{host}{colon}{port}" if wanted == "0" else address
+
+    async def _watch_health(self) -> None:
+        is_serving = True
+        while True:
+            await asyncio.sleep(self._probe_interval_seconds)
+            try:
+                await self._probe()
+            except Unavailable as error:
+                if is_serving:
+                    _log.error("not serving: the database is away", cause=repr(error.__cause__ or error))
+                is_serving = False
+            except Exception:
+                _log.exception("not serving: the probe failed")
+                is_serving = False
+            else:
+                if not is_serving:
+                    _log.info("serving again: the database is back")
+                is_serving = True
+            status = health_pb2.HealthCheckResponse
+            await self._set_health(status.SERVING if is_serving else status.NOT_SERVING)
+
+    async def _set_health(self, status: int) -> None:
+        for service in ("", BOOK_SERVICE):
+            await self._health.set(service, status)
+
+
+class _ReflectionServicer(reflection.aio.ReflectionServicer):
+    """gRPC's own, but it finds methods too, so that they can be described."""
+
+    def _file_containing_symbol(self, request: Any, symbol: str) -> Any:
+        with suppress(KeyError):
+            symbol = descriptor_pool.Default().FindMethodByName(symbol).containing_service.full_name
+        return super()._file_containing_symbol(request, symbol)  # type: ignore[misc]  # not in its stubs
+
+
+def is_local(address: str) -> bool:
+    """Tell whether only this machine can reach an address: a unix socket, or one of the loopback."""
+    if address.startswith("unix:"):
+        return True
+    host = address.rpartition(":")[0].strip("[]")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def check_address(address: str) -> None:
+    """Raise `StartupError` unless an address is `HOST:PORT` or `unix:PATH`."""
+    host, _, port = address.rpartition(":")
+    is_unix = address.startswith("unix:") and len(address) > len("unix:")
+    is_tcp = bool(host) and port.isascii() and port.isdigit() and int(port) < 65_536
+    if not (is_unix or is_tcp):
+        raise StartupError(f"The address {address!r} is neither HOST:PORT nor unix:PATH.")
+
+
+def _refuse_socket_in_use(address: str) -> None:
+    """Raise `StartupError` if a server answers on this unix socket; gRPC would take it over without a word."""
+    path = address.removeprefix("unix:")
+    if path == address or not os.path.exists(path):
+        return
+    with socket.socket(socket.AF_UNIX) as probe:
+        if probe.connect_ex(path) == 0:
+            raise StartupError(f"Cannot listen on {address}: another server does. Choose another with --listen.")

@@ -1,0 +1,87 @@
+"""The rules of fields, as pure functions: each answers what is wrong with a value, or None.
+
+The limits are the contract's; the sentences say what would be right.
+"""
+
+import re
+import unicodedata
+
+from bookstore_grpc.errors import InvalidRequest, Violation
+from bookstore_grpc.limits import RELEASE_YEAR_MAX, RELEASE_YEAR_MIN
+
+# Unicode's White_Space property; Python's str.strip() would also take the control characters U+001C to U+001F.
+_WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
+_CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # Unicode's category Cc
+_UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+_NIL_UUID = "00000000-0000-0000-0000-000000000000"
+
+
+class Violations:
+    """Collects what is wrong with a request, so that the caller learns all of it at once."""
+
+    def __init__(self) -> None:
+        self._violations: list[Violation] = []
+
+    def check(self, field: str, description: str | None) -> None:
+        """Note a violation of `field`, unless `description` is None."""
+        if description is not None:
+            self._violations.append(Violation(field, description))
+
+    def raise_if_any(self) -> None:
+        """Raise `InvalidRequest` with everything noted."""
+        if self._violations:
+            raise InvalidRequest(self._violations)
+
+
+def stored_text(text: str) -> str:
+    """Bring a text into its stored form: normal form C, no white space at its ends."""
+    if not text.isascii():
+        text = unicodedata.normalize("NFC", text)
+    return text.strip(_WHITE_SPACE)
+
+
+def text_violation(text: str, *, max_code_points: int) -> str | None:
+    """Judge a text in its stored form."""
+    if not text:
+        return "is required and must hold more than white space"
+    if len(text) > max_code_points:
+        return f"has {len(text):,} code points, more than {max_code_points:,}"
+    if found := _CONTROL_CHARACTER.search(text):
+        return f"holds the control character U+{ord(found[0]):04X} at position {found.start() + 1}"
+    return None
+
+
+def release_year_violation(year: int | None) -> str | None:
+    """Judge a year; None stands for one that is absent."""
+    if year is None:
+        return "is required"
+    if not RELEASE_YEAR_MIN <= year <= RELEASE_YEAR_MAX:
+        return f"is {year}, not between {RELEASE_YEAR_MIN} and {RELEASE_YEAR_MAX}"
+    return None
+
+
+def id_violation(book_id: int) -> str | None:
+    """Judge a book's id."""
+    return None if book_id > 0 else f"is {book_id}, but ids are positive"
+
+
+def request_id_violation(request_id: str) -> str | None:
+    """Judge a request id; the empty one stands for none."""
+    if not request_id:
+        return None
+    if not _UUID.fullmatch(request_id):
+        return "is not a UUID such as 6f1e4c2a-58b1-4d0b-9c57-0e1f2a3b4c5d"
+    # AIP-155: what an uninitialized variable holds would make every create the same one.
+    return "is the nil UUID; make a random one for each book" if request_id == _NIL_UUID else None
+
+
+def count_violation(count: int, *, most: int) -> str | None:
+    """Judge how many entries a batch has."""
+    if count == 0:
+        return "is required and must not be empty"
+    return f"has {count:,} entries, more than {most:,}" if count > most else None
+
+
+def page_size_violation(page_size: int) -> str | None:
+    """Judge a page size; 0 stands for the default."""
+    return f"is {page_size}, but must not be negative" if page_size < 0 else None

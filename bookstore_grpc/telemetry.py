@@ -1,0 +1,50 @@
+"""Logs: structured lines on standard error, JSON for machines and readable for people."""
+
+import logging
+import sys
+from typing import Any, Literal
+
+import structlog
+
+LogFormat = Literal["auto", "json", "console"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+
+def configure_logging(*, level: LogLevel, log_format: LogFormat) -> None:
+    """Send every line of this process, libraries' included, to standard error in one format.
+
+    "auto" is readable on a terminal and JSON elsewhere. Values bound with `structlog.contextvars` stand in every line.
+    """
+    is_console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    rendering: list[Any] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
+    if is_console:
+        rendering.append(structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()))
+    else:
+        rendering += [
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(ensure_ascii=False),
+        ]
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=rendering))
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(logging.WARNING)
+    logging.captureWarnings(True)
+    # It repeats what MariaDB remarks on, such as the name of Alembic's primary key.
+    logging.getLogger("asyncmy").setLevel(logging.ERROR)
+    logging.getLogger("bookstore_grpc").setLevel(level.upper())
