@@ -1,0 +1,271 @@
+"""BookstoreClient: the service for Python programs, with deadlines, safe retries, paging and typed errors.
+
+It needs only the base install and knows nothing of the server's inside.
+"""
+
+import json
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from types import TracebackType
+from typing import Self, TypeVar
+
+import grpc
+from bookstore.v1 import books_pb2, books_pb2_grpc
+from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.message import DecodeError
+from google.rpc import status_pb2
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, ResourceInfo
+from grpc_health.v1 import health_pb2
+
+from bookstore_grpc.errors import (
+    BookNotFound,
+    BookstoreError,
+    DatabaseUnavailable,
+    DeadlineExceeded,
+    EtagMismatch,
+    InternalError,
+    InvalidFilter,
+    InvalidOrderBy,
+    InvalidPageToken,
+    InvalidRequest,
+    MethodUnknown,
+    PermissionDenied,
+    RequestIdReused,
+    ResourceExhausted,
+    ServerDraining,
+    Unauthenticated,
+    Unavailable,
+    Violation,
+)
+from bookstore_grpc.limits import BATCH_MAX, MESSAGE_MAX_BYTES, PAGE_SIZE_MAX
+from bookstore_grpc.wire import (
+    DEFAULT_SERVER,
+    DEFAULT_TIMEOUT_SECONDS,
+    ERROR_DOMAIN,
+    REQUEST_ID_KEY,
+    STATUS_DETAILS_KEY,
+)
+
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+
+
+# A read may always be asked again; a create too, for its request id keeps a second one from making a second book.
+# An update or delete whose answer was lost must be looked into by whoever sent it.
+_RETRIED_METHODS = ("GetBook", "ListBooks", "BatchGetBooks", "CreateBook", "BatchCreateBooks")
+_SERVICE_CONFIG = {
+    "loadBalancingConfig": [{"round_robin": {}}],
+    "methodConfig": [
+        {
+            "name": [{"service": "bookstore.v1.BookService", "method": method} for method in _RETRIED_METHODS],
+            "retryPolicy": {
+                "maxAttempts": 4,
+                "initialBackoff": "0.2s",
+                "maxBackoff": "2s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ],
+}
+_OPTIONS = (
+    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+    # Notice a server that has gone without saying so; the server permits a ping every 10 s.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    # A thousand books with the longest texts are more than gRPC's own 4 MiB.
+    ("grpc.max_receive_message_length", MESSAGE_MAX_BYTES),
+    # What is to be sent again must be kept until it is answered; a batch is more than gRPC's own 256 KiB.
+    ("grpc.per_rpc_retry_buffer_size", MESSAGE_MAX_BYTES),
+)
+
+_ERRORS_BY_REASON: dict[str, type[BookstoreError]] = {
+    error.reason: error
+    for error in (
+        EtagMismatch,
+        RequestIdReused,
+        DatabaseUnavailable,
+        ServerDraining,
+        DeadlineExceeded,
+        MethodUnknown,
+    )
+}
+_NOT_FOUND = grpc.StatusCode.NOT_FOUND
+_ERRORS_BY_CODE: dict[grpc.StatusCode, type[BookstoreError]] = {
+    grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
+    grpc.StatusCode.PERMISSION_DENIED: PermissionDenied,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: ResourceExhausted,
+    grpc.StatusCode.UNAVAILABLE: Unavailable,
+    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
+    grpc.StatusCode.UNIMPLEMENTED: MethodUnknown,
+    grpc.StatusCode.INTERNAL: InternalError,
+}
+
+
+class BookstoreClient:
+    """A connection to the service, as an async context manager.
+
+    `server` is `HOST:PORT` or `unix:PATH`; `timeout_seconds` bounds every call, retries included. Methods raise
+    the errors of `bookstore_grpc.errors`.
+    """
+
+    def __init__(self, server: str = DEFAULT_SERVER, *, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS) -> None:
+        self.server = server
+        self._timeout_seconds = timeout_seconds
+        self._channel = grpc.aio.insecure_channel(server, options=_OPTIONS)
+        self._stub = books_pb2_grpc.BookServiceStub(self._channel)
+        self._check_health = self._channel.unary_unary(
+            "/grpc.health.v1.Health/Check",
+            request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+            response_deserializer=health_pb2.HealthCheckResponse.FromString,
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection; calls under way are cancelled."""
+        await self._channel.close()
+
+    async def create_book(
+        self, *, name: str, author: str, release_year: int, request_id: str | None = None
+    ) -> books_pb2.Book:
+        """Store a book. Safe to retry: a `request_id` (a UUID) is made where none is given."""
+        book = books_pb2.Book(name=name, author=author, release_year=release_year)
+        return await self._call(self._stub.CreateBook, _create_request(book, request_id))
+
+    async def create_books(
+        self, books: Sequence[books_pb2.Book], *, request_ids: Sequence[str] | None = None
+    ) -> Sequence[books_pb2.Book]:
+        """Store 1 to 1,000 books, all or none, and answer them in order. Safe to retry as `create_book` is."""
+        ids = request_ids if request_ids is not None else [None] * len(books)
+        requests = [_create_request(book, request_id) for book, request_id in zip(books, ids, strict=True)]
+        request = books_pb2.BatchCreateBooksRequest(requests=requests)
+        return (await self._call(self._stub.BatchCreateBooks, request)).books
+
+    async def get_book(self, book_id: int) -> books_pb2.Book:
+        """Answer one book. Raises `BookNotFound`."""
+        return await self._call(self._stub.GetBook, books_pb2.GetBookRequest(id=book_id))
+
+    async def get_books(self, ids: Sequence[int]) -> list[books_pb2.Book]:
+        """Answer any number of books in the order of their ids. Raises `BookNotFound`."""
+        books: list[books_pb2.Book] = []
+        for start in range(0, len(ids), BATCH_MAX):
+            request = books_pb2.BatchGetBooksRequest(ids=ids[start : start + BATCH_MAX])
+            books += (await self._call(self._stub.BatchGetBooks, request)).books
+        return books
+
+    async def list_page(
+        self, *, filter: str = "", order_by: str = "", page_size: int = 0, page_token: str = ""
+    ) -> books_pb2.ListBooksResponse:
+        """Answer one page. Raises `InvalidFilter`, `InvalidOrderBy` and `InvalidPageToken`."""
+        request = books_pb2.ListBooksRequest(
+            filter=filter, order_by=order_by, page_size=page_size, page_token=page_token
+        )
+        return await self._call(self._stub.ListBooks, request)
+
+    async def list_books(
+        self, *, filter: str = "", order_by: str = "", page_size: int = PAGE_SIZE_MAX
+    ) -> AsyncIterator[books_pb2.Book]:
+        """Walk over all books that match, page by page as they are needed. Raises as `list_page` does."""
+        page_token = ""
+        while True:
+            page = await self.list_page(filter=filter, order_by=order_by, page_size=page_size, page_token=page_token)
+            for book in page.books:
+                yield book
+            page_token = page.next_page_token
+            if not page_token:
+                return
+
+    async def update_book(
+        self,
+        book_id: int,
+        *,
+        name: str | None = None,
+        author: str | None = None,
+        release_year: int | None = None,
+        etag: str = "",
+    ) -> books_pb2.Book:
+        """Change the fields that are given; with `etag`, only if it is the book's current one.
+
+        Raises `BookNotFound` and `EtagMismatch`.
+        """
+        values = {"name": name, "author": author, "release_year": release_year}
+        given = {field: value for field, value in values.items() if value is not None}
+        book = books_pb2.Book(id=book_id, etag=etag, name=name or "", author=author or "", release_year=release_year)
+        request = books_pb2.UpdateBookRequest(book=book, update_mask=FieldMask(paths=list(given)))
+        return await self._call(self._stub.UpdateBook, request)
+
+    async def delete_book(self, book_id: int, *, etag: str = "") -> None:
+        """Delete a book; with `etag`, only if it is the current one. Raises `BookNotFound` and `EtagMismatch`."""
+        await self._call(self._stub.DeleteBook, books_pb2.DeleteBookRequest(id=book_id, etag=etag))
+
+    async def health(self, service: str = "") -> str:
+        """Answer what the health service says of `service`: "SERVING", "NOT_SERVING" or "SERVICE_UNKNOWN"."""
+        try:
+            response = await self._call(self._check_health, health_pb2.HealthCheckRequest(service=service))
+        except BookstoreError as error:
+            if isinstance(error.__cause__, grpc.aio.AioRpcError) and error.__cause__.code() is _NOT_FOUND:
+                return "SERVICE_UNKNOWN"
+            raise
+        return health_pb2.HealthCheckResponse.ServingStatus.Name(response.status)
+
+    async def _call(self, method: "grpc.aio.UnaryUnaryMultiCallable[Request, Response]", request: Request) -> Response:
+        try:
+            return await method(request, timeout=self._timeout_seconds)
+        except grpc.aio.AioRpcError as error:
+            raise error_from_rpc_error(error) from error
+
+
+def error_from_rpc_error(error: grpc.aio.AioRpcError) -> BookstoreError:
+    """Turn a failed call, also one made with the generated stub, into the error that the server meant."""
+    trailers = dict(error.trailing_metadata() or ())
+    try:
+        raised = _error(error, status_pb2.Status.FromString(_bytes(trailers.get(STATUS_DETAILS_KEY, b""))))
+    except (DecodeError, LookupError, ValueError):
+        # Details that this service did not make, a proxy's perhaps, do not hide the status.
+        raised = _error(error, status_pb2.Status())
+    raised.request_id = str(trailers[REQUEST_ID_KEY]) if REQUEST_ID_KEY in trailers else None
+    return raised
+
+
+def _error(error: grpc.aio.AioRpcError, status: status_pb2.Status) -> BookstoreError:
+    info, bad_request, resource = ErrorInfo(), BadRequest(), ResourceInfo()
+    missing = []
+    for detail in status.details:
+        if detail.Unpack(resource):
+            missing.append(int(resource.resource_name.removeprefix("books/")))
+        else:
+            detail.Unpack(info)
+            detail.Unpack(bad_request)
+    message = error.details() or f"The server answered {error.code().name}."
+    reason = info.reason if info.domain == ERROR_DOMAIN else ""
+    violations = [Violation(violation.field, violation.description) for violation in bad_request.field_violations]
+    match reason:
+        case InvalidFilter.reason:
+            return InvalidFilter(violations[0].description, column=int(info.metadata["column"]))
+        case InvalidOrderBy.reason:
+            return InvalidOrderBy(violations[0].description)
+        case InvalidPageToken.reason:
+            return InvalidPageToken(violations[0].description)
+        case BookNotFound.reason:
+            return BookNotFound(missing, message=message)
+    if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
+        raised: BookstoreError = InvalidRequest(violations, message=message)
+    else:
+        raised = _ERRORS_BY_REASON.get(reason, _ERRORS_BY_CODE.get(error.code(), BookstoreError))(message)
+    raised.reason = reason  # what the service said, if it was the service
+    return raised
+
+
+def _create_request(book: books_pb2.Book, request_id: str | None) -> books_pb2.CreateBookRequest:
+    return books_pb2.CreateBookRequest(book=book, request_id=request_id or str(uuid.uuid4()))
+
+
+def _bytes(value: str | bytes) -> bytes:
+    return value if isinstance(value, bytes) else value.encode()
