@@ -1,0 +1,81 @@
+"""How books are printed: a table for people, JSON and CSV for programs."""
+
+import csv
+import json
+import sys
+import unicodedata
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from bookstore.v1.books_pb2 import Book
+
+FIELDS = ("id", "name", "author", "release_year", "create_time", "update_time", "etag")
+
+_COLUMNS = (("ID", 8), ("NAME", 44), ("AUTHOR", 30), ("YEAR", 6))
+
+
+def output_option(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a verb the flag that chooses how it prints books."""
+    return click.option(
+        "--output",
+        type=click.Choice(["table", "json", "csv"]),
+        default="table",
+        show_default=True,
+        help="A table (long texts cut), a JSON array, or CSV with a header.",
+    )(command)
+
+
+async def print_books(books: "AsyncIterator[Book]", output: str) -> None:
+    """Print books as they come."""
+    if output == "json":
+        await _print_json(books)
+    elif output == "csv":
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(FIELDS)
+        async for book in books:
+            writer.writerow(_values_from_book(book).values())
+    else:
+        _print_row([title for title, _ in _COLUMNS])
+        async for book in books:
+            _print_row([str(book.id), book.name, book.author, str(book.release_year)])
+
+
+def _values_from_book(book: "Book") -> dict[str, Any]:
+    values = {field: getattr(book, field) for field in FIELDS}
+    return values | {field: values[field].ToJsonString() for field in ("create_time", "update_time")}
+
+
+async def _print_json(books: "AsyncIterator[Book]") -> None:
+    separator = "[\n"
+    async for book in books:
+        click.echo(separator + json.dumps(_values_from_book(book), ensure_ascii=False), nl=False)
+        separator = ",\n"
+    click.echo("[]" if separator == "[\n" else "\n]")
+
+
+def _print_row(values: list[str]) -> None:
+    cells = [_cell(value, width) for value, (_, width) in zip(values, _COLUMNS, strict=True)]
+    click.echo("  ".join(cells).rstrip())
+
+
+def _cell(text: str, width: int) -> str:
+    """Cut or fill a text to a width, counted in the columns of a terminal."""
+    shown, used = "", 0
+    for character in text:
+        columns = _columns(character)
+        if used + columns > width:
+            while used > width - 1:
+                used -= _columns(shown[-1])
+                shown = shown[:-1]
+            return shown + "…" + " " * (width - used - 1)
+        shown, used = shown + character, used + columns
+    return shown + " " * (width - used)
+
+
+def _columns(character: str) -> int:
+    if unicodedata.combining(character) or unicodedata.category(character) == "Cf":
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1

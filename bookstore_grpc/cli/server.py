@@ -1,0 +1,115 @@
+"""The verbs that run the service: `serve` and `migrate`. Their flags are the `Settings`."""
+
+import asyncio
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import Field
+from typing import Any, Literal, get_args, get_origin
+
+import click
+from click.core import ParameterSource
+
+from bookstore_grpc.cli.session import Seconds
+from bookstore_grpc.errors import StartupError
+from bookstore_grpc.settings import ENVIRONMENT_PREFIX, Settings, settings_fields
+
+_PASSWORD = re.compile(r"://[^/]*:[^/]*@|[?&]password=")
+
+
+def _settings_options(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command a flag and a variable for each setting, or for those that are named."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        for setting in reversed(settings_fields()):
+            if not names or setting.name in names:
+                command = _option(setting)(command)
+        return command
+
+    return decorate
+
+
+def _option(setting: Field[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    default: Any = setting.default
+    is_repeatable = get_origin(setting.type) is tuple
+    options: dict[str, Any] = {"is_flag": True} if setting.type is bool else {"type": _click_type(setting)}
+    return click.option(
+        f"--{setting.name.replace('_', '-')}",
+        default=default,
+        multiple=is_repeatable,
+        envvar=ENVIRONMENT_PREFIX + setting.name.upper(),
+        help=setting.metadata["help"],
+        show_default=", ".join(default) if is_repeatable else True,
+        show_envvar=True,
+        **options,
+    )
+
+
+def _click_type(setting: Field[Any]) -> click.ParamType[Any] | type:
+    least, most = setting.metadata["least"], setting.metadata["most"]
+    if get_origin(setting.type) is Literal:
+        return click.Choice(get_args(setting.type))
+    if setting.type is int:
+        return click.IntRange(least, most)
+    if setting.type is float:
+        return Seconds(least, most)
+    return str
+
+
+@click.command()
+@_settings_options()
+@click.pass_context
+def serve(context: click.Context, /, **values: Any) -> None:
+    """Serve the catalogue until SIGTERM or SIGINT.
+
+    A SQLite database is made and migrated as needed. On the others `bookstore migrate` comes first.
+    """
+    settings = Settings(**values)
+    with _server_side(context, settings):
+        from bookstore_grpc import app
+
+        asyncio.run(app.serve(settings))
+
+
+@click.command()
+@_settings_options("database_url", "database_timeout_seconds", "log_level", "log_format")
+@click.option("--sql", is_flag=True, help="Print the SQL that builds the tables from nothing; connect to nothing.")
+@click.pass_context
+def migrate(context: click.Context, /, *, sql: bool, **values: Any) -> None:
+    """Bring the database's tables to the newest migration."""
+    settings = Settings(**values)
+    with _server_side(context, settings):
+        from bookstore_grpc import app
+
+        if sql:
+            click.echo(app.migration_sql(settings), nl=False)
+        else:
+            click.echo(f"The tables are at revision {asyncio.run(app.migrate(settings))}.")
+
+
+@contextmanager
+def _server_side(context: click.Context, settings: Settings) -> Iterator[None]:
+    """Set up logs, and say in a sentence what keeps the server from starting."""
+    try:
+        from bookstore_grpc.telemetry import configure_logging
+
+        configure_logging(level=settings.log_level, log_format=settings.log_format)
+        _warn_of_visible_password(context, settings)
+        yield
+    except ModuleNotFoundError as error:
+        raise click.ClickException(
+            f"`bookstore {context.info_name}` needs more than the client (no module {error.name!r}): "
+            "pip install 'bookstore-grpc[server]'."
+        ) from error
+    except StartupError as error:
+        raise click.ClickException(error.message) from error
+
+
+def _warn_of_visible_password(context: click.Context, settings: Settings) -> None:
+    is_argument = context.get_parameter_source("database_url") is ParameterSource.COMMANDLINE
+    if is_argument and _PASSWORD.search(settings.database_url):
+        click.echo(
+            "Warning: `ps` shows the password in --database-url to everyone on this machine; "
+            f"set {ENVIRONMENT_PREFIX}DATABASE_URL instead.",
+            err=True,
+        )

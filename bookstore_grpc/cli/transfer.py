@@ -1,0 +1,295 @@
+"""`bookstore import` and `bookstore export`: many books at once, from files and to them."""
+
+import csv
+import os
+import re
+import shutil
+import sys
+import tempfile
+import uuid
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from hashlib import file_digest
+from io import BufferedRandom, BufferedReader, TextIOWrapper
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from bookstore_grpc.cli.rows import (
+    FIELDS,
+    FileFormat,
+    Row,
+    book_from_row,
+    book_writer,
+    file_format,
+    read_rows,
+)
+from bookstore_grpc.cli.session import connection_options, run_with_client, shown_count
+from bookstore_grpc.errors import InvalidRequest, ResourceExhausted
+
+if TYPE_CHECKING:
+    from bookstore.v1.books_pb2 import Book
+
+    from bookstore_grpc.client import BookstoreClient
+
+# Batches of this size already spend their time in the database; smaller ones lose less to an interruption.
+_BATCH_ROWS = 500
+# Well under what the server accepts, so that a batch of long texts is no larger than it may be.
+_BATCH_BYTES = 2 * 1024 * 1024
+_REFUSALS_SHOWN = 20
+
+# The namespace of the request ids that imports derive; changing it would make every import a new one.
+_NAMESPACE = uuid.UUID("5d0dbb0e-6d0c-4c53-8d4c-2f1f2bd4d9a7")
+_VIOLATED_ROW = re.compile(r"requests\[(\d+)\]\.(?:book\.)?(.+)")
+
+_Bytes = BufferedReader | BufferedRandom
+
+_format_option = click.option(
+    "--format",
+    "chosen_format",
+    type=click.Choice(["csv", "jsonl"]),
+    help="The format.  [default: by the file's name]",
+)
+
+
+class _Entry(NamedTuple):
+    """A row on its way into the catalogue, with the id that makes sending it again safe."""
+
+    row: Row
+    book: "Book"
+    request_id: str
+
+
+class _Refusals:
+    """Counts the rows that were refused, and writes them down with line and reason."""
+
+    def __init__(self, report: IO[str] | None) -> None:
+        self.count = 0
+        self._writer = csv.writer(report) if report else None
+        if self._writer:
+            self._writer.writerow(["line", "reason", *FIELDS])
+
+    def add(self, row: Row, reason: str) -> None:
+        self.count += 1
+        if self._writer:
+            self._writer.writerow([row.line, reason, *(row.values.get(field, "") for field in FIELDS)])
+        elif self.count <= _REFUSALS_SHOWN:
+            click.echo(f"Line {row.line}: {reason}.", err=True)
+        elif self.count == _REFUSALS_SHOWN + 1:
+            click.echo("More rows are refused; --rejects FILE lists them all.", err=True)
+
+
+@click.command("import")
+@click.argument("path", metavar="FILE", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
+@click.option("--rejects", type=click.Path(dir_okay=False, writable=True), help="Write refused rows to this CSV file.")
+@_format_option
+@connection_options
+def import_(*, path: str, rejects: str | None, chosen_format: FileFormat | None, **where: Any) -> None:
+    """Store the books of a CSV or JSON Lines file; "-" is standard input.
+
+    CSV starts with a header that names name, author and release_year; other columns are left aside. Rows that
+    break a rule are refused one by one, all others are stored. Running the same file again, after an
+    interruption for instance, stores nothing twice (for at least 24 hours). Exit status 1 when rows were refused.
+    """
+    kind = file_format(path, chosen_format)
+    if rejects and os.path.exists(rejects) and os.path.exists(path) and os.path.samefile(rejects, path):
+        raise click.UsageError("--rejects would overwrite the file that is imported.")
+    with _seekable(path) as file, _report(rejects) as report:
+        refusals = _Refusals(report)
+
+        async def work(client: "BookstoreClient") -> None:
+            await _import(client, file, kind, refusals)
+
+        try:
+            run_with_client(work, **where)
+        except (click.ClickException, KeyboardInterrupt):
+            click.echo("Not finished. Run the same command again to go on; nothing is stored twice.", err=True)
+            raise
+    if refusals.count:
+        raise click.exceptions.Exit(1)
+
+
+@click.command()
+@click.argument("path", metavar="FILE", type=click.Path(dir_okay=False, writable=True, allow_dash=True))
+@click.option("--filter", default="", help="Which books (AIP-160).  [default: all]")
+@click.option("--order-by", default="", help="The order.  [default: by id]")
+@_format_option
+@connection_options
+def export(*, path: str, filter: str, order_by: str, chosen_format: FileFormat | None, **where: Any) -> None:
+    """Write the books, as `import` reads them, to a CSV or JSON Lines file; "-" is standard output.
+
+    The file appears only when it is whole.
+    """
+    kind = file_format(path, chosen_format)
+    with _whole_file(path) as file:
+
+        async def work(client: "BookstoreClient") -> None:
+            count = await _export(client.list_books(filter=filter, order_by=order_by), file, kind)
+            click.echo(f"{shown_count(count, 'book')} exported.", err=True)
+
+        run_with_client(work, **where)
+
+
+async def _import(client: "BookstoreClient", file: _Bytes, kind: FileFormat, refusals: _Refusals) -> None:
+    highest_id = await _highest_id(client)
+    digest = file_digest(file, "sha256").hexdigest()
+    size = file.tell()
+    file.seek(0)
+    stored = new = 0
+    with click.progressbar(length=size, file=sys.stderr, label="Importing", hidden=not sys.stderr.isatty()) as bar:
+        for entries in _batches(_entries(file, kind, digest, refusals)):
+            books = await _store(client, entries, refusals)
+            stored += len(books)
+            new += sum(book.id > highest_id for book in books)
+            bar.update(file.tell() - bar.pos)
+        bar.update(size - bar.pos)
+    click.echo(
+        f"{shown_count(stored, 'book')} stored, {new:,} of them new; {shown_count(refusals.count, 'row')} refused.",
+        err=True,
+    )
+
+
+async def _highest_id(client: "BookstoreClient") -> int:
+    """Answer an id that every book stored from now on is above."""
+    page = await client.list_page(order_by="id desc", page_size=1)
+    return page.books[0].id if page.books else 0
+
+
+def _entries(file: _Bytes, kind: FileFormat, digest: str, refusals: _Refusals) -> Iterator[_Entry]:
+    lines = TextIOWrapper(file, encoding="utf-8-sig", newline="" if kind == "csv" else None)
+    try:
+        for number, row in enumerate(read_rows(lines, kind)):
+            try:
+                if row.problem:
+                    raise ValueError(row.problem)
+                book = book_from_row(row)
+            except ValueError as error:
+                refusals.add(row, str(error))
+            else:
+                yield _Entry(row, book, str(uuid.uuid5(_NAMESPACE, f"{digest}:{number}")))
+    except UnicodeDecodeError as error:
+        raise click.ClickException(f"The file is not UTF-8 text: {error.reason} in it.") from error
+    finally:
+        lines.detach()
+
+
+def _batches(entries: Iterator[_Entry]) -> Iterator[list[_Entry]]:
+    batch: list[_Entry] = []
+    size = 0
+    for entry in entries:
+        entry_size = entry.book.ByteSize()
+        if batch and (len(batch) == _BATCH_ROWS or size + entry_size > _BATCH_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(entry)
+        size += entry_size
+    if batch:
+        yield batch
+
+
+async def _store(client: "BookstoreClient", entries: list[_Entry], refusals: _Refusals) -> "Sequence[Book]":
+    """Store a batch: what the server refuses is noted and left out, and the rest is sent again."""
+    while entries:
+        try:
+            return await client.create_books(
+                [entry.book for entry in entries], request_ids=[entry.request_id for entry in entries]
+            )
+        except InvalidRequest as error:
+            reasons = _reasons_by_index(error)
+            if not reasons:
+                raise
+            if len(reasons) > 1:
+                # An answer holds as many violations as fit, so the last row's may not be all there: ask again.
+                del reasons[max(reasons)]
+            for index, reason in sorted(reasons.items()):
+                refusals.add(entries[index].row, reason)
+            entries = [entry for index, entry in enumerate(entries) if index not in reasons]
+        except ResourceExhausted as error:
+            # A row of this size travels alone, so it is this row that the server does not take.
+            if len(entries) > 1:
+                raise
+            refusals.add(entries[0].row, error.message.rstrip("."))
+            return []
+    return []
+
+
+def _reasons_by_index(error: InvalidRequest) -> dict[int, str]:
+    reasons: dict[int, str] = {}
+    for field, description in error.violations:
+        if found := _VIOLATED_ROW.fullmatch(field):
+            index = int(found[1])
+            before = f"{reasons[index]}; " if index in reasons else ""
+            reasons[index] = f"{before}{found[2]}: {description}"
+    return reasons
+
+
+async def _export(books: "AsyncIterator[Book]", file: IO[str], kind: FileFormat) -> int:
+    """Write books as they come and answer how many they were."""
+    write = book_writer(file, kind)
+    # How far it is to the end the server does not say, so a terminal is shown how far it has come.
+    is_shown = sys.stderr.isatty()
+    count = 0
+    async for book in books:
+        write(book)
+        count += 1
+        if is_shown and count % 1_000 == 0:
+            click.echo(f"\rExporting  {count:,} books", nl=False, err=True)
+    if is_shown:
+        click.echo("\r\033[K", nl=False, err=True)
+    return count
+
+
+@contextmanager
+def _seekable(path: str) -> Iterator[_Bytes]:
+    """Open a file that is read twice: once for its digest, once for its rows."""
+    if path != "-":
+        with open(path, "rb") as file:
+            yield file
+        return
+    with tempfile.TemporaryFile() as spool:
+        shutil.copyfileobj(sys.stdin.buffer, spool)
+        spool.seek(0)
+        yield spool
+
+
+@contextmanager
+def _report(path: str | None) -> Iterator[IO[str] | None]:
+    if path is None:
+        yield None
+        return
+    # What a message cannot hold, half of a surrogate pair, must not end the import when it is reported.
+    with _writable(path, errors="backslashreplace") as file:
+        yield file
+
+
+@contextmanager
+def _whole_file(path: str) -> Iterator[IO[str]]:
+    """Open a file that takes its name, and the place of an older one, only when it is whole."""
+    if path == "-":
+        sys.stdout.reconfigure(encoding="utf-8", newline="")  # type: ignore[union-attr]  # a TextIOWrapper in a command
+        yield sys.stdout
+        sys.stdout.flush()
+        return
+    target = os.path.realpath(path)
+    if os.path.exists(target) and not os.path.isfile(target):
+        with _writable(target) as file:  # a device or a pipe
+            yield file
+        return
+    part = f"{target}.part"
+    try:
+        with _writable(part) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, target)
+    except BaseException:
+        with suppress(OSError):
+            os.remove(part)
+        raise
+
+
+def _writable(path: str, *, errors: str = "strict") -> IO[str]:
+    try:
+        return open(path, "w", encoding="utf-8", newline="", errors=errors)
+    except OSError as error:
+        raise click.ClickException(f"Cannot write {path}: {error.strerror}.") from error
