@@ -1,0 +1,119 @@
+"""Fixtures of the DAL's tests: databases of a test's own, tricky books, and the statements that were sent."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import event, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from bookstore_grpc.dal.books import BookDAL
+from bookstore_grpc.dal.database import Database
+from bookstore_grpc.dal.records import BookRecord
+from tests.conftest import new_database
+from tests.dal.tricky_books import TRICKY_BOOKS, store_tricky_books
+
+StatementCounter = Callable[[], Any]
+
+
+@pytest.fixture
+def kind(database_url: str) -> str:
+    return make_url(database_url).get_backend_name()
+
+
+@pytest.fixture
+async def fresh_url(kind: str, tmp_path: Path) -> AsyncIterator[str]:
+    """The URL of an empty database that no other test uses."""
+    async for url in new_database(kind, tmp_path):
+        yield url
+
+
+@pytest.fixture
+async def fresh_database(fresh_url: str) -> AsyncIterator[Database]:
+    """A database without tables that no other test uses."""
+    database = Database(fresh_url, pool_size=3, timeout_seconds=10)
+    yield database
+    await database.close()
+
+
+@pytest.fixture
+async def own_database(fresh_database: Database) -> Database:
+    """A migrated database that no other test uses."""
+    await fresh_database.migrate()
+    return fresh_database
+
+
+@pytest.fixture
+async def twin(database: Database, database_url: str) -> AsyncIterator[Database]:
+    """The same database as `database` with connections of its own, as another server process has."""
+    database = Database(database_url, pool_size=5, timeout_seconds=10)
+    yield database
+    await database.close()
+
+
+@pytest.fixture(scope="module")
+async def shelf(migrated_database: Database) -> list[BookRecord]:
+    """The tricky books as they are stored; a module that uses this must not use `database`."""
+    await empty(migrated_database)
+    stored = await store_tricky_books(migrated_database)
+    assert len(stored) == len(TRICKY_BOOKS)
+    return stored
+
+
+@pytest.fixture(scope="module")
+def shelf_books(shelf: list[BookRecord], migrated_database: Database) -> BookDAL:
+    return BookDAL(migrated_database)
+
+
+async def empty(database: Database) -> None:
+    async def clear(connection: AsyncConnection) -> None:
+        await connection.execute(text("DELETE FROM books"))
+        await connection.execute(text("DELETE FROM create_requests"))
+
+    await database.write(clear)
+
+
+async def count_rows(database: Database) -> tuple[int, int]:
+    """Answer how many books and how many create requests are stored."""
+
+    async def count(connection: AsyncConnection) -> tuple[int, int]:
+        books = (await connection.execute(text("SELECT count(*) FROM books"))).scalar_one()
+        requests = (await connection.execute(text("SELECT count(*) FROM create_requests"))).scalar_one()
+        return books, requests
+
+    return await database.write(count)
+
+
+async def execute(database: Database, *statements: str) -> None:
+    """Run statements in one transaction."""
+
+    async def work(connection: AsyncConnection) -> None:
+        for statement in statements:
+            await connection.execute(text(statement))
+
+    await database.write(work)
+
+
+Work = Callable[[AsyncConnection], Awaitable[Any]]
+
+
+@contextmanager
+def statements_of(database: Database) -> Iterator[list[str]]:
+    """Collect the statements sent to a database meanwhile, less the BEGIN that SQLite is sent as one."""
+    statements: list[str] = []
+
+    def collect(_connection: Any, _cursor: Any, statement: str, _parameters: Any, _context: Any, _many: bool) -> None:
+        if statement != "BEGIN IMMEDIATE":
+            statements.append(statement)
+
+    engines = [engine.sync_engine for engine in (database._reader, database._writer, database._prober)]
+    for engine in engines:
+        event.listen(engine, "before_cursor_execute", collect)
+    try:
+        yield statements
+    finally:
+        for engine in engines:
+            event.remove(engine, "before_cursor_execute", collect)

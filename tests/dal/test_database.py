@@ -1,0 +1,287 @@
+"""A database that is away, busy or broken: what callers are told, and how it recovers."""
+
+import asyncio
+import os
+import socket
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import pytest
+from sqlalchemy import exc, literal, select, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from bookstore_grpc.dal.books import BookDAL
+from bookstore_grpc.dal.database import Database
+from bookstore_grpc.dal.driver_errors import Conflict, translated_errors
+from bookstore_grpc.dal.records import BookDraft
+from bookstore_grpc.errors import BookstoreError, DatabaseUnavailable
+from tests.conftest import SERVER_VARIABLES, require
+
+_DRAFT = BookDraft("Dune", "Frank Herbert", 1965)
+
+
+class _SQLiteError(Exception):
+    def __init__(self, code: int) -> None:
+        super().__init__("secret")
+        self.sqlite_errorcode = code
+
+
+class _PostgreSQLError(Exception):
+    def __init__(self, code: str) -> None:
+        super().__init__("secret")
+        self.sqlstate = code
+
+
+def _driver_error(dialect: str, code: Any) -> exc.DBAPIError:
+    causes = {"sqlite": _SQLiteError, "postgresql": _PostgreSQLError, "mariadb": Exception}
+    return exc.DBAPIError("SELECT 1", {}, causes[dialect](code))
+
+
+@pytest.mark.parametrize(
+    ("dialect", "code", "expected"),
+    [
+        ("sqlite", 1555, Conflict),
+        ("sqlite", 2067, Conflict),
+        ("sqlite", 5, DatabaseUnavailable),
+        ("sqlite", 261, DatabaseUnavailable),  # SQLITE_BUSY_RECOVERY
+        ("sqlite", 8, DatabaseUnavailable),
+        ("sqlite", 1032, DatabaseUnavailable),  # SQLITE_READONLY_DBMOVED
+        ("sqlite", 10, DatabaseUnavailable),
+        ("sqlite", 13, DatabaseUnavailable),
+        ("sqlite", 14, DatabaseUnavailable),
+        ("sqlite", 26, DatabaseUnavailable),
+        ("sqlite", 1, exc.DBAPIError),
+        ("sqlite", 1299, exc.DBAPIError),  # SQLITE_CONSTRAINT_NOTNULL
+        ("postgresql", "23505", Conflict),
+        ("postgresql", "40001", Conflict),
+        ("postgresql", "40P01", Conflict),
+        ("postgresql", "08006", DatabaseUnavailable),
+        ("postgresql", "28P01", DatabaseUnavailable),
+        ("postgresql", "3D000", DatabaseUnavailable),
+        ("postgresql", "53300", DatabaseUnavailable),
+        ("postgresql", "57P01", DatabaseUnavailable),
+        ("postgresql", "58030", DatabaseUnavailable),
+        ("postgresql", "25006", DatabaseUnavailable),
+        ("postgresql", "55P03", DatabaseUnavailable),
+        ("postgresql", "42601", exc.DBAPIError),
+        ("postgresql", "23502", exc.DBAPIError),
+        ("postgresql", "", exc.DBAPIError),
+        ("mariadb", 1062, Conflict),
+        ("mariadb", 1213, Conflict),
+        ("mariadb", 1040, DatabaseUnavailable),
+        ("mariadb", 1045, DatabaseUnavailable),
+        ("mariadb", 1049, DatabaseUnavailable),
+        ("mariadb", 1205, DatabaseUnavailable),
+        ("mariadb", 1290, DatabaseUnavailable),
+        ("mariadb", 2003, DatabaseUnavailable),
+        ("mariadb", 2013, DatabaseUnavailable),
+        ("mariadb", 1064, exc.DBAPIError),
+        ("mariadb", 1048, exc.DBAPIError),
+    ],
+)
+def test_error_codes_become_domain_errors(dialect: str, code: Any, expected: type[Exception]) -> None:
+    with pytest.raises(expected) as caught, translated_errors(dialect):
+        raise _driver_error(dialect, code)
+    assert isinstance(caught.value, BookstoreError) == (expected is not exc.DBAPIError)
+    if isinstance(caught.value, BookstoreError):
+        assert "secret" not in caught.value.message
+
+
+@pytest.mark.parametrize("dialect", ["sqlite", "postgresql", "mariadb"])
+def test_lost_connection_is_unavailable_whatever_its_code(dialect: str) -> None:
+    error = _driver_error(dialect, "00000" if dialect == "postgresql" else 0)
+    error.connection_invalidated = True
+    with pytest.raises(DatabaseUnavailable), translated_errors(dialect):
+        raise error
+
+
+async def test_defect_of_ours_is_not_called_unavailable(database: Database) -> None:
+    async def work(connection: AsyncConnection) -> None:
+        await connection.execute(text("SELECT nothing FROM nowhere"))
+
+    with pytest.raises(exc.DBAPIError):
+        await database.write(work)
+    await database.ping()
+
+
+async def test_exception_of_the_work_rolls_back_and_passes(database: Database) -> None:
+    async def work(connection: AsyncConnection) -> None:
+        await connection.execute(text("DELETE FROM books"))
+        raise LookupError("passes")
+
+    record = await BookDAL(database).create_book(_DRAFT)
+    with pytest.raises(LookupError, match="passes"):
+        await database.write(work)
+    assert await BookDAL(database).get_book(record.id) == record
+
+
+async def test_conflict_runs_again_from_the_start_and_gives_up_in_the_end(database: Database) -> None:
+    attempts = 0
+
+    async def meet(_connection: AsyncConnection, *, times: int) -> str:
+        nonlocal attempts
+        attempts += 1
+        if attempts <= times:
+            raise Conflict("met another")
+        return "done"
+
+    assert await database.write(lambda connection: meet(connection, times=2)) == "done"
+    assert attempts == 3
+    with pytest.raises(DatabaseUnavailable):
+        await database.write(lambda connection: meet(connection, times=1_000))
+    assert 3 < attempts < 50
+
+
+async def test_every_connection_busy_is_unavailable_and_freed_is_fine(
+    migrated_database: Database, database_url: str
+) -> None:
+    narrow = Database(database_url, pool_size=1, timeout_seconds=0.2)
+    try:
+        async with narrow._reader.connect():
+            with pytest.raises(DatabaseUnavailable, match="busy"):
+                await narrow.read(select(literal(1)))
+            await narrow.ping()
+        assert await narrow.read(select(literal(1))) == [(1,)]
+        async with narrow._writer.connect():
+            with pytest.raises(DatabaseUnavailable, match="busy"):
+                await BookDAL(narrow).create_book(_DRAFT)
+            assert await narrow.read(select(literal(1))) == [(1,)]
+        await BookDAL(narrow).create_book(_DRAFT)
+    finally:
+        await narrow.close()
+
+
+# What follows is about servers: SQLite has neither host nor user.
+
+
+@pytest.fixture(params=list(SERVER_VARIABLES))
+def server_url(request: pytest.FixtureRequest) -> str:
+    variable = SERVER_VARIABLES[request.param]
+    require(os.environ.get(variable), f"{variable} is not set")
+    return os.environ[variable]
+
+
+@asynccontextmanager
+async def _opened(url: Any) -> AsyncIterator[Database]:
+    database = Database(url.render_as_string(hide_password=False), pool_size=2, timeout_seconds=2)
+    try:
+        yield database
+    finally:
+        await database.close()
+
+
+async def _is_unavailable(database: Database) -> None:
+    calls: list[Any] = [
+        database.ping,
+        database.migrate,
+        database.is_behind,
+        lambda: database.read(select(literal(1))),
+        lambda: BookDAL(database).create_book(_DRAFT),
+    ]
+    for call in calls:
+        with pytest.raises(DatabaseUnavailable) as caught:
+            await call()
+        assert "s3cret" not in caught.value.message
+
+
+async def test_port_where_nobody_listens_is_unavailable(server_url: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        async with _opened(make_url(server_url).set(host="127.0.0.1", port=taken.getsockname()[1])) as database:
+            await _is_unavailable(database)
+
+
+async def test_server_that_accepts_and_says_nothing_is_unavailable_after_the_timeout(server_url: str) -> None:
+    with socket.socket() as mute:
+        mute.bind(("127.0.0.1", 0))
+        mute.listen()
+        url = make_url(server_url).set(host="127.0.0.1", port=mute.getsockname()[1])
+        database = Database(url.render_as_string(hide_password=False), pool_size=1, timeout_seconds=0.3)
+        async with asyncio.timeout(10):
+            with pytest.raises(DatabaseUnavailable):
+                await database.ping()
+        await database.close()
+
+
+async def test_host_without_an_address_is_unavailable(server_url: str) -> None:
+    async with _opened(make_url(server_url).set(host="nowhere.invalid")) as database:
+        await _is_unavailable(database)
+
+
+async def test_user_who_may_not_in_is_unavailable(server_url: str) -> None:
+    async with _opened(make_url(server_url).set(username="nobody_we_know", password="s3cret")) as database:
+        await _is_unavailable(database)
+
+
+async def test_database_that_does_not_exist_is_unavailable(server_url: str) -> None:
+    async with _opened(make_url(server_url).set(database=f"missing_{uuid.uuid4().hex}")) as database:
+        await _is_unavailable(database)
+
+
+_KILL = {
+    "postgresql": (
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    ),
+    "mariadb": (
+        "SELECT concat('KILL ', id) FROM information_schema.processlist WHERE db = database() AND id <> connection_id()"
+    ),
+}
+
+
+async def _kill_connections(database: Database, url: str) -> int:
+    """End every connection to a database but that of the one who asks, on the server."""
+    killer = Database(url, pool_size=1, timeout_seconds=10)
+    async with killer._prober.connect() as connection:
+        rows = (await connection.execute(text(_KILL[database.dialect]))).all()
+        if database.dialect == "mariadb":
+            for (statement,) in rows:
+                await connection.execute(text(statement))
+    await killer.close()
+    return len(rows)
+
+
+@pytest.mark.parametrize("call", ["ping", "read", "write"])
+async def test_connection_killed_on_the_server_is_replaced(own_database: Database, fresh_url: str, call: str) -> None:
+    if own_database.is_embedded:
+        pytest.skip("SQLite has no connections to a server")
+    books = BookDAL(own_database)
+    record = await books.create_book(_DRAFT)
+
+    async def go() -> None:
+        match call:
+            case "ping":
+                await own_database.ping()
+            case "read":
+                assert await books.get_book(record.id) == record
+            case _:
+                await books.create_book(_DRAFT)
+
+    await asyncio.gather(go(), go(), go())
+    assert await _kill_connections(own_database, fresh_url) >= 1
+    with suppress(DatabaseUnavailable):  # the call that finds out may fail, and the next one may not
+        await go()
+    await asyncio.gather(go(), go(), go())
+
+
+async def test_connection_killed_within_a_write_leaves_nothing(own_database: Database, fresh_url: str) -> None:
+    if own_database.is_embedded:
+        pytest.skip("SQLite has no connections to a server")
+    books = BookDAL(own_database)
+    record = await books.create_book(_DRAFT)
+
+    async def work(connection: AsyncConnection) -> None:
+        await connection.execute(text("DELETE FROM books"))
+        await _kill_connections(own_database, fresh_url)
+        await connection.execute(text("DELETE FROM create_requests"))
+
+    with pytest.raises(DatabaseUnavailable):
+        await own_database.write(work)
+    try:
+        found = await books.get_book(record.id)
+    except DatabaseUnavailable:
+        found = await books.get_book(record.id)
+    assert found == record

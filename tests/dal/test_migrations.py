@@ -1,0 +1,255 @@
+"""Migrations: up, down and up again, in step with the models, and by several servers at once."""
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Connection, inspect, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+
+from bookstore_grpc.dal import migrations
+from bookstore_grpc.dal.books import BookDAL
+from bookstore_grpc.dal.database import Database
+from bookstore_grpc.dal.models import Base
+from bookstore_grpc.dal.records import BookDraft
+from bookstore_grpc.errors import DatabaseUnavailable
+from tests.conftest import new_database
+from tests.dal.conftest import execute
+
+_TABLES = {"books", "create_requests"}
+_DRAFT = BookDraft("Dune", "Frank Herbert", 1965)
+
+
+@pytest.fixture
+async def other_database(kind: str, tmp_path: Path) -> AsyncIterator[Database]:
+    """A second empty database."""
+    folder = tmp_path / "other"
+    folder.mkdir()
+    async for url in new_database(kind, folder):
+        database = Database(url, pool_size=2, timeout_seconds=10)
+        yield database
+        await database.close()
+
+
+async def _tables(database: Database) -> set[str]:
+    async def work(connection: AsyncConnection) -> set[str]:
+        return set(await connection.run_sync(lambda sync: inspect(sync).get_table_names()))
+
+    return await database.write(work)
+
+
+async def _downgrade(database: Database, revision: str) -> None:
+    await database.write(lambda connection: connection.run_sync(migrations.downgrade, revision))
+
+
+async def test_up_from_nothing_down_to_nothing_and_up_again(fresh_database: Database) -> None:
+    assert await fresh_database.is_behind()
+    for _ in range(2):
+        assert await fresh_database.migrate() == migrations.newest_revision()
+        assert not await fresh_database.is_behind()
+        assert await _tables(fresh_database) == {*_TABLES, "alembic_version"}
+        books = BookDAL(fresh_database)
+        record = await books.create_book(_DRAFT)
+        assert await books.get_book(record.id) == record
+        await _downgrade(fresh_database, "base")
+        assert await fresh_database.is_behind()
+        assert not await _tables(fresh_database) & _TABLES
+
+
+async def test_every_revision_can_be_reached_one_by_one(fresh_database: Database) -> None:
+    revisions = [script.revision for script in migrations._script().walk_revisions()]
+    assert revisions
+    for revision in reversed(revisions):
+        await fresh_database.write(
+            lambda connection, revision=revision: connection.run_sync(migrations.upgrade, revision)  # type: ignore[misc]
+        )
+        assert await fresh_database.is_behind() == (revision != migrations.newest_revision())
+    for revision in [*revisions[1:], "base"]:
+        await _downgrade(fresh_database, revision)
+        assert await fresh_database.is_behind()
+
+
+async def test_migrating_again_keeps_the_books(fresh_database: Database) -> None:
+    await fresh_database.migrate()
+    record = await BookDAL(fresh_database).create_book(_DRAFT)
+    assert await fresh_database.migrate() == migrations.newest_revision()
+    assert await BookDAL(fresh_database).get_book(record.id) == record
+
+
+async def test_alembic_finds_no_difference_to_the_models(own_database: Database) -> None:
+    def compare(connection: Connection) -> list[Any]:
+        options = {"compare_type": True, "compare_server_default": True}
+        return list(compare_metadata(MigrationContext.configure(connection, opts=options), Base.metadata))
+
+    assert await own_database.write(lambda connection: connection.run_sync(compare)) == []
+
+
+# What the databases themselves say of the tables: also of collations, computed columns and counters, at which
+# Alembic does not look.
+_DESCRIBE = {
+    "sqlite": ["SELECT type, name, sql FROM sqlite_master WHERE tbl_name IN ('books', 'create_requests')"],
+    "postgresql": [
+        "SELECT table_name, column_name, ordinal_position, data_type, character_maximum_length, is_nullable, "
+        "column_default, collation_name, is_generated, generation_expression FROM information_schema.columns "
+        "WHERE table_name IN ('books', 'create_requests')",
+        "SELECT indexname, indexdef FROM pg_indexes WHERE tablename IN ('books', 'create_requests')",
+        "SELECT conname, pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid = 'books'::regclass",
+    ],
+    "mariadb": ["SHOW CREATE TABLE books", "SHOW CREATE TABLE create_requests"],
+}
+
+
+async def _description(database: Database) -> list[str]:
+    async def work(connection: AsyncConnection) -> list[str]:
+        lines = []
+        for statement in _DESCRIBE[database.dialect]:
+            for row in await connection.execute(text(statement)):
+                # The order of indexes and white space are no part of a table.
+                lines += [line.strip(" \n\t,") for value in row for line in str(value).split("\n")]
+        return sorted(lines)
+
+    return await database.write(work)
+
+
+async def test_database_itself_describes_migrated_and_modelled_tables_alike(
+    own_database: Database, other_database: Database
+) -> None:
+    await other_database.write(lambda connection: connection.run_sync(Base.metadata.create_all))
+    description = await _description(own_database)
+    assert description == await _description(other_database)
+    assert any("ix_books_author_head" in line for line in description)
+
+
+async def test_text_compares_by_code_point_and_ids_count_up(own_database: Database) -> None:
+    description = "\n".join(await _description(own_database))
+    match own_database.dialect:
+        case "sqlite":
+            assert "AUTOINCREMENT" in description
+            assert "GENERATED ALWAYS AS (substr(author, 1, 255)) STORED" in description
+            assert "COLLATE" not in description  # BINARY, by itself
+        case "postgresql":
+            columns = await _column_collations(own_database)
+            assert columns == dict.fromkeys(("name", "author", "name_folded", "author_folded", "author_head"), "C")
+            assert "nextval(" in description
+            assert "ALWAYS" in description
+        case _:
+            columns = await _column_collations(own_database)
+            assert set(columns) == {"name", "author", "name_folded", "author_folded", "author_head"}
+            assert set(columns.values()) == {"utf8mb4_nopad_bin"}
+            assert "AUTO_INCREMENT" in description
+            assert "GENERATED ALWAYS AS (substr(`author`,1,255)) STORED" in description
+
+
+async def _column_collations(database: Database) -> dict[str, str]:
+    async def work(connection: AsyncConnection) -> dict[str, str]:
+        schema = "current_schema()" if database.dialect == "postgresql" else "database()"
+        rows = await connection.execute(
+            text(
+                "SELECT column_name, collation_name FROM information_schema.columns "
+                f"WHERE table_name = 'books' AND table_schema = {schema} AND collation_name IS NOT NULL"
+            )
+        )
+        return {row[0]: row[1] for row in rows}
+
+    return await database.write(work)
+
+
+async def test_several_servers_may_migrate_at_once(fresh_url: str) -> None:
+    databases = [Database(fresh_url, pool_size=1, timeout_seconds=20) for _ in range(4)]
+    revisions = await asyncio.gather(*(database.migrate() for database in databases))
+    assert set(revisions) == {migrations.newest_revision()}
+    record = await BookDAL(databases[0]).create_book(_DRAFT)
+    assert await BookDAL(databases[3]).get_book(record.id) == record
+    for database in databases:
+        await database.close()
+
+
+async def test_database_of_a_newer_version_is_served_and_left_as_it_is(own_database: Database) -> None:
+    await execute(own_database, "UPDATE alembic_version SET version_num = 'from_the_future'")
+    before = await _description(own_database)
+    assert not await own_database.is_behind()
+    assert await own_database.migrate() == "from_the_future"
+    assert await _description(own_database) == before
+
+
+async def test_failed_migration_can_be_run_again(fresh_database: Database) -> None:
+    """A table in the way stops it; with the table gone it goes on."""
+    await execute(fresh_database, "CREATE TABLE create_requests (x INTEGER)")
+    with pytest.raises(Exception, match=r"(?i)already exists"):
+        await fresh_database.migrate()
+    assert await fresh_database.is_behind()
+    await execute(fresh_database, "DROP TABLE create_requests")
+    if fresh_database.dialect == "mariadb":
+        # It commits at every change of a table, so what came before the failure has to go by hand.
+        await execute(fresh_database, "DROP TABLE IF EXISTS books")
+    assert await fresh_database.migrate() == migrations.newest_revision()
+
+
+async def test_printed_sql_builds_a_database_that_is_not_behind(fresh_database: Database, fresh_url: str) -> None:
+    script = migrations.upgrade_sql(fresh_database.url)
+    for table in _TABLES:
+        assert f"CREATE TABLE {table}" in script
+    await _run_script(fresh_url, script)
+    assert not await fresh_database.is_behind()
+    assert await fresh_database.migrate() == migrations.newest_revision()
+    record = await BookDAL(fresh_database).create_book(_DRAFT)
+    assert await BookDAL(fresh_database).get_book(record.id) == record
+
+
+async def test_printed_sql_builds_the_same_tables(own_database: Database, other_database: Database) -> None:
+    url = other_database.url.render_as_string(hide_password=False)
+    await _run_script(url, migrations.upgrade_sql(other_database.url))
+    assert await _description(other_database) == await _description(own_database)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["sqlite:///nowhere/books.db", "postgresql+asyncpg://nowhere.invalid/x", "mariadb+asyncmy://nowhere.invalid/x"],
+)
+def test_printing_sql_connects_to_nothing(url: str) -> None:
+    assert "CREATE TABLE books" in migrations.upgrade_sql(make_url(url))
+
+
+async def _run_script(url: str, script: str) -> None:
+    """Run a script statement by statement, as the database's own shell would."""
+    if url.startswith("sqlite"):
+        with closing(sqlite3.connect(make_url(url).database or "")) as connection:
+            connection.executescript(script)
+            connection.commit()
+        return
+    engine = create_async_engine(url, isolation_level="AUTOCOMMIT")
+    async with engine.connect() as connection:
+        for statement in script.split(";\n"):
+            lines = [line for line in statement.splitlines() if line.strip() and not line.startswith("--")]
+            if lines:
+                await connection.exec_driver_sql("\n".join(lines))
+    await engine.dispose()
+
+
+async def test_migrating_gives_up_when_another_server_goes_on_migrating(
+    fresh_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(migrations, "_LOCK_SECONDS", 1)
+    take_the_lock = {
+        "sqlite": "SELECT 1",  # the transaction that takes it holds it
+        "postgresql": f"SELECT pg_advisory_xact_lock({migrations._LOCK_KEY})",
+        "mariadb": f"SELECT GET_LOCK('{migrations._LOCK_NAME}', 0)",
+    }[fresh_database.dialect]
+    url = fresh_database.url.render_as_string(hide_password=False)
+    other = Database(url, pool_size=1, timeout_seconds=1)
+
+    async def migrate_meanwhile(connection: AsyncConnection) -> None:
+        await connection.execute(text(take_the_lock))
+        with pytest.raises(DatabaseUnavailable):
+            await other.migrate()
+
+    await fresh_database.write(migrate_meanwhile)
+    await other.close()
+    assert await fresh_database.is_behind()

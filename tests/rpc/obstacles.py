@@ -1,0 +1,96 @@
+"""What stands in a server's way in these tests: locks held in its database, and networks that fail."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import Any
+
+from sqlalchemy import event, text
+from sqlalchemy.engine import Engine
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool
+
+_WAIT_SECONDS = 30
+
+
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    """Wait until a condition holds; give up after a time that no machine needs."""
+    async with asyncio.timeout(_WAIT_SECONDS):
+        while not await condition():  # noqa: ASYNC110  what is waited for happens elsewhere and tells nobody
+            await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def locked_book(database_url: str, book_id: int) -> AsyncIterator[None]:
+    """Hold the lock that a write of this book needs (on SQLite the lock of every write)."""
+    engine = create_async_engine(database_url, poolclass=NullPool)
+    try:
+        async with engine.connect() as connection:
+            lock = text("UPDATE books SET release_year = release_year WHERE id = :id")
+            await connection.execute(lock, {"id": book_id})
+            yield
+            await connection.rollback()
+    finally:
+        await engine.dispose()
+
+
+@contextmanager
+def lock_request() -> Iterator[asyncio.Event]:
+    """Tell by an event that some connection of this process has begun to ask for a book's lock."""
+    asked = asyncio.Event()
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+        if "FOR UPDATE" in statement or "BEGIN IMMEDIATE" in statement:
+            asked.set()
+
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        yield asked
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)
+
+
+class Network:
+    """A TCP way to a host that can be cut and restored."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._target = (host, port)
+        self._server: asyncio.Server | None = None
+        self._links: set[asyncio.StreamWriter] = set()
+        self._pumps: set[asyncio.Task[None]] = set()
+        self.port = 0
+
+    async def restore(self) -> None:
+        self._server = await asyncio.start_server(self._connect, "127.0.0.1", self.port)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def cut(self) -> None:
+        if self._server is None:
+            return
+        self._server.close()
+        for link in self._links:
+            link.transport.abort()
+        while self._pumps:
+            await asyncio.wait(self._pumps)
+        await self._server.wait_closed()
+        self._server = None
+
+    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        far_reader, far_writer = await asyncio.open_connection(*self._target)
+        for source, sink in ((reader, far_writer), (far_reader, writer)):
+            pump = asyncio.create_task(self._pump(source, sink))
+            self._pumps.add(pump)
+            pump.add_done_callback(self._pumps.discard)
+
+    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        self._links.add(sink)
+        try:
+            with suppress(ConnectionError):
+                while data := await source.read(65_536):
+                    sink.write(data)
+                    await sink.drain()
+        finally:
+            sink.close()
+            with suppress(ConnectionError):
+                await sink.wait_closed()
+            self._links.discard(sink)

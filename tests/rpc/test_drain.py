@@ -1,0 +1,156 @@
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import pytest
+from bookstore.v1 import books_pb2
+
+from bookstore_grpc.app import running_server
+from bookstore_grpc.dal.database import Database
+from tests.conftest import settings_for
+from tests.rpc.calls import Stub, create, get, refusal_from_error, update
+from tests.rpc.health import Status, watch
+from tests.rpc.obstacles import lock_request, locked_book, until
+
+
+class DrainingServer:
+    """A server of its own that begins to drain when told to, while the test goes on."""
+
+    def __init__(self, database_url: str, **settings: Any) -> None:
+        self._settings = settings_for(
+            database_url, **{"health_interval_seconds": 3_600.0, "database_timeout_seconds": 30.0, **settings}
+        )
+        self._stop = asyncio.Event()
+        self.address: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.stopped = asyncio.create_task(self._run())
+
+    def begin_to_drain(self) -> None:
+        self._stop.set()
+
+    async def _run(self) -> None:
+        async with running_server(self._settings) as server:
+            self.address.set_result(server.addresses[0])
+            await self._stop.wait()
+
+
+@asynccontextmanager
+async def draining_server(database_url: str, **settings: Any) -> AsyncIterator[tuple[DrainingServer, grpc.aio.Channel]]:
+    server = DrainingServer(database_url, **settings)
+    # Connecting anew at once shows soonest that nobody listens any more.
+    options = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.use_local_subchannel_pool", 1)]
+    async with grpc.aio.insecure_channel(await server.address, options=options) as channel:
+        try:
+            yield server, channel
+        finally:
+            server.begin_to_drain()
+            await server.stopped
+
+
+async def refuses(address: str) -> bool:
+    """Tell whether a server answers a new connection's call with UNAVAILABLE."""
+    async with grpc.aio.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+        try:
+            # A call that arrives in the very moment of the shutdown may get no answer at all from gRPC.
+            await Stub(channel).ListBooks(books_pb2.ListBooksRequest(), timeout=2)
+        except grpc.aio.AioRpcError as error:
+            return error.code() is grpc.StatusCode.UNAVAILABLE
+    return False
+
+
+async def test_a_call_under_way_finishes_while_new_ones_are_refused(
+    database: Database, database_url: str, stub: Stub
+) -> None:
+    made = await create(stub)
+    async with draining_server(database_url, drain_seconds=60.0) as (server, channel):
+        await get(Stub(channel), made.id)
+        async with locked_book(database_url, made.id):
+            with lock_request() as asked:
+                call = asyncio.ensure_future(update(Stub(channel), made.id, name="Dune Messiah"))
+                await asked.wait()
+            server.begin_to_drain()
+            address = await server.address
+            await until(lambda: refuses(address))
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await get(Stub(channel), made.id)
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+            assert not call.done()
+            assert not server.stopped.done()
+        updated = await call
+        await server.stopped
+    assert updated.name == "Dune Messiah"
+    assert await get(stub, made.id) == updated
+
+
+async def test_the_drain_ends_after_its_grace_though_a_call_hangs(
+    database: Database, database_url: str, stub: Stub
+) -> None:
+    made = await create(stub)
+    async with (
+        draining_server(database_url, drain_seconds=0.2, database_timeout_seconds=1.0) as (server, channel),
+        locked_book(database_url, made.id),
+    ):
+        with lock_request() as asked:
+            call = asyncio.ensure_future(update(Stub(channel), made.id, name="Dune Messiah"))
+            await asked.wait()
+        server.begin_to_drain()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call
+        refused = refusal_from_error(caught.value)
+        assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "SERVER_DRAINING")
+        async with asyncio.timeout(25):  # less than the database would wait for the lock
+            await server.stopped
+    assert await get(stub, made.id) == made
+
+
+async def test_streams_that_arrive_with_the_drain_do_not_hold_it_up(database: Database, database_url: str) -> None:
+    async with draining_server(database_url, drain_seconds=60.0) as (server, channel):
+        await anext(aiter(watch(channel)))  # connected
+        watches = [watch(channel) for _ in range(100)]
+        server.begin_to_drain()
+        async with asyncio.timeout(30):
+            await server.stopped
+        for each in watches:
+            each.cancel()
+
+
+async def test_watches_end_and_do_not_hold_up_the_drain(database: Database, database_url: str) -> None:
+    async with draining_server(database_url, drain_seconds=60.0) as (server, channel):
+        services = ["", "bookstore.v1.BookService", "unknown"] * 5
+        watches = [watch(channel, service) for service in services]
+        streams = [aiter(each) for each in watches]
+        first = [(await anext(stream)).status for stream in streams]
+        assert first == [Status.SERVING, Status.SERVING, Status.SERVICE_UNKNOWN] * 5
+        server.begin_to_drain()
+        async with asyncio.timeout(30):
+            await server.stopped
+        for each, stream in zip(watches, streams, strict=True):
+            # The status comes after the answers, of which NOT_SERVING may be one.
+            with pytest.raises(grpc.aio.AioRpcError):
+                async for _ in stream:
+                    pass
+            assert await each.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_until_balancers_have_seen_it_calls_are_answered_though_health_says_not_serving(
+    database: Database, database_url: str
+) -> None:
+    async with draining_server(database_url, drain_seconds=60.0, drain_delay_seconds=1.0) as (server, channel):
+        stream = aiter(watch(channel))
+        assert (await anext(stream)).status == Status.SERVING
+        server.begin_to_drain()
+        assert (await anext(stream)).status == Status.NOT_SERVING
+        made = await create(Stub(channel))
+        assert not await refuses(await server.address)
+        await server.stopped
+    assert made.id > 0
+
+
+async def test_a_server_can_start_again_where_one_has_drained(database: Database, database_url: str) -> None:
+    async with draining_server(database_url) as (server, channel):
+        made = await create(Stub(channel))
+        address = await server.address
+    async with draining_server(database_url, listen=(address,)) as (server, channel):
+        assert await server.address == address
+        assert await get(Stub(channel), made.id) == made

@@ -1,0 +1,151 @@
+import asyncio
+
+import grpc
+import pytest
+from bookstore.v1 import books_pb2
+from grpc_reflection.v1alpha import reflection_pb2
+
+from tests.rpc.calls import Stub, book, books_of, create, delete, get, list_page, refusal, refusal_from_error, update
+
+SERVICE = "/bookstore.v1.BookService"
+
+
+async def test_every_failure_says_why_in_a_sentence_with_details(stub: Stub) -> None:
+    made = await create(stub)
+    calls = {
+        "INVALID_FIELD": get(stub, 0),
+        "INVALID_FILTER": list_page(stub, filter="("),
+        "INVALID_ORDER_BY": list_page(stub, order_by="x"),
+        "INVALID_PAGE_TOKEN": list_page(stub, page_token="x"),
+        "BOOK_NOT_FOUND": get(stub, made.id + 1),
+        "ETAG_MISMATCH": delete(stub, made.id, etag="x"),
+    }
+    for reason, call in calls.items():
+        refused = await refusal(call)
+        assert refused.reason == reason
+        assert refused.message.endswith(".")
+        assert refused.retry_seconds is None
+        assert (reason.startswith("INVALID")) == bool(refused.violations)
+
+
+async def test_the_message_of_one_violation_names_field_and_rule(stub: Stub) -> None:
+    refused = await refusal(create(stub, release_year=10_000))
+    assert "book.release_year" in refused.message
+    assert "9999" in refused.message
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        f"{SERVICE}/BurnBooks",
+        f"{SERVICE}/",
+        f"{SERVICE}/getbook",
+        "/bookstore.v2.BookService/GetBook",
+        "/x",
+        "/grpc.health.v1.Health/Nothing",
+        f"{SERVICE}/{'x' * 2_000}",
+    ],
+    ids=lambda method: method[:50],
+)
+async def test_an_unknown_method_is_unimplemented(channel: grpc.aio.Channel, method: str) -> None:
+    unary: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(method)
+    refused = await refusal(unary(b""))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.UNIMPLEMENTED, "METHOD_UNKNOWN")
+    assert method[:50] in refused.message
+
+
+async def test_an_unknown_streaming_method_is_unimplemented(channel: grpc.aio.Channel) -> None:
+    stream: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(f"{SERVICE}/Watch")
+    call = stream()
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        async for _ in call:
+            pass
+    assert refusal_from_error(caught.value).reason == "METHOD_UNKNOWN"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"\xff", b"\x0a\x05ab", b"\x00", b"\x0a\xff\xff\xff\xff\x0f", b"not a message", b"\x08" + b"\xff" * 11],
+    ids=repr,
+)
+@pytest.mark.parametrize("method", ["CreateBook", "GetBook", "ListBooks", "BatchCreateBooks"])
+async def test_bytes_that_are_no_message_are_an_invalid_argument(
+    channel: grpc.aio.Channel, method: str, data: bytes
+) -> None:
+    call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(f"{SERVICE}/{method}")
+    refused = await refusal(call(data))
+    assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert refused.reason == "MALFORMED_MESSAGE"
+
+
+async def test_text_that_is_no_utf_8_is_an_invalid_argument(channel: grpc.aio.Channel, stub: Stub) -> None:
+    request = books_pb2.CreateBookRequest(book=book("~~")).SerializeToString()
+    call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(f"{SERVICE}/CreateBook")
+    for bad in (b"\xff\xfe", b"\xc0\x80", b"\xed\xa0"):
+        assert (await refusal(call(request.replace(b"~~", bad)))).code is grpc.StatusCode.INVALID_ARGUMENT
+    assert await books_of(stub) == []
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch", f"{SERVICE}/GetBook"],
+)
+async def test_malformed_bytes_to_a_stream_or_to_health_leave_as_invalid_argument(
+    channel: grpc.aio.Channel, method: str
+) -> None:
+    call: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(method)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        async for _ in call(b"\xff"):
+            pass
+    assert refusal_from_error(caught.value).code is grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize("version", ["v1", "v1alpha"])
+async def test_malformed_bytes_within_a_stream_are_an_invalid_argument(channel: grpc.aio.Channel, version: str) -> None:
+    stream: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(
+        f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo"
+    )
+    call = stream(iter([reflection_pb2.ServerReflectionRequest().SerializeToString(), b"\xff"]))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        async for _ in call:
+            pass
+    assert refusal_from_error(caught.value).reason == "MALFORMED_MESSAGE"
+
+
+async def test_a_message_over_the_limit_is_resource_exhausted_and_the_connection_lives_on(stub: Stub) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await create(stub, "x" * (8 * 1024 * 1024))
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert await books_of(stub) == []
+
+
+async def test_a_message_just_under_the_limit_is_read(stub: Stub) -> None:
+    refused = await refusal(create(stub, "x" * (8 * 1024 * 1024 - 100)))
+    assert list(refused.violations) == ["book.name"]
+
+
+@pytest.mark.parametrize(
+    "text", ["'", '"', "\\", "'; DROP TABLE books; --", "\0", "é😀", "x" * 100_000], ids=lambda text: ascii(text[:9])
+)
+async def test_hostile_text_in_every_string_leaves_no_internal_error_and_no_harm(stub: Stub, text: str) -> None:
+    made = await create(stub)
+    calls = (
+        list_page(stub, filter=text),
+        list_page(stub, order_by=text),
+        list_page(stub, page_token=text),
+        update(stub, made.id, mask=[text], name="x"),
+        update(stub, made.id, etag=text, name="x"),
+        delete(stub, made.id, etag=text),
+        create(stub, request_id=text),
+    )
+    # As a filter some of it is a word that no book holds; everything else is refused.
+    page, *refused = await asyncio.gather(*calls, return_exceptions=True)
+    if isinstance(page, books_pb2.ListBooksResponse):
+        assert not page.books
+    else:
+        refused.append(page)
+    for error in refused:
+        assert isinstance(error, grpc.aio.AioRpcError)
+        code = refusal_from_error(error).code
+        assert code in {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.ABORTED}
+    assert await books_of(stub) == [made]

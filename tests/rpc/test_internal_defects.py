@@ -1,0 +1,173 @@
+"""What a caller and the log learn of a defect of the service, through the real server and interceptor."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+import pytest
+from bookstore.v1 import books_pb2, books_pb2_grpc
+
+from bookstore_grpc.rpc.interceptors import CallInterceptor
+from bookstore_grpc.rpc.servicer import BookServicer
+from tests.conftest import LogLines
+from tests.rpc.calls import REQUEST_ID_KEY, get, refusal, refusal_from_error
+from tests.rpc.servers import stub_of
+
+SECRET = "postgresql://admin:hunter2@db.internal/books"
+
+
+class Defect(Exception):
+    pass
+
+
+async def raise_defect() -> None:
+    raise Defect(SECRET)
+
+
+async def raise_cancelled() -> None:
+    raise asyncio.CancelledError(SECRET)
+
+
+async def await_a_cancelled_task() -> None:
+    task = asyncio.create_task(asyncio.sleep(60))
+    task.cancel()
+    await task
+
+
+async def time_out() -> None:
+    raise TimeoutError(SECRET)
+
+
+async def raise_a_group() -> None:
+    raise ExceptionGroup(SECRET, [Defect(SECRET)])
+
+
+async def abort_nothing() -> None:
+    assert not SECRET, SECRET
+
+
+DEFECTS = [raise_defect, raise_cancelled, await_a_cancelled_task, time_out, raise_a_group, abort_nothing]
+
+
+class DefectiveServicer(BookServicer):
+    def __init__(self, defect: Callable[[], Awaitable[None]]) -> None:
+        self._defect = defect
+
+    async def GetBook(self, request: books_pb2.GetBookRequest, context: Any) -> books_pb2.Book:  # noqa: N802  the contract's name
+        await self._defect()
+        return books_pb2.Book()
+
+    async def ListBooks(self, request: books_pb2.ListBooksRequest, context: Any) -> Any:  # noqa: N802  the contract's name
+        return "no message at all"
+
+
+@pytest.mark.parametrize("defect", DEFECTS, ids=lambda defect: defect.__name__)
+async def test_a_defect_leaves_as_a_bare_internal_and_is_logged_under_the_request_id(
+    defect: Callable[[], Awaitable[None]], log_lines: LogLines
+) -> None:
+    async with stub_of(DefectiveServicer(defect)) as stub:
+        request = books_pb2.GetBookRequest(id=1)
+        metadata = ((REQUEST_ID_KEY, "the-call"),)
+        refused = await refusal(stub.GetBook(request, metadata=metadata, timeout=60))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
+    assert refused.message == "An internal error occurred."
+    assert refused.metadata == {"request_id": "the-call"}
+    assert SECRET not in repr(refused)
+    assert defect.__name__ not in repr(refused)
+    (line,) = [line for line in log_lines() if line["level"] == "error"]
+    assert line["request_id"] == "the-call"
+    assert line["method"] == "/bookstore.v1.BookService/GetBook"
+    if defect is not await_a_cancelled_task:
+        assert defect.__name__ in line["exception"]
+
+
+async def test_a_server_goes_on_after_a_defect() -> None:
+    async with stub_of(DefectiveServicer(raise_defect)) as stub:
+        refused = [await refusal(get(stub, 1)) for _ in range(20)]
+    assert len({each.metadata["request_id"] for each in refused}) == 20
+
+
+async def test_a_method_that_is_not_there_yet_is_no_unknown() -> None:
+    bare = books_pb2_grpc.BookServiceServicer()  # type: ignore[abstract]  # for the type checker alone
+    async with stub_of(bare) as stub:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await get(stub, 1)
+    assert caught.value.code() in {grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.INTERNAL}
+
+
+async def test_an_answer_that_is_no_message_is_no_unknown() -> None:
+    async with stub_of(DefectiveServicer(raise_defect)) as stub:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.ListBooks(books_pb2.ListBooksRequest())
+    assert caught.value.code() is grpc.StatusCode.INTERNAL
+    assert "no message" not in (caught.value.details() or "")
+
+
+# Handlers of each kind that a method can have; `written` is how many answers a stream gives before the defect.
+def handler(kind: str, defect: Callable[[], Awaitable[None]], written: int) -> "grpc.RpcMethodHandler[Any, Any]":
+    async def coroutine(_request: Any, _context: Any) -> bytes:
+        await defect()
+        return b""
+
+    async def generator(_request: Any, _context: Any) -> AsyncIterator[bytes]:
+        for _ in range(written):
+            yield b"answer"
+        await defect()
+
+    async def writer(_request: Any, context: Any) -> None:
+        for _ in range(written):
+            await context.write(b"answer")
+        await defect()
+
+    stream_behaviour: Any = writer if "writer" in kind else generator
+    match kind.split(","):
+        case ["unary", "unary"]:
+            return grpc.unary_unary_rpc_method_handler(coroutine, request_deserializer=bytes)
+        case ["stream", "unary"]:
+            return grpc.stream_unary_rpc_method_handler(coroutine, request_deserializer=bytes)
+        case ["unary", *_]:
+            return grpc.unary_stream_rpc_method_handler(stream_behaviour, request_deserializer=bytes)
+        case _:
+            return grpc.stream_stream_rpc_method_handler(stream_behaviour, request_deserializer=bytes)
+
+
+@pytest.mark.parametrize("defect", [raise_defect, raise_cancelled, await_a_cancelled_task], ids=lambda d: d.__name__)
+@pytest.mark.parametrize("written", [0, 3])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "unary,unary",
+        "stream,unary",
+        "unary,stream generator",
+        "unary,stream writer",
+        "stream,stream generator",
+        "stream,stream writer",
+    ],
+)
+async def test_a_failing_handler_of_any_kind_leaves_as_a_bare_internal(
+    kind: str, written: int, defect: Callable[[], Awaitable[None]], log_lines: LogLines
+) -> None:
+    server = grpc.aio.server(interceptors=[CallInterceptor()])
+    server.add_generic_rpc_handlers(
+        [grpc.method_handlers_generic_handler("test", {"Fail": handler(kind, defect, written)})]
+    )
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    answers = 0
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            method: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream("/test/Fail")
+            call = method(iter([b"request"]), metadata=((REQUEST_ID_KEY, "the-call"),), timeout=60)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:  # noqa: PT012  some of it comes first
+                async for _ in call:
+                    answers += 1
+    finally:
+        await server.stop(0)
+    refused = refusal_from_error(caught.value)
+    assert (refused.code, refused.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
+    assert refused.metadata["request_id"] == "the-call"
+    assert SECRET not in repr(refused)
+    assert answers == (written if "stream " in kind else 0)
+    (line,) = [line for line in log_lines() if line["level"] == "error"]
+    assert line["request_id"] == "the-call"

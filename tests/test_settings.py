@@ -1,0 +1,144 @@
+"""Settings: a flag goes before a variable, a variable before the default, and each is explained."""
+
+from dataclasses import FrozenInstanceError
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from bookstore_grpc.cli.server import _settings_options, migrate, serve
+from bookstore_grpc.settings import ENVIRONMENT_PREFIX, Settings, settings_fields
+
+# For each setting a flag's text and a variable's, other than the default and than each other, and what they mean.
+_VALUES: dict[str, tuple[tuple[str, Any], tuple[str, Any]]] = {
+    "listen": (("127.0.0.1:1", ("127.0.0.1:1",)), ("127.0.0.1:2 unix:/tmp/x", ("127.0.0.1:2", "unix:/tmp/x"))),
+    "database_url": (("sqlite:///a.db", "sqlite:///a.db"), ("postgresql://h/b", "postgresql://h/b")),
+    "migrate": (("", True), ("1", True)),
+    "insecure": (("", True), ("true", True)),
+    "drain_seconds": (("1.5", 1.5), ("0", 0.0)),
+    "drain_delay_seconds": (("1.5", 1.5), ("2", 2.0)),
+    "health_interval_seconds": (("0.1", 0.1), ("2", 2.0)),
+    "pool_size": (("1", 1), ("1000", 1_000)),
+    "database_timeout_seconds": (("0.1", 0.1), ("30", 30.0)),
+    "log_level": (("debug", "debug"), ("error", "error")),
+    "log_format": (("json", "json"), ("console", "console")),
+}
+_NAMES = [setting.name for setting in settings_fields()]
+
+
+def _invoke(*arguments: str, **environment: str) -> tuple[Result, list[Settings]]:
+    """Read settings as `serve` does, and serve nothing."""
+    read: list[Settings] = []
+
+    @click.command()
+    @_settings_options()
+    def command(**values: Any) -> None:
+        read.append(Settings(**values))
+
+    return CliRunner(env=environment).invoke(command, list(arguments), catch_exceptions=False), read
+
+
+def _read(*arguments: str, **environment: str) -> Settings:
+    result, (settings,) = _invoke(*arguments, **environment)
+    assert result.exit_code == 0, result.output
+    return settings
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _variable(name: str) -> str:
+    return ENVIRONMENT_PREFIX + name.upper()
+
+
+@pytest.fixture(autouse=True)
+def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in _NAMES:
+        monkeypatch.delenv(_variable(name), raising=False)
+
+
+def test_every_setting_is_tried_here() -> None:
+    assert list(_VALUES) == _NAMES
+
+
+def test_without_flags_and_variables_there_are_the_defaults() -> None:
+    assert _read() == Settings()
+    assert Settings().listen == ("127.0.0.1:50051",)
+    assert Settings().database_url == "sqlite+aiosqlite:///bookstore.db"
+    assert not Settings().insecure
+
+
+@pytest.mark.parametrize("name", _NAMES)
+def test_variable_goes_before_the_default_and_a_flag_before_both(name: str) -> None:
+    (flag_text, flag_value), (variable_text, variable_value) = _VALUES[name]
+    default = getattr(Settings(), name)
+    assert default not in (flag_value, variable_value)
+    by_variable = _read(**{_variable(name): variable_text})
+    assert getattr(by_variable, name) == variable_value
+    arguments = [_flag(name), flag_text] if flag_text else [_flag(name)]
+    assert getattr(_read(*arguments), name) == flag_value
+    both = _read(*arguments, **{_variable(name): variable_text if flag_text else "0"})
+    assert getattr(both, name) == flag_value
+
+
+def test_listen_can_be_repeated() -> None:
+    assert _read("--listen", "[::1]:0", "--listen", "unix:/tmp/x").listen == ("[::1]:0", "unix:/tmp/x")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("drain_seconds", "-1"),
+        ("drain_seconds", "soon"),
+        ("drain_delay_seconds", "-0.1"),
+        ("health_interval_seconds", "0"),
+        ("pool_size", "0"),
+        ("pool_size", "1001"),
+        ("pool_size", "1.5"),
+        ("database_timeout_seconds", "0"),
+        ("log_level", "loud"),
+        ("log_format", "xml"),
+    ],
+)
+def test_value_out_of_its_range_is_refused_by_flag_and_by_variable(name: str, text: str) -> None:
+    for result, read in (_invoke(_flag(name), text), _invoke(**{_variable(name): text})):
+        assert read == []
+        assert result.exit_code == 2
+        assert _flag(name) in result.output
+
+
+_FLOATS = [setting.name for setting in settings_fields() if setting.type is float]
+
+
+@pytest.mark.parametrize("name", _FLOATS)
+def test_number_that_is_none_is_refused(name: str) -> None:
+    result, read = _invoke(_flag(name), "nan")
+    assert read == []
+    assert result.exit_code == 2
+
+
+def _help(command: click.Command) -> Result:
+    return CliRunner().invoke(command, ["--help"], terminal_width=200)
+
+
+@pytest.mark.parametrize("name", _NAMES)
+def test_help_of_serve_explains_each_setting(name: str) -> None:
+    text = " ".join(_help(serve).output.split())
+    (setting,) = [setting for setting in settings_fields() if setting.name == name]
+    assert _flag(name) in text
+    assert _variable(name) in text
+    assert " ".join(setting.metadata["help"].split()) in text
+
+
+def test_help_of_migrate_explains_only_what_it_uses() -> None:
+    text = _help(migrate).output
+    assert "--database-url" in text
+    assert "--sql" in text
+    assert "--listen" not in text
+
+
+def test_settings_do_not_change() -> None:
+    with pytest.raises(FrozenInstanceError):
+        Settings().pool_size = 3  # type: ignore[misc]  # that is what is tried

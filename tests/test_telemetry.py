@@ -1,0 +1,132 @@
+"""Log lines, as a process of its own writes them."""
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+_SCRIPT = """
+import logging, sys, warnings
+import structlog
+from bookstore_grpc.telemetry import configure_logging
+
+configure_logging(level=sys.argv[1], log_format=sys.argv[2])
+log = structlog.stdlib.get_logger("bookstore_grpc.test")
+structlog.contextvars.bind_contextvars(request_id="r-1")
+log.debug("a debug line")
+log.info("an info line", count=3, name="Émile \\U0001f600")
+log.warning("a warning")
+logging.getLogger("sqlalchemy.engine").info("too low for a library")
+logging.getLogger("sqlalchemy.pool").warning("from a %s", "library")
+logging.getLogger("bookstore_grpc.dal").error("from our own, by the standard library")
+warnings.warn("a python warning")
+try:
+    raise LookupError("what went wrong")
+except LookupError:
+    log.exception("an exception")
+    logging.getLogger("asyncio").exception("an exception of a library")
+structlog.contextvars.clear_contextvars()
+log.error("without a call")
+"""
+
+
+def _lines(level: str, log_format: str) -> list[str]:
+    result = subprocess.run(
+        [sys.executable, "-c", _SCRIPT, level, log_format], capture_output=True, text=True, check=True, encoding="utf-8"
+    )
+    assert result.stdout == ""
+    return result.stderr.splitlines()
+
+
+@pytest.fixture(scope="module")
+def json_lines() -> dict[str, dict[str, Any]]:
+    lines = [json.loads(line) for line in _lines("info", "json")]
+    return {line["event"]: line for line in lines}
+
+
+def test_every_line_is_json_with_level_time_and_event(json_lines: dict[str, dict[str, Any]]) -> None:
+    for event, line in json_lines.items():
+        assert event
+        assert line["level"] in ("info", "warning", "error")
+        age = datetime.now(UTC) - datetime.fromisoformat(line["timestamp"])
+        assert age.total_seconds() < 600
+
+
+def test_values_stand_beside_the_event_as_they_are(json_lines: dict[str, dict[str, Any]]) -> None:
+    line = json_lines["an info line"]
+    assert (line["count"], line["name"]) == (3, "Émile \U0001f600")
+
+
+def test_lines_of_libraries_are_in_the_same_form(json_lines: dict[str, dict[str, Any]]) -> None:
+    assert json_lines["from a library"]["level"] == "warning"
+    assert json_lines["from our own, by the standard library"]["level"] == "error"
+    assert any("a python warning" in event for event in json_lines)
+
+
+def test_lines_of_libraries_below_warning_are_left_out(json_lines: dict[str, dict[str, Any]]) -> None:
+    assert "too low for a library" not in json_lines
+
+
+def test_request_id_stands_in_every_line_of_its_call_and_in_no_other(
+    json_lines: dict[str, dict[str, Any]],
+) -> None:
+    for event, line in json_lines.items():
+        assert line.get("request_id") == (None if event == "without a call" else "r-1")
+
+
+@pytest.mark.parametrize("event", ["an exception", "an exception of a library"])
+def test_exceptions_stand_in_their_line_with_their_trace(json_lines: dict[str, dict[str, Any]], event: str) -> None:
+    trace = json_lines[event]["exception"]
+    assert trace.startswith("Traceback (most recent call last)")
+    assert trace.endswith("LookupError: what went wrong")
+
+
+@pytest.mark.parametrize(
+    ("level", "shown"),
+    [
+        ("debug", ["a debug line", "an info line", "a warning", "an exception"]),
+        ("info", ["an info line", "a warning", "an exception"]),
+        ("warning", ["a warning", "an exception"]),
+        ("error", ["an exception"]),
+    ],
+)
+def test_level_is_the_least_that_is_shown(level: str, shown: list[str]) -> None:
+    events = [json.loads(line)["event"] for line in _lines(level, "json")]
+    ours = ["a debug line", "an info line", "a warning", "an exception"]
+    assert [event for event in events if event in ours] == shown
+
+
+def test_console_lines_are_for_people() -> None:
+    text = "\n".join(_lines("info", "console"))
+    assert "an info line" in text
+    assert "count=3" in text
+    assert "request_id=r-1" in text
+    assert "LookupError: what went wrong" in text
+    assert '{"' not in text
+    assert "\x1b[" not in text  # colours are for terminals
+
+
+def test_auto_is_json_where_standard_error_is_no_terminal() -> None:
+    assert all(json.loads(line)["event"] for line in _lines("info", "auto"))
+
+
+def test_auto_is_readable_on_a_terminal() -> None:
+    terminal, standard_error = pty.openpty()
+    with os.fdopen(terminal, "rb", buffering=0) as output:
+        process = subprocess.Popen([sys.executable, "-c", _SCRIPT, "info", "auto"], stderr=standard_error)
+        os.close(standard_error)
+        written = b""
+        try:
+            while chunk := output.read(4_096):
+                written += chunk
+        except OSError:
+            pass  # how Linux says that nobody holds the other end any more
+        assert process.wait() == 0
+    assert b"an info line" in written
+    assert b"\x1b[" in written
+    assert b'"event"' not in written
