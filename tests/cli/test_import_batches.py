@@ -1,0 +1,228 @@
+"""`bookstore import` of many rows: batches, refusals in bulk, interruptions, and running it again."""
+
+import csv
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.cli.breaking_line import breaking_line
+from tests.cli.conftest import Catalogue, csv_bytes, numbered_rows
+from tests.executable import BOOKSTORE, PATIENCE_SECONDS, environment
+
+# Enough of them for the line to break long before the end.
+MANY_ROWS = 5_000
+BREAKS_AFTER_BYTES = 100_000
+
+
+def test_run_twice_it_adds_none(catalogue: Catalogue, tmp_path: Path) -> None:
+    path = tmp_path / "books.csv"
+    path.write_bytes(csv_bytes(numbered_rows(1_234)))
+
+    first, second = catalogue.run("import", path), catalogue.run("import", path)
+
+    assert first == (0, "", "1,234 books stored, 1,234 of them new; 0 rows refused.\n")
+    assert second == (0, "", "1,234 books stored, 0 of them new; 0 rows refused.\n")
+    assert catalogue.rows() == numbered_rows(1_234)
+
+
+def test_the_same_content_from_standard_input_is_the_same_import(catalogue: Catalogue, tmp_path: Path) -> None:
+    path, content = tmp_path / "books.csv", csv_bytes(numbered_rows(3))
+    path.write_bytes(content)
+
+    catalogue.run("import", path)
+    again = catalogue.run("import", "-", stdin=content)
+
+    assert "3 books stored, 0 of them new" in again.errors
+    assert len(catalogue.rows()) == 3
+
+
+def test_a_book_deleted_since_is_not_brought_back(catalogue: Catalogue, tmp_path: Path) -> None:
+    path = tmp_path / "books.csv"
+    path.write_bytes(csv_bytes(numbered_rows(3)))
+    catalogue.run("import", path)
+    book_id = catalogue.succeed("list", "--output", "csv").splitlines()[1].split(",")[0]
+    catalogue.succeed("delete", book_id)
+
+    again = catalogue.run("import", path)
+
+    assert again.status == 0
+    assert catalogue.rows() == numbered_rows(3)[1:]
+
+
+def test_a_batch_of_nothing_but_bad_rows_is_refused_whole(catalogue: Catalogue, tmp_path: Path) -> None:
+    path = tmp_path / "books.csv"
+    path.write_bytes(csv_bytes([("N", "A", 10_000)] * 3))
+
+    finished = catalogue.run("import", path)
+
+    assert finished.status == 1
+    assert "0 books stored, 0 of them new; 3 rows refused." in finished.errors
+    assert catalogue.rows() == []
+
+
+def test_of_300_bad_rows_in_a_batch_each_is_refused_once_with_line_and_reason(
+    catalogue: Catalogue, tmp_path: Path
+) -> None:
+    """More than the details of one answer can hold, so the server is asked several times."""
+    good, bad = numbered_rows(500), [("x" * 501, "", 10_000 + number) for number in range(300)]
+    rows = [row for pair in zip(bad, good, strict=False) for row in pair] + good[300:]
+    path, rejects = tmp_path / "books.csv", tmp_path / "rejects.csv"
+    path.write_bytes(csv_bytes(rows))
+
+    finished = catalogue.run("import", path, "--rejects", rejects)
+
+    assert finished.status == 1
+    assert finished.errors == "500 books stored, 500 of them new; 300 rows refused.\n"
+    assert sorted(catalogue.rows()) == sorted(good)
+    with rejects.open(newline="", encoding="utf-8") as file:
+        refused = list(csv.DictReader(file))
+    assert [int(row["line"]) for row in refused] == list(range(2, 602, 2))
+    for number, row in enumerate(refused):
+        assert row["reason"] == (
+            "name: has 501 code points, more than 500; "
+            "author: is required and must hold more than white space; "
+            f"release_year: is {10_000 + number}, not between -5000 and 9999"
+        )
+        assert (row["name"], row["author"], row["release_year"]) == (*bad[number][:2], str(10_000 + number))
+
+
+def test_rejects_are_a_csv_file_that_can_be_mended_and_imported(catalogue: Catalogue, tmp_path: Path) -> None:
+    path, rejects = tmp_path / "books.csv", tmp_path / "rejects.csv"
+    path.write_bytes('name,author,release_year\nN,A,1\n"Ünë, ""q""","B\nC",soon\n,A,3\n'.encode())
+
+    finished = catalogue.run("import", path, "--rejects", rejects)
+
+    assert finished.errors == "1 book stored, 1 of them new; 2 rows refused.\n"
+    assert rejects.read_bytes().decode() == (
+        "line,reason,name,author,release_year\r\n"
+        '3,"release_year: is \'soon\', not a whole number","Ünë, ""q""","B\nC",soon\r\n'
+        "5,name: is required and must hold more than white space,,A,3\r\n"
+    )
+    rejects.write_bytes(rejects.read_bytes().replace(b"B\nC", b"B").replace(b",soon", b",2"))
+    again = catalogue.run("import", rejects)
+    assert "1 book stored, 1 of them new; 1 row refused." in again.errors
+    assert catalogue.rows() == [("N", "A", 1), ('Ünë, "q"', "B", 2)]
+
+
+def test_without_refusals_the_rejects_have_a_header_only(catalogue: Catalogue, tmp_path: Path) -> None:
+    rejects = tmp_path / "rejects.csv"
+
+    finished = catalogue.run("import", "-", "--rejects", rejects, stdin=csv_bytes(numbered_rows(1)))
+
+    assert finished.status == 0
+    assert rejects.read_text() == "line,reason,name,author,release_year\n"
+
+
+def test_only_the_first_refusals_are_shown_without_a_file_for_them(catalogue: Catalogue) -> None:
+    finished = catalogue.run("import", "-", stdin=csv_bytes([("N", "A", "x")] * 30))
+
+    lines = finished.errors.splitlines()
+    assert [line.split(":")[0] for line in lines[:20]] == [f"Line {number}" for number in range(2, 22)]
+    assert lines[20] == "More rows are refused; --rejects FILE lists them all."
+    assert lines[21:] == ["0 books stored, 0 of them new; 30 rows refused."]
+
+
+def test_the_file_itself_cannot_take_its_rejects(catalogue: Catalogue, tmp_path: Path) -> None:
+    path = tmp_path / "books.csv"
+    path.write_bytes(csv_bytes(numbered_rows(3)))
+
+    finished = catalogue.run("import", path, "--rejects", path)
+
+    assert finished.status in (1, 2)
+    assert path.read_bytes() == csv_bytes(numbered_rows(3))
+
+
+def test_rejects_that_cannot_be_written_are_told_before_anything_is_stored(
+    catalogue: Catalogue, tmp_path: Path
+) -> None:
+    finished = catalogue.run(
+        "import", "-", "--rejects", tmp_path / "none/rejects.csv", stdin=csv_bytes(numbered_rows(3))
+    )
+
+    assert finished.status in (1, 2)
+    assert "Error: " in finished.errors
+    assert catalogue.rows() == []
+
+
+def test_a_row_larger_than_a_message_is_refused_alone(catalogue: Catalogue, tmp_path: Path) -> None:
+    path, rejects = tmp_path / "books.csv", tmp_path / "rejects.csv"
+    path.write_bytes(csv_bytes([("First", "A", 1), ("x" * (9 * 1024 * 1024), "A", 2), ("Last", "A", 3)]))
+
+    finished = catalogue.run("import", path, "--rejects", rejects)
+
+    assert finished.status == 1
+    assert "2 books stored, 2 of them new; 1 row refused." in finished.errors
+    assert catalogue.rows() == [("First", "A", 1), ("Last", "A", 3)]
+    assert rejects.read_text().splitlines()[1].startswith("3,")
+
+
+def test_long_texts_travel_in_smaller_batches(catalogue: Catalogue, tmp_path: Path) -> None:
+    rows = [("漢" * 500, "字" * 1_000, number) for number in range(1_000)]
+    path = tmp_path / "books.csv"
+    path.write_bytes(csv_bytes(rows))
+
+    assert catalogue.run("import", path).status == 0
+    assert catalogue.rows() == rows
+
+
+@pytest.mark.parametrize(
+    ("signal_number", "status"), [(signal.SIGINT, 1), (signal.SIGKILL, -9)], ids=["SIGINT", "SIGKILL"]
+)
+def test_interrupted_and_run_again_it_stores_every_row_once(
+    catalogue: Catalogue, tmp_path: Path, signal_number: signal.Signals, status: int
+) -> None:
+    path = tmp_path / "books.csv"
+    path.write_bytes(csv_bytes(numbered_rows(MANY_ROWS)))
+    with breaking_line(catalogue.address, after_bytes=BREAKS_AFTER_BYTES, then="stall") as line:
+        process = subprocess.Popen(
+            [BOOKSTORE, "import", path],
+            stderr=subprocess.PIPE,
+            env=environment(BOOKSTORE_SERVER=line.address, BOOKSTORE_TIMEOUT_SECONDS="600"),
+        )
+        assert line.is_broken.wait(PATIENCE_SECONDS)
+        process.send_signal(signal_number)
+        errors = process.communicate(timeout=PATIENCE_SECONDS)[1].decode()
+    stored = len(catalogue.rows())
+
+    again = catalogue.run("import", path)
+
+    assert process.returncode == status
+    assert 0 < stored < MANY_ROWS
+    assert "Traceback" not in errors
+    if signal_number is signal.SIGINT:
+        assert "Not finished. Run the same command again to go on; nothing is stored twice." in errors
+    assert again.status == 0
+    assert f"{MANY_ROWS:,} books stored, {MANY_ROWS - stored:,} of them new" in again.errors
+    assert sorted(catalogue.rows()) == numbered_rows(MANY_ROWS)
+
+
+def test_a_server_that_goes_away_in_the_middle_is_told_and_the_import_can_go_on(
+    catalogue: Catalogue, tmp_path: Path
+) -> None:
+    path = tmp_path / "books.csv"
+    path.write_bytes(csv_bytes(numbered_rows(MANY_ROWS)))
+    with breaking_line(catalogue.address, after_bytes=BREAKS_AFTER_BYTES, then="hang up") as line:
+        finished = catalogue.run("import", path, variables={"BOOKSTORE_SERVER": line.address})
+        address = line.address
+    stored = len(catalogue.rows())
+
+    again = catalogue.run("import", path)
+
+    assert finished.status == 1
+    assert address in finished.errors
+    assert "Not finished. Run the same command again to go on; nothing is stored twice." in finished.errors
+    assert 0 < stored < MANY_ROWS
+    assert again.status == 0
+    assert sorted(catalogue.rows()) == numbered_rows(MANY_ROWS)
+
+
+def test_without_a_server_nothing_is_said_to_be_stored(tmp_path: Path, catalogue: Catalogue) -> None:
+    finished = catalogue.run(
+        "import", "-", stdin=csv_bytes(numbered_rows(3)), variables={"BOOKSTORE_SERVER": "127.0.0.1:1"}
+    )
+
+    assert finished.status == 1
+    assert "127.0.0.1:1" in finished.errors
+    assert "books stored, " not in finished.errors

@@ -1,0 +1,166 @@
+"""`bookstore list`: which books, how many of them, and how they are shown."""
+
+import json
+import subprocess
+import unicodedata
+
+import pytest
+
+from tests.cli.conftest import Catalogue, numbered_rows
+from tests.executable import BOOKSTORE, PATIENCE_SECONDS, environment
+
+
+def names(output: str) -> list[str]:
+    return [book["name"] for book in json.loads(output)]
+
+
+def test_nothing_is_an_empty_table_array_or_csv(catalogue: Catalogue) -> None:
+    assert catalogue.succeed("list").split() == ["ID", "NAME", "AUTHOR", "YEAR"]
+    assert catalogue.succeed("list", "--output", "json") == "[]\n"
+    assert catalogue.succeed("list", "--output", "csv") == "id,name,author,release_year,create_time,update_time,etag\n"
+
+
+def test_without_flags_the_first_page_is_shown_and_a_hint_says_so_on_standard_error(
+    catalogue: Catalogue,
+) -> None:
+    catalogue.store(numbered_rows(60))
+
+    finished = catalogue.run("list")
+
+    assert finished.status == 0
+    assert len(finished.output.splitlines()) == 1 + 50
+    assert finished.errors == "These are the first 50; --all or --limit N print more.\n"
+
+
+def test_a_page_that_holds_all_has_no_hint(catalogue: Catalogue) -> None:
+    catalogue.store(numbered_rows(50))
+
+    assert len(catalogue.succeed("list").splitlines()) == 1 + 50
+
+
+@pytest.mark.parametrize(
+    ("arguments", "count"),
+    [
+        (("--limit", 1), 1),
+        (("--limit", 60), 60),
+        (("--limit", 1_100), 1_100),
+        (("--limit", 5_000), 1_200),
+        (("--limit", 7, "--page-size", 3), 7),
+        (("--all",), 1_200),
+        (("--all", "--page-size", 500), 1_200),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",
+)
+def test_limit_and_all_print_as_many_as_they_say(
+    catalogue: Catalogue, arguments: tuple[object, ...], count: int
+) -> None:
+    rows = numbered_rows(1_200)
+    catalogue.store(rows)
+
+    listed = names(catalogue.succeed("list", *arguments, "--output", "json"))
+
+    assert listed == [name for name, _, _ in rows[:count]]
+
+
+def test_page_size_is_how_many_the_first_page_has(catalogue: Catalogue) -> None:
+    catalogue.store(numbered_rows(5))
+
+    finished = catalogue.run("list", "--page-size", 2, "--output", "json")
+
+    assert names(finished.output) == ["Book 000000", "Book 000001"]
+    assert "first 2;" in finished.errors
+
+
+def test_filter_and_order_choose_and_sort(catalogue: Catalogue) -> None:
+    catalogue.store([("Nana", "Émile Zola", 1880), ("Germinal", "ÉMILE ZOLA", 1885), ("Emma", "Jane Austen", 1815)])
+
+    listed = catalogue.succeed(
+        "list", "--filter", "author:émile", "--order-by", "release_year desc", "--output", "json"
+    )
+
+    assert names(listed) == ["Germinal", "Nana"]
+
+
+def columns(text: str) -> int:
+    """The columns that a text takes on a terminal."""
+    shown = [character for character in text if not unicodedata.combining(character)]
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in shown)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "x" * 500,
+        "x" * 44,
+        "x" * 45,
+        "紅樓夢" * 20,
+        "紅" * 22,
+        "x" + "紅" * 22,
+        "e\u0323\u0302" * 60,
+        "q\u0323" * 44,
+        "家族👨‍👩‍👧" * 30,
+    ],
+    ids=["long", "fits", "one too long", "wide", "wide fits", "wide cut in half", "normal form C", "marks", "emoji"],
+)
+def test_columns_stay_in_line_whatever_the_name(catalogue: Catalogue, name: str) -> None:
+    catalogue.store([(name, "AUTHOR", 1_999)])
+
+    header, row = catalogue.succeed("list").splitlines()
+
+    before, _, after = row.rpartition("AUTHOR")
+    assert columns(before.replace("\u200d", "")) == header.index("AUTHOR")
+    assert after.split() == ["1999"]
+
+
+def test_a_long_text_is_cut_with_an_ellipsis_in_the_table_only(catalogue: Catalogue) -> None:
+    catalogue.store([("x" * 500, "y" * 1_000, 1)])
+
+    row = catalogue.succeed("list").splitlines()[1].split()
+
+    assert row[1:] == ["x" * 43 + "…", "y" * 29 + "…", "1"]
+    assert names(catalogue.succeed("list", "--output", "json")) == ["x" * 500]
+    assert "y" * 1_000 in catalogue.succeed("list", "--output", "csv")
+
+
+@pytest.mark.parametrize("verb", ["list --all", "list --all --output json", "list --all --output csv", "export -"])
+def test_a_reader_that_has_had_enough_ends_it_quietly(catalogue: Catalogue, verb: str) -> None:
+    catalogue.store(numbered_rows(5_000))  # far more than a pipe holds
+
+    done = subprocess.run(
+        f"{BOOKSTORE} {verb} | head -n 1",
+        shell=True,
+        capture_output=True,
+        env=environment(BOOKSTORE_SERVER=catalogue.address),
+        timeout=PATIENCE_SECONDS,
+        check=True,
+        text=True,
+    )
+
+    assert len(done.stdout.splitlines()) == 1
+    assert done.stderr in ("", "5,000 books exported.\n")
+
+
+def test_output_that_has_no_room_is_a_sentence(catalogue: Catalogue) -> None:
+    catalogue.store(numbered_rows(10))
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [BOOKSTORE, "list"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env=environment(BOOKSTORE_SERVER=catalogue.address),
+            timeout=PATIENCE_SECONDS,
+            check=False,
+            text=True,
+        )
+
+    assert done.returncode == 1
+    assert "No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_terminal_that_knows_no_unicode_gets_no_traceback(catalogue: Catalogue) -> None:
+    catalogue.store([("紅樓夢", "曹雪芹", 1791)])
+
+    finished = catalogue.run("list", variables={"PYTHONIOENCODING": "ascii"})
+
+    assert "1791" in finished.output

@@ -1,0 +1,243 @@
+"""What the client sends again when an answer is lost: only what is safe."""
+
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from bookstore.v1 import books_pb2, books_pb2_grpc
+
+from bookstore_grpc.app import running_server
+from bookstore_grpc.client import BookstoreClient
+from bookstore_grpc.dal.books import BookDAL
+from bookstore_grpc.dal.database import Database
+from bookstore_grpc.errors import (
+    BookstoreError,
+    DatabaseUnavailable,
+    DeadlineExceeded,
+    InternalError,
+    Unavailable,
+)
+from bookstore_grpc.rpc.interceptors import CallInterceptor
+from bookstore_grpc.rpc.servicer import BookServicer
+from tests.conftest import settings_for
+
+
+class AnswersLost(grpc.aio.ServerInterceptor):
+    """Does the work of every call, but answers the first ones of a method that they failed."""
+
+    def __init__(self, count: int, code: grpc.StatusCode) -> None:
+        self._count = count
+        self._code = code
+        self.requests: list[Any] = []
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable["grpc.RpcMethodHandler[Any, Any] | None"]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> "grpc.RpcMethodHandler[Any, Any]":
+        handler = await continuation(handler_call_details)
+        assert handler is not None
+        answer = handler.unary_unary
+
+        async def lose(request: Any, context: Any) -> Any:
+            assert answer is not None
+            response = await answer(request, context)
+            self.requests.append(request)
+            if len(self.requests) <= self._count:
+                await context.abort(self._code, "the answer was lost")
+            return response
+
+        return grpc.unary_unary_rpc_method_handler(
+            lose, request_deserializer=handler.request_deserializer, response_serializer=handler.response_serializer
+        )
+
+
+@pytest.fixture
+async def books(tmp_path: Path) -> AsyncIterator[BookDAL]:
+    database = Database(f"sqlite+aiosqlite:///{tmp_path}/bookstore.db", pool_size=2, timeout_seconds=10)
+    await database.migrate()
+    yield BookDAL(database)
+    await database.close()
+
+
+Losing = Callable[..., AbstractAsyncContextManager[tuple[BookstoreClient, AnswersLost]]]
+
+
+@pytest.fixture
+def losing(books: BookDAL) -> Losing:
+    """Serve on the way over a bad line: `async with losing(2) as (client, lost)` loses the first two answers."""
+
+    @asynccontextmanager
+    async def serve(
+        count: int, code: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE
+    ) -> AsyncIterator[tuple[BookstoreClient, AnswersLost]]:
+        lost = AnswersLost(count, code)
+        server = grpc.aio.server(interceptors=[lost, CallInterceptor()])
+        books_pb2_grpc.add_BookServiceServicer_to_server(BookServicer(books), server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        async with BookstoreClient(f"127.0.0.1:{port}") as client:
+            yield client, lost
+        await server.stop(None)
+
+    return serve
+
+
+async def count_books(books: BookDAL) -> int:
+    return len((await books.list_books(page_size=100, page_token="", filter="", order_by="")).books)
+
+
+async def test_a_create_whose_answers_are_lost_is_sent_again_and_makes_one_book(losing: Losing, books: BookDAL) -> None:
+    async with losing(3) as (client, lost):
+        created = await client.create_book(name="N", author="A", release_year=1)
+
+    assert len(lost.requests) == 4
+    assert len({request.request_id for request in lost.requests}) == 1
+    assert lost.requests[0].request_id
+    assert (await books.get_book(created.id)).name == "N"
+    assert await count_books(books) == 1
+
+
+async def test_a_batch_whose_answer_is_lost_is_sent_again_and_stored_once(losing: Losing, books: BookDAL) -> None:
+    batch = [books_pb2.Book(name=f"N{number}", author="A", release_year=number) for number in range(3)]
+    async with losing(1) as (client, lost):
+        created = await client.create_books(batch)
+
+    first, second = ([entry.request_id for entry in request.requests] for request in lost.requests)
+    assert first == second
+    assert len(set(first)) == 3
+    assert [book.name for book in created] == ["N0", "N1", "N2"]
+    assert await count_books(books) == 3
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        pytest.param(lambda client: client.get_book(1), id="get_book"),
+        pytest.param(lambda client: client.get_books([1]), id="get_books"),
+        pytest.param(lambda client: client.list_page(), id="list_page"),
+    ],
+)
+async def test_a_read_is_asked_again(losing: Losing, read: Callable[[BookstoreClient], Awaitable[object]]) -> None:
+    async with losing(0) as (client, _):
+        await client.create_book(name="N", author="A", release_year=1)
+    async with losing(2) as (client, lost):
+        await read(client)
+
+    assert len(lost.requests) == 3
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        pytest.param(lambda client: client.update_book(1, name="New"), id="update_book"),
+        pytest.param(lambda client: client.delete_book(1), id="delete_book"),
+    ],
+)
+async def test_an_update_or_delete_is_never_sent_again(
+    losing: Losing, write: Callable[[BookstoreClient], Awaitable[object]]
+) -> None:
+    async with losing(0) as (client, _):
+        await client.create_book(name="N", author="A", release_year=1)
+    async with losing(1) as (client, lost):
+        with pytest.raises(Unavailable, match="the answer was lost"):
+            await write(client)
+
+    assert len(lost.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "code",
+    [grpc.StatusCode.INTERNAL, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.ABORTED],
+    ids=lambda code: code.name,
+)
+async def test_only_unavailable_is_tried_again(losing: Losing, code: grpc.StatusCode) -> None:
+    async with losing(1, code) as (client, lost):
+        with pytest.raises(BookstoreError):
+            await client.create_book(name="N", author="A", release_year=1)
+
+    assert len(lost.requests) == 1
+
+
+async def test_after_four_attempts_the_caller_is_told(losing: Losing, books: BookDAL) -> None:
+    async with losing(100) as (client, lost):
+        with pytest.raises(Unavailable, match="the answer was lost"):
+            await client.create_book(name="N", author="A", release_year=1)
+
+    assert len(lost.requests) == 4
+    assert await count_books(books) == 1
+
+
+class Unwilling(books_pb2_grpc.BookServiceServicer):
+    """Does nothing, and notes how long it could have taken."""
+
+    def __init__(self) -> None:
+        self.seconds_given: list[float] = []
+
+    async def UpdateBook(self, request: Any, context: Any) -> Any:  # noqa: N802  the contract's name
+        self.seconds_given.append(context.time_remaining())
+        await context.abort(grpc.StatusCode.INTERNAL, "never")
+
+    GetBook = UpdateBook
+    ListBooks = UpdateBook
+    CreateBook = UpdateBook
+    DeleteBook = UpdateBook
+    BatchGetBooks = UpdateBook
+    BatchCreateBooks = UpdateBook
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        pytest.param(lambda client: client.create_book(name="N", author="A", release_year=1), id="create_book"),
+        pytest.param(lambda client: client.create_books([books_pb2.Book()]), id="create_books"),
+        pytest.param(lambda client: client.get_book(1), id="get_book"),
+        pytest.param(lambda client: client.get_books([1]), id="get_books"),
+        pytest.param(lambda client: client.list_page(), id="list_page"),
+        pytest.param(lambda client: anext(client.list_books()), id="list_books"),
+        pytest.param(lambda client: client.update_book(1, name="N"), id="update_book"),
+        pytest.param(lambda client: client.delete_book(1), id="delete_book"),
+    ],
+)
+async def test_every_call_has_the_clients_deadline(
+    call: Callable[[BookstoreClient], Awaitable[object]],
+) -> None:
+    server, servicer = grpc.aio.server(), Unwilling()
+    books_pb2_grpc.add_BookServiceServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with BookstoreClient(f"127.0.0.1:{port}", timeout_seconds=50) as client:
+        with pytest.raises(InternalError):
+            await call(client)
+    await server.stop(None)
+
+    (seconds,) = servicer.seconds_given
+    assert 0 < seconds <= 51
+
+
+async def test_a_call_past_its_deadline_is_told_as_such(books: BookDAL, losing: Losing) -> None:
+    """The attempts of a create end with the deadline, not with their number."""
+    async with losing(100) as (client, _):
+        impatient = BookstoreClient(client.server, timeout_seconds=0.3)
+        with pytest.raises((DeadlineExceeded, Unavailable)):
+            await impatient.create_book(name="N", author="A", release_year=1)
+        await impatient.close()
+
+    assert await count_books(books) <= 1
+
+
+async def test_the_servers_own_unavailable_keeps_its_reason(tmp_path: Path) -> None:
+    settings = settings_for(f"sqlite+aiosqlite:///{tmp_path}/bookstore.db", database_timeout_seconds=0.1)
+    async with running_server(settings) as server, BookstoreClient(server.addresses[0]) as client:
+        book = await client.create_book(name="N", author="A", release_year=1)
+        with closing(sqlite3.connect(tmp_path / "bookstore.db", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            with pytest.raises(DatabaseUnavailable) as raised:
+                await client.update_book(book.id, name="New")
+
+    assert raised.value.reason == "DATABASE_UNAVAILABLE"
+    assert raised.value.request_id

@@ -1,0 +1,84 @@
+"""A caller in Node, with nothing but the .proto and @grpc/grpc-js."""
+
+import json
+import os
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import require
+from tests.executable import PATIENCE_SECONDS, Serving
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+
+SOURCE = Path(__file__).parent / "node"
+PROTOS = Path(__file__).parents[2] / "protos"
+GOOGLE_PROTOS = sysconfig.get_path("purelib")  # where googleapis-common-protos puts them
+
+
+@pytest.fixture(scope="module")
+def result(shared_server: Serving, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What the caller in Node got."""
+    node, npm = shutil.which("node"), shutil.which("npm")
+    require(node and npm, "node and npm are not installed")
+    assert node is not None
+    assert npm is not None
+    folder = tmp_path_factory.mktemp("node") / "caller"
+    shutil.copytree(SOURCE, folder, ignore=shutil.ignore_patterns("node_modules"))
+    succeed(npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", cwd=folder)
+    return json.loads(succeed(node, "call.js", shared_server.address, PROTOS, GOOGLE_PROTOS, cwd=folder))
+
+
+def succeed(*command: str | Path, cwd: Path) -> str:
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=4 * PATIENCE_SECONDS, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_a_book_is_created_with_all_its_fields(result: Any) -> None:
+    created = result["created"]
+
+    assert (created["name"], created["author"], created["release_year"]) == ("Año Nuevo 元旦", "Nobody", 0)
+    assert int(created["id"]) > 0
+    assert created["etag"]
+    assert created["create_time"] == created["update_time"]
+
+
+def test_an_update_by_mask_is_read_and_listed(result: Any) -> None:
+    updated = result["updated"]
+
+    assert (updated["name"], updated["author"]) == ("Año Nuevo 元旦", "Somebody")
+    assert updated["etag"] != result["created"]["etag"]
+    assert result["read"] == updated
+    assert result["listed"]["books"] == [updated]
+
+
+def test_an_error_comes_with_its_details(result: Any) -> None:
+    invalid = result["invalid"]
+
+    assert invalid["code"] == "INVALID_ARGUMENT"
+    assert invalid["requestId"] == "from-node"
+    assert invalid["details"]["google.rpc.ErrorInfo"]["reason"] == "INVALID_FIELD"
+    violations = invalid["details"]["google.rpc.BadRequest"]["fieldViolations"]
+    assert [violation["field"] for violation in violations] == ["book.name", "book.release_year"]
+
+
+def test_the_largest_id_is_exact(result: Any) -> None:
+    missing = result["missing"]
+
+    assert missing["code"] == "NOT_FOUND"
+    assert missing["message"] == "There is no book 9223372036854775807."
+    resource = missing["details"]["google.rpc.ResourceInfo"]
+    assert resource["resourceName"] == "books/9223372036854775807"
+
+
+def test_the_lock_file_names_no_registry() -> None:
+    """Whoever runs this fetches from the registry that their npm is set up for."""
+    packages = json.loads((SOURCE / "package-lock.json").read_text())["packages"]
+
+    assert not [name for name, package in packages.items() if "resolved" in package]
+    assert not os.path.exists(SOURCE / ".npmrc")

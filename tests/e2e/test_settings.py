@@ -1,0 +1,137 @@
+"""Settings: each documented, flags before variables before defaults; and logs for machines and for people."""
+
+import json
+import os
+import pty
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from bookstore_grpc.settings import settings_fields
+from tests.e2e.conftest import Start
+from tests.executable import BOOKSTORE, PATIENCE_SECONDS, environment, run_bookstore
+
+pytestmark = pytest.mark.e2e
+
+
+def test_help_documents_each_setting_with_its_variable_and_default() -> None:
+    finished = run_bookstore("serve", "--help")
+    told = re.sub(r"\s+", " ", finished.output)
+
+    assert finished.status == 0
+    for setting in settings_fields():
+        flag = "--" + setting.name.replace("_", "-")
+        assert f" {flag} " in told
+        assert (
+            re.sub(r"\s+", " ", setting.metadata["help"]) in told.replace("- ", "-") or setting.metadata["help"] in told
+        )
+        assert f"env var: BOOKSTORE_{setting.name.upper()}" in told
+    assert "default: 127.0.0.1:50051" in told or "default: (127.0.0.1:50051)" in told
+    assert "default: sqlite+aiosqlite:///bookstore.db" in told
+
+
+def grace_seconds(start: Start, database_url: str, *arguments: str, **variables: str) -> object:
+    """What the server took for drain_seconds, as its last words tell it."""
+    server = start(database_url, *arguments, **variables)
+    assert server.stop() == 0
+    return server.wait_for_event("draining")["grace_seconds"]
+
+
+def test_a_flag_goes_before_a_variable_and_a_variable_before_the_default(start: Start, sqlite_url: str) -> None:
+    assert grace_seconds(start, sqlite_url) == 20
+    assert grace_seconds(start, sqlite_url, BOOKSTORE_DRAIN_SECONDS="7") == 7
+    assert grace_seconds(start, sqlite_url, "--drain-seconds", "3", BOOKSTORE_DRAIN_SECONDS="7") == 3
+
+
+def test_the_variable_of_addresses_holds_several(start: Start, sqlite_url: str) -> None:
+    server = start(sqlite_url, BOOKSTORE_LISTEN="127.0.0.1:0 127.0.0.1:0")
+
+    assert len(set(server.addresses)) == 2
+    for address in server.addresses:
+        assert run_bookstore("health", "--server", address).status == 0
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"BOOKSTORE_POOL_SIZE": "many"},
+        {"BOOKSTORE_DRAIN_SECONDS": "-1"},
+        {"BOOKSTORE_LOG_LEVEL": "loud"},
+        {"BOOKSTORE_INSECURE": "perhaps"},
+    ],
+    ids=" ".join,
+)
+def test_a_variable_that_cannot_be_is_told_by_its_flag(variables: dict[str, str]) -> None:
+    finished = run_bookstore("serve", variables=variables)
+
+    (name,) = variables
+    assert finished.status == 2
+    assert "--" + name.removeprefix("BOOKSTORE_").lower().replace("_", "-") in finished.errors
+
+
+def test_without_a_terminal_every_line_of_the_log_is_json(start: Start, sqlite_url: str) -> None:
+    server = start(sqlite_url, "--log-level", "debug")
+    run_bookstore("get", 1, "--server", server.address)
+    run_bookstore("list", "--server", server.address)
+    assert server.stop() == 0
+
+    lines = [json.loads(line) for line in server.log_text().splitlines()]
+    assert all({"event", "level", "timestamp"} <= line.keys() for line in lines)
+    serving = lines[0]
+    assert serving["event"] == "serving"
+    assert serving["pid"] == server.process.pid
+    (refused,) = [line for line in lines if line["event"] == "call refused"]
+    assert refused["reason"] == "BOOK_NOT_FOUND"
+    assert refused["request_id"]
+    assert refused["method"] == "/bookstore.v1.BookService/BatchGetBooks"
+
+
+def test_the_request_id_that_an_error_shows_is_in_the_log(start: Start, sqlite_url: str) -> None:
+    server = start(sqlite_url)
+
+    errors = run_bookstore("get", 1, "--server", server.address).errors
+
+    (shown,) = re.findall(r"\(request id (\w+)\)", errors)
+    assert server.wait_for_event("call refused")["request_id"] == shown
+
+
+def test_on_a_terminal_the_log_is_for_people(sqlite_url: str) -> None:
+    terminal, server_end = pty.openpty()
+    process = subprocess.Popen(
+        [BOOKSTORE, "serve", "--listen", "127.0.0.1:0"],
+        stdin=subprocess.DEVNULL,
+        stdout=server_end,
+        stderr=server_end,
+        env=environment(BOOKSTORE_DATABASE_URL=sqlite_url, TERM="xterm"),
+    )
+    os.close(server_end)
+    shown = ""
+    try:
+        while not re.search(r"serving\b.*\n", shown):
+            shown += os.read(terminal, 4_096).decode()
+        process.terminate()
+        status = process.wait(PATIENCE_SECONDS)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(terminal)
+
+    assert status == 0
+    assert "127.0.0.1:" in shown
+    assert "\x1b[" in shown
+    assert not shown.lstrip().startswith("{")
+
+
+@pytest.mark.parametrize(("log_format", "is_json"), [("json", True), ("console", False)])
+def test_the_format_can_be_chosen(sqlite_url: str, log_format: str, is_json: bool, tmp_path: Path) -> None:
+    finished = run_bookstore(
+        "serve",
+        *("--log-format", log_format, "--insecure", "--listen", "192.0.2.1:0", "--database-url", sqlite_url),
+    )
+
+    warning = finished.errors.splitlines()[0]
+    assert "plaintext" in warning
+    assert warning.startswith("{") is is_json
+    assert "\x1b[" not in warning

@@ -1,0 +1,176 @@
+"""How a server ends: it finishes what is under way, within its bounds."""
+
+import asyncio
+import signal
+import sqlite3
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from bookstore.v1 import books_pb2, books_pb2_grpc
+
+from tests.e2e.conftest import Start
+from tests.executable import PATIENCE_SECONDS, Serving
+from tests.rpc.health import Status, watch
+
+pytestmark = pytest.mark.e2e
+
+BOTH = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+REQUEST = books_pb2.CreateBookRequest(book=books_pb2.Book(name="N", author="A", release_year=1))
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[sqlite3.Connection]:
+    """Hold SQLite's lock for writing, so that a create takes until ROLLBACK."""
+    with closing(sqlite3.connect(path, isolation_level=None, timeout=30)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        yield connection
+
+
+@asynccontextmanager
+async def create_under_way(server: Serving) -> AsyncIterator["asyncio.Task[books_pb2.Book]"]:
+    """Send a create and go on when the server has it."""
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        stub = books_pb2_grpc.BookServiceStub(channel)
+
+        async def create() -> books_pb2.Book:
+            return await stub.CreateBook(REQUEST, timeout=PATIENCE_SECONDS)
+
+        await channel.channel_ready()
+        task = asyncio.create_task(create())
+        # These come after it on the same connection, so once they are answered the create has begun.
+        for _ in range(3):
+            await stub.ListBooks(books_pb2.ListBooksRequest(), timeout=PATIENCE_SECONDS)
+        assert not task.done()
+        yield task
+        task.cancel()
+
+
+async def ended(server: Serving) -> int:
+    return await asyncio.to_thread(server.wait)
+
+
+async def event_of(server: Serving, event: str) -> dict[str, Any]:
+    return await asyncio.to_thread(server.wait_for_event, event)
+
+
+@BOTH
+def test_a_signal_ends_an_idle_server_well(start: Start, sqlite_url: str, number: signal.Signals) -> None:
+    server = start(sqlite_url, "--drain-seconds", "7")
+
+    server.process.send_signal(number)
+
+    assert server.wait() == 0
+    events = {line["event"]: line for line in server.log_lines()}
+    assert list(events) == ["serving", "draining", "stopped"]
+    assert events["draining"]["grace_seconds"] == 7
+
+
+@BOTH
+async def test_a_call_under_way_is_finished_and_answered(
+    start: Start, sqlite_url: str, sqlite_file: Path, number: signal.Signals
+) -> None:
+    server = start(sqlite_url, "--drain-seconds", "60", BOOKSTORE_DATABASE_TIMEOUT_SECONDS="60")
+    with locked(sqlite_file) as lock:
+        async with create_under_way(server) as create:
+            server.process.send_signal(number)
+            await event_of(server, "draining")
+            assert server.process.poll() is None
+            lock.execute("ROLLBACK")
+            book = await create
+
+        assert await ended(server) == 0
+        assert lock.execute("SELECT id, name FROM books").fetchall() == [(book.id, "N")]
+    assert server.log_lines()[-1]["event"] == "stopped"
+
+
+async def test_a_draining_server_takes_no_new_calls(start: Start, sqlite_url: str, sqlite_file: Path) -> None:
+    server = start(sqlite_url, "--drain-seconds", "60", BOOKSTORE_DATABASE_TIMEOUT_SECONDS="60")
+    with locked(sqlite_file) as lock:
+        async with create_under_way(server) as create:
+            server.process.send_signal(signal.SIGTERM)
+            await event_of(server, "draining")
+
+            async def is_refused() -> bool:
+                async with grpc.aio.insecure_channel(server.address) as channel:
+                    try:
+                        await books_pb2_grpc.BookServiceStub(channel).ListBooks(
+                            books_pb2.ListBooksRequest(), timeout=PATIENCE_SECONDS
+                        )
+                    except grpc.aio.AioRpcError as error:
+                        return error.code() is grpc.StatusCode.UNAVAILABLE
+                    return False
+
+            # Between the log's line and the closed port there is a moment.
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                while not await is_refused():
+                    pass
+            lock.execute("ROLLBACK")
+            assert (await create).name == "N"
+    assert await ended(server) == 0
+
+
+async def test_the_drain_is_bounded(start: Start, sqlite_url: str, sqlite_file: Path) -> None:
+    server = start(sqlite_url, "--drain-seconds", "0.5", BOOKSTORE_DATABASE_TIMEOUT_SECONDS="600")
+    with locked(sqlite_file) as lock:
+        async with create_under_way(server) as create:
+            server.process.send_signal(signal.SIGTERM)
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await create
+            # The lock is still held: what ends the server is the bound, not the call.
+            await asyncio.to_thread(server.wait, 30)
+
+        assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert lock.execute("SELECT count(*) FROM books").fetchone() == (0,)
+    assert "drain cut off" in {line["event"] for line in server.log_lines()}
+
+
+@BOTH
+async def test_a_second_signal_ends_it_at_once(
+    start: Start, sqlite_url: str, sqlite_file: Path, number: signal.Signals
+) -> None:
+    server = start(sqlite_url, "--drain-seconds", "600", BOOKSTORE_DATABASE_TIMEOUT_SECONDS="600")
+    with locked(sqlite_file):
+        async with create_under_way(server) as create:
+            server.process.send_signal(number)
+            await event_of(server, "draining")
+            server.process.send_signal(number)
+            status = await ended(server)
+            with pytest.raises(grpc.aio.AioRpcError):
+                await create
+
+    assert status != 0
+    assert "stopped" not in {line["event"] for line in server.log_lines()}
+
+
+async def test_balancers_see_not_serving_while_calls_are_still_taken(start: Start, sqlite_url: str) -> None:
+    server = start(sqlite_url, "--drain-delay-seconds", "2")
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        states = aiter(watch(channel, "bookstore.v1.BookService"))
+        assert (await anext(states)).status == Status.SERVING
+        server.process.send_signal(signal.SIGTERM)
+        assert (await anext(states)).status == Status.NOT_SERVING
+        await books_pb2_grpc.BookServiceStub(channel).CreateBook(REQUEST, timeout=PATIENCE_SECONDS)
+
+    assert await ended(server) == 0
+
+
+async def test_calls_that_were_given_up_do_not_keep_it_from_ending(start: Start, any_database_url: str) -> None:
+    """What a cancelled call leaves behind, a thread or a connection, would show here."""
+    server = await asyncio.to_thread(start, any_database_url, "--migrate")
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        stub = books_pb2_grpc.BookServiceStub(channel)
+        for _ in range(10):
+            calls = [asyncio.ensure_future(stub.CreateBook(REQUEST)) for _ in range(20)]
+            calls += [asyncio.ensure_future(stub.GetBook(books_pb2.GetBookRequest(id=1))) for _ in range(20)]
+            # One answer means that the others are at all stages of theirs.
+            await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+            for call in calls:
+                call.cancel()
+            await asyncio.gather(*calls, return_exceptions=True)
+
+    assert await asyncio.to_thread(server.stop) == 0
+    assert server.log_lines()[-1]["event"] == "stopped"
