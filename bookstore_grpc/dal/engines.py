@@ -3,6 +3,7 @@
 import asyncio
 import re
 import sqlite3
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,8 @@ _SCHEMES = {"postgres": "postgresql", "mysql": "mariadb"}
 _NO_FILE = re.compile(r"(file:)?(:memory:)?")
 # Shorter than what firewalls and servers allow a connection to idle.
 _RECYCLE_SECONDS = 1_800
+_BUSY_ATTEMPTS = 40
+_BUSY_SECONDS = 0.05
 
 
 def parse_database_url(text: str) -> URL:
@@ -143,5 +146,19 @@ def _on_connect(engine: AsyncEngine, *statements: str) -> None:
         connection.isolation_level = None
         cursor = connection.cursor()
         for statement in statements:
-            cursor.execute(statement)
+            _execute_patiently(cursor, statement)
         cursor.close()
+
+
+def _execute_patiently(cursor: Any, statement: str) -> None:
+    # Two servers that make one new file: only one can turn its log on, and SQLite's time limit is not for that lock.
+    for _ in range(_BUSY_ATTEMPTS):
+        try:
+            cursor.execute(statement)
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+                raise
+            time.sleep(_BUSY_SECONDS)
+        else:
+            return
+    cursor.execute(statement)
