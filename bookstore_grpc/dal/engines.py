@@ -24,8 +24,8 @@ _SCHEMES = {"postgres": "postgresql", "mysql": "mariadb"}
 _NO_FILE = re.compile(r"(file:)?(:memory:)?")
 # Shorter than what firewalls and servers allow a connection to idle.
 _RECYCLE_SECONDS = 1_800
-_BUSY_ATTEMPTS = 40
-_BUSY_SECONDS = 0.05
+_BUSY_SECONDS = 2
+_BUSY_PAUSE_SECONDS = 0.05
 
 
 def parse_database_url(text: str) -> URL:
@@ -152,13 +152,13 @@ def _on_connect(engine: AsyncEngine, *statements: str) -> None:
 
 def _execute_patiently(cursor: Any, statement: str) -> None:
     # Two servers that make one new file: only one can turn its log on, and SQLite's time limit is not for that lock.
-    for _ in range(_BUSY_ATTEMPTS):
+    give_up = time.monotonic() + _BUSY_SECONDS
+    while True:
         try:
             cursor.execute(statement)
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() >= give_up:
                 raise
-            time.sleep(_BUSY_SECONDS)
+            time.sleep(_BUSY_PAUSE_SECONDS)
         else:
             return
-    cursor.execute(statement)
