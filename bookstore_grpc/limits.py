@@ -13,6 +13,11 @@ PAGE_SIZE_MAX = 1_000
 # gRPC clients refuse answers over 4 MiB unless told otherwise; a page of the longest texts ends early instead.
 PAGE_MAX_CODE_POINTS = 900_000
 BATCH_MAX = 1_000
+# Books written in one transaction. A call that comes meanwhile waits for it, so it is no longer than that of a batch.
+WRITE_GROUP_MAX = 1_000
+
+# Books that are kept encoded for the pages they are on: about 1 KB each.
+ENCODED_BOOKS_MAX = 16_384
 
 FILTER_MAX_CODE_POINTS = 2_000
 FILTER_MAX_TERMS = 100

@@ -1,5 +1,6 @@
 """The one place where what drivers raise becomes a domain error: by code, never by text."""
 
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -48,11 +49,12 @@ def translated_errors(dialect: str) -> Iterator[None]:
     """Turn what the driver of this database raises into `Conflict` and `DatabaseUnavailable`; leave the rest."""
     try:
         yield
-    except exc.DBAPIError as error:
-        codes = _codes(error.orig, dialect)
+    except (exc.DBAPIError, sqlite3.Error) as error:
+        cause = error.orig if isinstance(error, exc.DBAPIError) else error
+        codes = _codes(cause, dialect)
         if codes & _CONFLICT[dialect]:
             raise Conflict("The transaction met another one; try again.") from error
-        if codes & _UNAVAILABLE[dialect] or error.connection_invalidated:
+        if codes & _UNAVAILABLE[dialect] or getattr(error, "connection_invalidated", False):
             raise DatabaseUnavailable from error
         raise
     except exc.TimeoutError as error:

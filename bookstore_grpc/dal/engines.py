@@ -71,8 +71,17 @@ def writing_engine(url: URL, *, pool_size: int, timeout_seconds: float) -> Async
     if url.get_backend_name() != "sqlite":
         # MariaDB's default, REPEATABLE READ, locks gaps between rows, and writers then meet where they need not.
         return _engine(url, timeout_seconds, pool_size=pool_size, isolation_level="READ COMMITTED")
-    engine = _engine(url, timeout_seconds, pool_size=1)
-    _on_connect(engine, "PRAGMA journal_mode = WAL", "PRAGMA synchronous = FULL", "PRAGMA foreign_keys = ON")
+    # Every transaction here ends with its commit or rollback, so the pool need not send another.
+    engine = _engine(url, timeout_seconds, pool_size=1, pool_reset_on_return=None)
+    _on_connect(
+        engine,
+        "PRAGMA journal_mode = WAL",
+        "PRAGMA synchronous = FULL",
+        # In pages, 16 MB. The pages of an index that many commits touch are then copied into the file once for all of
+        # them; by the default, 4 MB, a batch of 500 books takes an eighth longer.
+        "PRAGMA wal_autocheckpoint = 4000",
+        "PRAGMA foreign_keys = ON",
+    )
 
     @event.listens_for(engine.sync_engine, "begin")
     def begin(connection: Any) -> None:

@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import BigInteger, Computed, Index, Integer, LargeBinary, String, Text, Uuid
+from sqlalchemy import BigInteger, Computed, Index, Integer, LargeBinary, String, Text, Uuid, select
 from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute, Mapped, mapped_column
 from sqlalchemy.types import TypeEngine
 
+from bookstore_grpc.dal.records import BookRecord
 from bookstore_grpc.limits import AUTHOR_MAX_CODE_POINTS, NAME_MAX_CODE_POINTS
 
 # No database but SQLite can index 1,000 code points of four bytes (PostgreSQL stops at 2,704 bytes, MariaDB at
@@ -106,3 +107,6 @@ FIELDS: Mapping[str, InstrumentedAttribute[Any]] = {
     "create_time": Book.create_time,
     "update_time": Book.update_time,
 }
+
+#: What a `BookRecord` is made of, in its order; every statement that reads books builds on it.
+SELECT_BOOKS = select(*(FIELDS[field] for field in BookRecord._fields))

@@ -12,11 +12,11 @@ from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Select, and_, bindparam, or_, select, tuple_
+from sqlalchemy import ColumnElement, Select, and_, bindparam, or_, tuple_
 from sqlalchemy.orm import InstrumentedAttribute
 
 from bookstore_grpc.dal.filters import parse_filter
-from bookstore_grpc.dal.models import AUTHOR_HEAD_CODE_POINTS, FIELDS, Book
+from bookstore_grpc.dal.models import AUTHOR_HEAD_CODE_POINTS, FIELDS, SELECT_BOOKS, Book
 from bookstore_grpc.dal.records import BookRecord
 from bookstore_grpc.errors import InvalidOrderBy, InvalidPageToken, quoted
 from bookstore_grpc.limits import PAGE_TOKEN_MAX_CODE_POINTS
@@ -85,8 +85,7 @@ def page_statement(filter: str, order: tuple[OrderTerm, ...], *, dialect: str, c
     """
     keys = [(key, term.descending) for term in order for key in _keys(term.field)]
     statement = (
-        select(*(FIELDS[field] for field in BookRecord._fields))
-        .where(parse_filter(filter))
+        SELECT_BOOKS.where(parse_filter(filter))
         .order_by(*(column.desc() if descending else column.asc() for (_, column), descending in keys))
         .limit(bindparam("limit"))
     )

@@ -6,9 +6,9 @@ methods alike.
 
 import asyncio
 import inspect
+import os
 import re
 import time
-import uuid
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Collection
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
@@ -179,7 +179,8 @@ def _guarded_coroutine(method: str, behaviour: Any, guard: _Guard, serialize: Ca
     # Serializing inside the guard, because gRPC tells the caller whatever text an exception there has.
     async def call(request: Any, context: Any) -> Any:
         async with guard(context):
-            return serialize(await behaviour(_judged(method, request), context))
+            response = await behaviour(_judged(method, request), context)
+            return response if isinstance(response, bytes) else serialize(response)
 
     return call
 
@@ -223,7 +224,7 @@ def _request_id(metadata: Collection[tuple[str, str | bytes]]) -> str:
     for key, value in metadata:
         if key == REQUEST_ID_KEY and isinstance(value, str) and _SANE_REQUEST_ID.fullmatch(value):
             return value
-    return uuid.uuid4().hex
+    return os.urandom(16).hex()
 
 
 def _milliseconds_since(started: float) -> float:

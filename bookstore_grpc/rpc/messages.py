@@ -4,17 +4,18 @@ Every decoder raises `InvalidRequest` with all violations of the request.
 """
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 from uuid import UUID
 
 from bookstore.v1 import books_pb2
-from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
 
 from bookstore_grpc.dal.records import BookChanges, BookDraft, BookPage, BookRecord
 from bookstore_grpc.errors import quoted
 from bookstore_grpc.limits import (
     AUTHOR_MAX_CODE_POINTS,
     BATCH_MAX,
+    ENCODED_BOOKS_MAX,
     NAME_MAX_CODE_POINTS,
     PAGE_SIZE_DEFAULT,
     PAGE_SIZE_MAX,
@@ -118,44 +119,49 @@ def book_message_from_record(record: BookRecord) -> books_pb2.Book:
     return message
 
 
-def list_response_from_page(page: BookPage) -> books_pb2.ListBooksResponse:
-    """Encode a page."""
-    response = books_pb2.ListBooksResponse(next_page_token=page.next_page_token)
-    _add_each(response.books, page.books)
-    return response
+def list_response_from_page(page: BookPage) -> bytes:
+    """Encode a page, as the bytes of a ListBooksResponse."""
+    end = books_pb2.ListBooksResponse(next_page_token=page.next_page_token)
+    return b"".join(map(_entry, page.books)) + end.SerializeToString()
 
 
-def batch_get_response_from_records(records: Iterable[BookRecord]) -> books_pb2.BatchGetBooksResponse:
-    """Encode the books of a BatchGetBooks."""
-    response = books_pb2.BatchGetBooksResponse()
-    _add_each(response.books, records)
-    return response
+def batch_get_response_from_records(records: Iterable[BookRecord]) -> bytes:
+    """Encode the books of a BatchGetBooks, as the bytes of a BatchGetBooksResponse."""
+    return b"".join(map(_entry, records))
 
 
 def batch_create_response_from_records(records: Iterable[BookRecord]) -> books_pb2.BatchCreateBooksResponse:
     """Encode the books of a BatchCreateBooks."""
     response = books_pb2.BatchCreateBooksResponse()
-    _add_each(response.books, records)
+    for record in records:
+        _fill(response.books.add(), record)
     return response
 
 
-def _add_each(books: RepeatedCompositeFieldContainer[books_pb2.Book], records: Iterable[BookRecord]) -> None:
-    for record in records:
-        _fill(books.add(), record)
+@lru_cache(maxsize=ENCODED_BOOKS_MAX)
+def _entry(record: BookRecord) -> bytes:
+    """Encode a book as the one entry of a list.
+
+    Messages that follow each other are one message, in which the entries of their lists follow each other
+    (https://protobuf.dev/programming-guides/encoding/#last-one-wins), so a page is its entries and its token. What is
+    kept cannot be out of date, for it is found by all that is in it.
+    """
+    response = books_pb2.ListBooksResponse()
+    _fill(response.books.add(), record)
+    return response.SerializeToString()
 
 
 def _fill(message: books_pb2.Book, record: BookRecord) -> None:
-    # Filling a message in place takes 0.4 of the time of building one from keywords and copying it in.
-    message.id = record.id
-    message.name = record.name
-    message.author = record.author
-    message.release_year = record.release_year
-    seconds, microseconds = divmod(record.create_time, 1_000_000)
-    message.create_time.seconds = seconds
-    message.create_time.nanos = microseconds * 1_000
-    seconds, microseconds = divmod(record.update_time, 1_000_000)
-    message.update_time.seconds = seconds
-    message.update_time.nanos = microseconds * 1_000
+    # Filling a message in place takes 0.4 of the time of building one from keywords and copying it in; taking the
+    # record apart at once and naming the timestamps saves a quarter of the rest.
+    book_id, name, author, release_year, created, updated = record
+    message.id = book_id
+    message.name = name
+    message.author = author
+    message.release_year = release_year
+    create_time, update_time = message.create_time, message.update_time
+    create_time.seconds, create_time.nanos = created // 1_000_000, created % 1_000_000 * 1_000
+    update_time.seconds, update_time.nanos = updated // 1_000_000, updated % 1_000_000 * 1_000
     message.etag = record.etag
 
 

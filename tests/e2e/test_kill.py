@@ -1,8 +1,11 @@
-"""A server killed in the midst of its work loses no book that it has answered."""
+"""A server killed in the midst of its work loses nothing that it has answered, and leaves nothing half done."""
 
 import asyncio
 import itertools
 import uuid
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 
 import grpc
 import pytest
@@ -83,3 +86,109 @@ async def test_every_answered_book_is_there_after_kill_9(start: Start, sqlite_ur
 
     assert len(unanswered) == ROUNDS * IN_FLIGHT
     assert sorted(names) == sorted(f"Book {number}" for number in range(next(numbers)))
+
+
+CREATORS, UPDATERS, BATCHERS = 20, 16, 4
+BATCH = 25
+
+
+@dataclass
+class Ledger:
+    """What callers of every kind have sent and what they were answered."""
+
+    answered: dict[int, books_pb2.Book] = field(default_factory=dict)
+    unanswered: list[str] = field(default_factory=list)
+    batches: dict[str, bool] = field(default_factory=dict)
+    years: dict[int, tuple[int, int]] = field(default_factory=dict)  # of the updated books: answered last, sent last
+    answers: int = 0
+
+    async def create(self, stub: "books_pb2_grpc.BookServiceAsyncStub", number: int) -> None:
+        request = numbered_request(number)
+        self.unanswered.append(request.book.name)
+        book = await stub.CreateBook(request, timeout=PATIENCE_SECONDS)
+        self.unanswered.remove(book.name)
+        self.answered[book.id] = book
+
+    async def create_batch(self, stub: "books_pb2_grpc.BookServiceAsyncStub", number: int) -> None:
+        author = f"Batch {number}"
+        self.batches[author] = False
+        requests = [numbered_request(place) for place in range(BATCH)]
+        for request in requests:
+            request.book.author = author
+        response = await stub.BatchCreateBooks(
+            books_pb2.BatchCreateBooksRequest(requests=requests), timeout=PATIENCE_SECONDS
+        )
+        assert len(response.books) == BATCH
+        self.batches[author] = True
+
+    async def update(self, stub: "books_pb2_grpc.BookServiceAsyncStub", book_id: int) -> None:
+        answered, sent = self.years[book_id]
+        self.years[book_id] = (answered, sent + 1)
+        request = books_pb2.UpdateBookRequest(book=books_pb2.Book(id=book_id, release_year=sent + 1))
+        book = await stub.UpdateBook(request, timeout=PATIENCE_SECONDS)
+        assert book.release_year == sent + 1
+        self.years[book_id] = (sent + 1, sent + 1)
+
+
+async def write_until_killed(
+    server: Serving, ledger: Ledger, numbers: "itertools.count[int]", *, kill_after: int
+) -> None:
+    """Create and update from many callers and kill the server after so many answers."""
+    ledger.answers = 0
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        stub: books_pb2_grpc.BookServiceAsyncStub = books_pb2_grpc.BookServiceStub(channel)
+
+        async def on_and_on(call: Callable[[], Awaitable[None]]) -> None:
+            while True:
+                try:
+                    await call()
+                except grpc.aio.AioRpcError as error:
+                    if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                        raise
+                    return
+                ledger.answers += 1
+                if ledger.answers == kill_after:
+                    server.process.kill()
+
+        def updates_of(book_id: int) -> Callable[[], Awaitable[None]]:
+            return lambda: ledger.update(stub, book_id)
+
+        await asyncio.gather(
+            *(on_and_on(lambda: ledger.create(stub, next(numbers))) for _ in range(CREATORS)),
+            *(on_and_on(lambda: ledger.create_batch(stub, next(numbers))) for _ in range(BATCHERS)),
+            *(on_and_on(updates_of(book_id)) for book_id in ledger.years),
+        )
+    await asyncio.to_thread(server.wait)
+
+
+@pytest.mark.parametrize("any_database_url", ["sqlite", "postgresql"], indirect=True)
+async def test_every_kind_of_answered_write_is_there_after_kill_9_and_none_by_half(
+    start: Start, any_database_url: str
+) -> None:
+    ledger = Ledger()
+    numbers = itertools.count()
+    for round_number in range(3):
+        server = await asyncio.to_thread(start, any_database_url, "--migrate")
+        if not ledger.years:
+            async with BookstoreClient(server.address) as client:
+                updated = [await client.create_book(name="U", author="U", release_year=0) for _ in range(UPDATERS)]
+            ledger.years = {book.id: (0, 0) for book in updated}
+        await write_until_killed(server, ledger, numbers, kill_after=60 + 113 * round_number)
+
+    server = await asyncio.to_thread(start, any_database_url)
+    async with BookstoreClient(server.address) as client:
+        stored = {book.id: book async for book in client.list_books()}
+    for book_id, (answered, sent) in ledger.years.items():
+        assert answered <= stored.pop(book_id).release_year <= sent
+    by_author = Counter(book.author for book in stored.values())
+    for author, is_answered in ledger.batches.items():
+        assert by_author.pop(author, 0) in ([BATCH] if is_answered else [0, BATCH])
+    assert by_author.keys() == {"Anon"}
+    singles = {book_id: book for book_id, book in stored.items() if book.author == "Anon"}
+    assert singles | ledger.answered == singles
+    surplus = [book.name for book_id, book in singles.items() if book_id not in ledger.answered]
+    assert len(surplus) == len(set(surplus))
+    assert set(surplus) <= set(ledger.unanswered)
+    assert len(ledger.unanswered) == 3 * CREATORS
+    assert any(answered for answered, _ in ledger.years.values())
+    assert any(ledger.batches.values())

@@ -68,10 +68,11 @@ def test_a_record_survives_the_way_over_the_wire(record: BookRecord) -> None:
 @given(st.lists(records, max_size=5), st.text(printable))
 def test_every_answer_holds_the_books_in_order(many: list[BookRecord], token: str) -> None:
     expected = [messages.book_message_from_record(record) for record in many]
-    page = messages.list_response_from_page(BookPage(many, token))
+    page = books_pb2.ListBooksResponse.FromString(messages.list_response_from_page(BookPage(many, token)))
     assert list(page.books) == expected
     assert page.next_page_token == token
-    assert list(messages.batch_get_response_from_records(many).books) == expected
+    batch = books_pb2.BatchGetBooksResponse.FromString(messages.batch_get_response_from_records(many))
+    assert list(batch.books) == expected
     assert list(messages.batch_create_response_from_records(many).books) == expected
 
 
