@@ -7,16 +7,18 @@ import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
+from typing import Any
 
 import structlog
 
+from bookstore_grpc.addresses import check_addresses
 from bookstore_grpc.dal import migrations
 from bookstore_grpc.dal.books import BookDAL, microseconds_now
 from bookstore_grpc.dal.database import Database
 from bookstore_grpc.dal.driver_errors import startup_errors
 from bookstore_grpc.dal.engines import parse_database_url
 from bookstore_grpc.errors import StartupError
-from bookstore_grpc.rpc.server import Server, check_address, is_local
+from bookstore_grpc.rpc.server import Server
 from bookstore_grpc.rpc.servicer import BookServicer
 from bookstore_grpc.settings import Settings
 
@@ -24,6 +26,8 @@ _log = structlog.stdlib.get_logger("bookstore_grpc.app")
 
 _CLOSE_SECONDS = 5
 _HANGING_SECONDS = 1
+
+Tell = Callable[[dict[str, Any]], None]
 
 
 async def serve(settings: Settings) -> None:
@@ -49,6 +53,15 @@ async def serve(settings: Settings) -> None:
     await _end_now_if_anything_hangs()
 
 
+async def serve_as_worker(settings: Settings, stop: asyncio.Event, *, tell_supervisor: Tell) -> None:
+    """Serve on ports that a supervisor holds until `stop`, then drain. Raises `StartupError`."""
+    async with running_server(settings, tell_supervisor=tell_supervisor):
+        await stop.wait()
+        _log.debug("worker draining", grace_seconds=settings.drain_seconds)
+    _log.debug("worker stopped")
+    await _end_now_if_anything_hangs()
+
+
 async def _end_now_if_anything_hangs() -> None:
     """End the process where its event loop would wait for a thread of SQLite's that waits for another's lock."""
     left = asyncio.all_tasks() - {asyncio.current_task()}
@@ -66,26 +79,35 @@ async def running_server(
     *,
     clock: Callable[[], int] = microseconds_now,
     housekeeping_interval_seconds: float = 3_600,
+    tell_supervisor: Tell | None = None,
 ) -> AsyncIterator[Server]:
     """Start a server and, at the end, drain it. `clock` answers microseconds since 1970-01-01T00:00:00Z.
 
+    A supervisor has checked the addresses, shares them among its workers, and is told what is otherwise logged.
     Raises `StartupError` where the service cannot start as it is set up.
     """
-    _check_addresses(settings)
+    if tell_supervisor is None:
+        check_addresses(settings.listen, insecure=settings.insecure)
     async with _database(settings) as database:
         books = BookDAL(database, clock=clock)
         await _prepare_tables(database, books, migrate=settings.migrate)
         server = Server(
-            BookServicer(books), probe=database.ping, probe_interval_seconds=settings.health_interval_seconds
+            BookServicer(books),
+            probe=database.ping,
+            probe_interval_seconds=settings.health_interval_seconds,
+            shares_ports=tell_supervisor is not None,
         )
         await server.start(settings.listen)
-        _log.info(
-            "serving",
-            addresses=server.addresses,
-            database=database.description,
-            version=version("bookstore-grpc"),
-            pid=os.getpid(),
-        )
+        serving = {
+            "addresses": server.addresses,
+            "database": database.description,
+            "version": version("bookstore-grpc"),
+            "pid": os.getpid(),
+        }
+        if tell_supervisor is None:
+            _log.info("serving", **serving)
+        else:
+            tell_supervisor(serving)
         housekeeping = asyncio.create_task(_keep_house(books, housekeeping_interval_seconds))
         try:
             yield server
@@ -106,19 +128,6 @@ async def migrate(settings: Settings) -> str:
 def migration_sql(settings: Settings) -> str:
     """Answer the SQL that builds the newest tables from nothing. Raises `StartupError`."""
     return migrations.upgrade_sql(parse_database_url(settings.database_url))
-
-
-def _check_addresses(settings: Settings) -> None:
-    for address in settings.listen:
-        check_address(address)
-        if is_local(address):
-            continue
-        if not settings.insecure:
-            raise StartupError(
-                f"{address} can be reached from other machines, and calls would travel in plaintext. "
-                "Listen on 127.0.0.1, or say --insecure if a proxy that you trust stands in front."
-            )
-        _log.warning("serving in plaintext to other machines", address=address)
 
 
 @asynccontextmanager

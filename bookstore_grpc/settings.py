@@ -4,12 +4,15 @@
 variable, a variable before the default.
 """
 
+import os
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Literal
 
 from bookstore_grpc.wire import DEFAULT_SERVER
 
 ENVIRONMENT_PREFIX = "BOOKSTORE_"
+
+_WORKERS_MAX = 64
 
 
 def _setting(default: Any, help: str, *, least: float | None = None, most: float | None = None) -> Any:
@@ -37,6 +40,13 @@ class Settings:
         False,
         "Serve in plaintext on addresses that other machines can reach. Only behind a proxy that you trust.",
     )
+    workers: int | Literal["auto"] = _setting(
+        1,
+        "How many processes share the addresses, or auto: one for each core. Each has its own connections to the "
+        "database; a process that ends is replaced.",
+        least=1,
+        most=_WORKERS_MAX,
+    )
     drain_seconds: float = _setting(
         20.0,
         "How long calls under way may take to finish after SIGTERM or SIGINT. A second signal ends at once.",
@@ -52,7 +62,7 @@ class Settings:
     )
     pool_size: int = _setting(
         10,
-        "The most connections for reading, and again for writing (SQLite writes on one).",
+        "The most connections for reading. Writes are done in groups, on one connection on SQLite and two elsewhere.",
         least=1,
         most=1_000,
     )
@@ -67,6 +77,14 @@ class Settings:
     log_format: Literal["auto", "json", "console"] = _setting(
         "auto", "json, console (readable), or auto: console on a terminal, json elsewhere."
     )
+
+    @property
+    def worker_count(self) -> int:
+        """How many processes serve: with auto one for each core that this process may run on."""
+        if self.workers != "auto":
+            return self.workers
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return min(cores, _WORKERS_MAX)
 
 
 def settings_fields() -> tuple[Field[Any], ...]:

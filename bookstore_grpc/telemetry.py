@@ -10,10 +10,11 @@ LogFormat = Literal["auto", "json", "console"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 
-def configure_logging(*, level: LogLevel, log_format: LogFormat) -> None:
+def configure_logging(*, level: LogLevel, log_format: LogFormat, worker: int | None = None) -> None:
     """Send every line of this process, libraries' included, to standard error in one format.
 
-    "auto" is readable on a terminal and JSON elsewhere. Values bound with `structlog.contextvars` stand in every line.
+    "auto" is readable on a terminal and JSON elsewhere. Values bound with `structlog.contextvars` stand in every line,
+    and so does the index of the worker, if this process is one: a context variable would not reach every thread.
     """
     is_console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
     shared: list[Any] = [
@@ -21,6 +22,8 @@ def configure_logging(*, level: LogLevel, log_format: LogFormat) -> None:
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
+    if worker is not None:
+        shared.append(_adding(worker=worker))
     rendering: list[Any] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
     if is_console:
         rendering.append(structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()))
@@ -31,12 +34,12 @@ def configure_logging(*, level: LogLevel, log_format: LogFormat) -> None:
         ]
     structlog.configure(
         processors=[
-            structlog.stdlib.filter_by_level,
             *shared,
             structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
         ],
         logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
+        # A line below the level costs nothing: its method does nothing.
+        wrapper_class=structlog.make_filtering_bound_logger(level),
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stderr)
@@ -48,3 +51,11 @@ def configure_logging(*, level: LogLevel, log_format: LogFormat) -> None:
     # It repeats what MariaDB remarks on, such as the name of Alembic's primary key.
     logging.getLogger("asyncmy").setLevel(logging.ERROR)
     logging.getLogger("bookstore_grpc").setLevel(level.upper())
+
+
+def _adding(**values: Any) -> structlog.typing.Processor:
+    def add(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        event.update(values)
+        return event
+
+    return add

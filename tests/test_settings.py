@@ -1,5 +1,6 @@
 """Settings: a flag goes before a variable, a variable before the default, and each is explained."""
 
+import os
 from dataclasses import FrozenInstanceError
 from typing import Any
 
@@ -16,6 +17,7 @@ _VALUES: dict[str, tuple[tuple[str, Any], tuple[str, Any]]] = {
     "database_url": (("sqlite:///a.db", "sqlite:///a.db"), ("postgresql://h/b", "postgresql://h/b")),
     "migrate": (("", True), ("1", True)),
     "insecure": (("", True), ("true", True)),
+    "workers": (("3", 3), ("auto", "auto")),
     "drain_seconds": (("1.5", 1.5), ("0", 0.0)),
     "drain_delay_seconds": (("1.5", 1.5), ("2", 2.0)),
     "health_interval_seconds": (("0.1", 0.1), ("2", 2.0)),
@@ -90,6 +92,10 @@ def test_listen_can_be_repeated() -> None:
 @pytest.mark.parametrize(
     ("name", "text"),
     [
+        ("workers", "0"),
+        ("workers", "65"),
+        ("workers", "2.5"),
+        ("workers", "many"),
         ("drain_seconds", "-1"),
         ("drain_seconds", "soon"),
         ("drain_delay_seconds", "-0.1"),
@@ -137,6 +143,11 @@ def test_help_of_migrate_explains_only_what_it_uses() -> None:
     assert "--database-url" in text
     assert "--sql" in text
     assert "--listen" not in text
+
+
+def test_workers_are_as_many_as_is_said_or_one_for_each_core() -> None:
+    assert Settings(workers=64).worker_count == 64
+    assert Settings(workers="auto").worker_count == min(64, len(os.sched_getaffinity(0)))
 
 
 def test_settings_do_not_change() -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import socket
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -15,7 +16,8 @@ import logging, sys, warnings
 import structlog
 from bookstore_grpc.telemetry import configure_logging
 
-configure_logging(level=sys.argv[1], log_format=sys.argv[2])
+worker = int(sys.argv[3]) if len(sys.argv) > 3 else None
+configure_logging(level=sys.argv[1], log_format=sys.argv[2], worker=worker)
 log = structlog.stdlib.get_logger("bookstore_grpc.test")
 structlog.contextvars.bind_contextvars(request_id="r-1")
 log.debug("a debug line")
@@ -35,10 +37,9 @@ log.error("without a call")
 """
 
 
-def _lines(level: str, log_format: str) -> list[str]:
-    result = subprocess.run(
-        [sys.executable, "-c", _SCRIPT, level, log_format], capture_output=True, text=True, check=True, encoding="utf-8"
-    )
+def _lines(level: str, log_format: str, *worker: str) -> list[str]:
+    command = [sys.executable, "-c", _SCRIPT, level, log_format, *worker]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, encoding="utf-8")
     assert result.stdout == ""
     return result.stderr.splitlines()
 
@@ -79,11 +80,33 @@ def test_request_id_stands_in_every_line_of_its_call_and_in_no_other(
         assert line.get("request_id") == (None if event == "without a call" else "r-1")
 
 
+def test_every_line_of_a_worker_tells_which_it_is(json_lines: dict[str, dict[str, Any]]) -> None:
+    lines = [json.loads(line) for line in _lines("info", "json", "3")]
+    assert [line["event"] for line in lines] == list(json_lines)
+    assert {line["worker"] for line in lines} == {3}
+    assert not any("worker" in line for line in json_lines.values())
+
+
 @pytest.mark.parametrize("event", ["an exception", "an exception of a library"])
 def test_exceptions_stand_in_their_line_with_their_trace(json_lines: dict[str, dict[str, Any]], event: str) -> None:
     trace = json_lines[event]["exception"]
     assert trace.startswith("Traceback (most recent call last)")
     assert trace.endswith("LookupError: what went wrong")
+
+
+def test_a_line_is_one_write_however_long() -> None:
+    """So that the lines of several processes stay whole."""
+    script = _SCRIPT.replace('"a warning"', '"a warning" + 20_000 * "é"')
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # which keeps writes apart
+    with ours, theirs:
+        process = subprocess.Popen([sys.executable, "-c", script, "debug", "json"], stderr=theirs.fileno())
+        theirs.close()
+        written = list(iter(lambda: ours.recv(100_000), b""))
+        assert process.wait() == 0
+    assert any(len(line) > 40_000 for line in written)
+    for line in written:
+        assert json.loads(line)
+        assert line.endswith(b"\n")
 
 
 @pytest.mark.parametrize(

@@ -51,9 +51,23 @@ def _click_type(setting: Field[Any]) -> click.ParamType[Any] | type:
         return click.Choice(get_args(setting.type))
     if setting.type is int:
         return click.IntRange(least, most)
+    if int in get_args(setting.type):
+        return _NumberOrAuto(least, most)
     if setting.type is float:
         return Seconds(least, most)
     return str
+
+
+class _NumberOrAuto(click.IntRange):
+    name = "auto|number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "auto":
+            return value
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter:
+            self.fail(f"{value!r} is neither auto nor a whole number from {self.min} to {self.max}.", param, ctx)
 
 
 @click.command()
@@ -66,9 +80,17 @@ def serve(context: click.Context, /, **values: Any) -> None:
     """
     settings = Settings(**values)
     with _server_side(context, settings):
-        from bookstore_grpc import app
+        if settings.worker_count > 1:
+            from bookstore_grpc import workers
 
-        asyncio.run(app.serve(settings))
+            if not asyncio.run(workers.serve(settings)):
+                context.exit(1)
+        else:
+            import uvloop
+
+            from bookstore_grpc import app
+
+            uvloop.run(app.serve(settings))
 
 
 @click.command()

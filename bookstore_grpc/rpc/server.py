@@ -1,7 +1,6 @@
 """The gRPC server: its ports, health, reflection and drain."""
 
 import asyncio
-import ipaddress
 import os
 import socket
 from collections.abc import Awaitable, Callable, Sequence
@@ -15,6 +14,7 @@ from google.protobuf import descriptor_pool
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 
+from bookstore_grpc.addresses import cannot_listen
 from bookstore_grpc.errors import StartupError, Unavailable
 from bookstore_grpc.limits import MESSAGE_MAX_BYTES
 from bookstore_grpc.rpc.interceptors import CallInterceptor
@@ -26,9 +26,9 @@ _REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 
 _STOP_MARGIN_SECONDS = 2
 
+# Flow control, buffers and frames are as gRPC has them: larger ones made no difference that could be told from noise,
+# neither for single books nor for pages of 1,000 (docs/performance.md).
 _OPTIONS = (
-    # Two servers would otherwise share a port without a word, and each answer some of the calls.
-    ("grpc.so_reuseport", 0),
     ("grpc.max_receive_message_length", MESSAGE_MAX_BYTES),
     # Clients may keep connections alive with a ping every 10 s, in idle times too; the default punishes both.
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
@@ -42,7 +42,8 @@ _OPTIONS = (
 class Server:
     """Serves a `BookServicer` on its addresses, and tells by the health service whether `probe` succeeds.
 
-    `probe` raises `Unavailable` while the service cannot do its work.
+    `probe` raises `Unavailable` while the service cannot do its work. Servers that all say `shares_ports` may listen
+    on the same addresses, and each gets some of the connections.
     """
 
     def __init__(
@@ -51,13 +52,16 @@ class Server:
         *,
         probe: Callable[[], Awaitable[None]],
         probe_interval_seconds: float,
+        shares_ports: bool = False,
     ) -> None:
         self.addresses: list[str] = []
         self._probe = probe
         self._probe_interval_seconds = probe_interval_seconds
         self._calls = CallInterceptor()
         self._health = health.aio.HealthServicer()
-        self._server = grpc.aio.server(interceptors=[self._calls], options=_OPTIONS)
+        # By gRPC's default two servers share a port without a word, and each answers some of the calls.
+        options = (("grpc.so_reuseport", int(shares_ports)), *_OPTIONS)
+        self._server = grpc.aio.server(interceptors=[self._calls], options=options)
         self._monitor: asyncio.Task[None] | None = None
         self._register(servicer)
 
@@ -108,10 +112,7 @@ class Server:
         try:
             port = self._server.add_insecure_port(address)
         except RuntimeError as error:
-            raise StartupError(
-                f"Cannot listen on {address}: the address is in use or not this machine's. "
-                "Stop what listens there, or choose another with --listen."
-            ) from error
+            raise cannot_listen(address) from error
         host, colon, wanted = address.rpartition(":")
         return f"{host}{colon}{port}" if wanted == "0" else address
 
@@ -147,28 +148,6 @@ class _ReflectionServicer(reflection.aio.ReflectionServicer):
         with suppress(KeyError):
             symbol = descriptor_pool.Default().FindMethodByName(symbol).containing_service.full_name
         return super()._file_containing_symbol(request, symbol)  # type: ignore[misc]  # not in its stubs
-
-
-def is_local(address: str) -> bool:
-    """Tell whether only this machine can reach an address: a unix socket, or one of the loopback."""
-    if address.startswith("unix:"):
-        return True
-    host = address.rpartition(":")[0].strip("[]")
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def check_address(address: str) -> None:
-    """Raise `StartupError` unless an address is `HOST:PORT` or `unix:PATH`."""
-    host, _, port = address.rpartition(":")
-    is_unix = address.startswith("unix:") and len(address) > len("unix:")
-    is_tcp = bool(host) and port.isascii() and port.isdigit() and int(port) < 65_536
-    if not (is_unix or is_tcp):
-        raise StartupError(f"The address {address!r} is neither HOST:PORT nor unix:PATH.")
 
 
 def _refuse_socket_in_use(address: str) -> None:

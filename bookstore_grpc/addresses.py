@@ -1,0 +1,111 @@
+"""Addresses to listen on: what may be one, who can reach it, and how several processes come to share one."""
+
+import errno
+import ipaddress
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+import structlog
+
+from bookstore_grpc.errors import StartupError
+
+_log = structlog.stdlib.get_logger("bookstore_grpc.addresses")
+
+# A name such as localhost may stand for an address of a family that this machine does not have.
+_NOT_OURS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+
+
+def check_addresses(addresses: Sequence[str], *, insecure: bool) -> None:
+    """Raise `StartupError` for what is no address, or one that other machines can reach unless that is wanted."""
+    for address in addresses:
+        _check_form(address)
+        if _is_local(address):
+            continue
+        if not insecure:
+            raise StartupError(
+                f"{address} can be reached from other machines, and calls would travel in plaintext. "
+                "Listen on 127.0.0.1, or say --insecure if a proxy that you trust stands in front."
+            )
+        _log.warning("serving in plaintext to other machines", address=address)
+
+
+@contextmanager
+def reserved(addresses: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """Hold addresses for processes that share them by SO_REUSEPORT; answer them with a real port in place of port 0.
+
+    Raises `StartupError` where one cannot be had or shared.
+    """
+    with ExitStack() as held:
+        yield tuple(_reserve(address, held) for address in addresses)
+
+
+def cannot_listen(address: str) -> StartupError:
+    """Make the error of an address that cannot be had."""
+    return StartupError(
+        f"Cannot listen on {address}: the address is in use or not this machine's. "
+        "Stop what listens there, or choose another with --listen."
+    )
+
+
+def _check_form(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    is_unix = address.startswith("unix:") and len(address) > len("unix:")
+    is_tcp = bool(host) and port.isascii() and port.isdigit() and int(port) < 65_536
+    if not (is_unix or is_tcp):
+        raise StartupError(f"The address {address!r} is neither HOST:PORT nor unix:PATH.")
+
+
+def _is_local(address: str) -> bool:
+    """Tell whether only this machine can reach an address: a unix socket, or one of the loopback."""
+    if address.startswith("unix:"):
+        return True
+    host = address.rpartition(":")[0].strip("[]")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _reserve(address: str, held: ExitStack) -> str:
+    if address.startswith("unix:"):
+        raise StartupError(
+            f"Several workers cannot share {address}. Serve it with --workers 1, or choose HOST:PORT with --listen."
+        )
+    host, _, text = address.rpartition(":")
+    port = int(text)
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+        is_held = False
+        for family, socket_address in dict.fromkeys((family, where) for family, _, _, _, where in found):
+            try:
+                port = _hold(family, (socket_address[0], port, *socket_address[2:]), held)
+            except OSError as error:
+                if error.errno not in _NOT_OURS:
+                    raise
+            else:
+                is_held = True
+    except (OSError, ValueError) as error:
+        raise cannot_listen(address) from error
+    if not is_held:
+        raise cannot_listen(address)
+    return f"{host}:{port}"
+
+
+def _hold(family: int, socket_address: tuple[object, ...], held: ExitStack) -> int:
+    """Bind a socket that never listens, and answer its port."""
+    if socket_address[1]:
+        # Sharing asks only other sharers of the same user: that there are none shows when it is not asked for.
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(socket_address)
+    reservation = held.enter_context(socket.socket(family, socket.SOCK_STREAM))
+    reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    # Connections that a former server left behind do not matter to the bind; but after it nobody may listen here
+    # who does not share, also while no worker does.
+    reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    reservation.bind(socket_address)
+    reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+    return int(reservation.getsockname()[1])

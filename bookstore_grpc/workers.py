@@ -1,0 +1,242 @@
+"""Workers: processes that share the addresses, and the supervisor that starts, replaces and stops them.
+
+A worker is a fresh interpreter with one event loop and one gRPC server; the supervisor has neither gRPC nor a database.
+A socket joins the two: the settings go down (an argument would show a password) and one report comes up, each a line of
+JSON. Its end tells each of the two that the other has gone.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import closing, suppress
+from dataclasses import asdict, replace
+from typing import Any
+
+import structlog
+
+from bookstore_grpc.addresses import check_addresses, reserved
+from bookstore_grpc.errors import StartupError
+from bookstore_grpc.settings import Settings
+from bookstore_grpc.telemetry import configure_logging
+
+_log = structlog.stdlib.get_logger("bookstore_grpc.workers")
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_PAUSE_LEAST_SECONDS, _PAUSE_MOST_SECONDS = 1, 30
+
+
+async def serve(settings: Settings, *, kill_margin_seconds: float = 10) -> bool:
+    """Serve with several workers until SIGTERM or SIGINT, then let them drain. A second signal ends all at once.
+
+    After the time of its drain a worker has the margin to close its server and its database, both of which are bounded,
+    and then it is killed. Answer whether none had to be.
+
+    Raises `StartupError` where the service cannot start as it is set up, and `ModuleNotFoundError` where a worker lacks
+    a package.
+    """
+    check_addresses(settings.listen, insecure=settings.insecure)
+    with reserved(settings.listen) as addresses:
+        return await _Supervisor(replace(settings, listen=addresses)).run(kill_margin_seconds)
+
+
+class _Supervisor:
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._count = settings.worker_count
+        self._stop = asyncio.Event()
+        self._may_follow = asyncio.Event()
+        self._processes: dict[int, subprocess.Popen[bytes]] = {}
+        self._have_served: set[int] = set()
+        self._failure: Exception | None = None
+        self._has_killed = False
+
+    async def run(self, kill_margin_seconds: float) -> bool:
+        loop = asyncio.get_running_loop()
+        for number in _SIGNALS:
+            loop.add_signal_handler(number, self._on_signal, number)
+        try:
+            async with asyncio.TaskGroup() as slots:
+                for index in range(self._count):
+                    slots.create_task(self._fill(index))
+                await self._stop.wait()
+                for process in self._processes.values():
+                    process.terminate()
+                drain_seconds = self._settings.drain_delay_seconds + self._settings.drain_seconds
+                kill = loop.call_later(drain_seconds + kill_margin_seconds, self._kill)
+            kill.cancel()
+        finally:
+            self._kill()
+        if self._failure is not None:
+            raise self._failure
+        _log.info("stopped")
+        return not self._has_killed
+
+    def _on_signal(self, number: signal.Signals) -> None:
+        if not self._stop.is_set():
+            _log.info("draining", grace_seconds=self._settings.drain_seconds)
+            self._begin_to_stop()
+            return
+        self._kill()
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
+        os._exit(128 + number)  # the first process of a container outlives a signal's default action
+
+    def _begin_to_stop(self) -> None:
+        self._stop.set()
+        self._may_follow.set()
+
+    def _kill(self) -> None:
+        for index, process in self._processes.items():
+            self._has_killed = True
+            _log.warning("worker killed", worker=index, pid=process.pid)
+            process.kill()
+
+    async def _fill(self, index: int) -> None:
+        """Run one worker after another until the stop."""
+        if index:
+            # The first worker migrates alone; and what keeps it from serving is told once.
+            await self._may_follow.wait()
+        pause_seconds = _PAUSE_LEAST_SECONDS
+        while not self._stop.is_set():
+            report, status = await self._run_worker(index)
+            if self._stop.is_set():
+                return
+            ended_by = _shown_end(status)
+            if "addresses" in report:
+                log = _log.info if status == 0 else _log.warning  # 0 is one that an operator has ended
+                log("worker ended", worker=index, ended_by=ended_by)
+                pause_seconds = _PAUSE_LEAST_SECONDS
+                continue
+            failure = _failure(report, f"Worker {index} ended before it served ({ended_by}).")
+            if len(self._have_served) < self._count:
+                self._failure = failure
+                self._begin_to_stop()
+                return
+            _log.warning("worker did not start", worker=index, cause=str(failure), again_in_seconds=pause_seconds)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause_seconds):
+                    await self._stop.wait()
+            pause_seconds = min(2 * pause_seconds, _PAUSE_MOST_SECONDS)
+
+    async def _run_worker(self, index: int) -> tuple[dict[str, Any], int]:
+        """Run a worker to its end and answer its report and its exit status."""
+        ours, theirs = socket.socketpair()
+        reader, writer = await asyncio.open_connection(sock=ours)
+        report: dict[str, Any] = {}
+        with closing(writer), theirs:
+            if self._stop.is_set():
+                return report, 0
+            try:
+                process = self._processes[index] = _started(index, theirs)
+            except OSError as error:
+                return {"error": f"Cannot start a worker: {error.strerror}."}, 1
+            theirs.close()  # else its end would not show here
+            writer.write(json.dumps(asdict(self._settings)).encode() + b"\n")
+            with suppress(ConnectionError):
+                report = json.loads(await reader.readline() or b"{}")
+                if "addresses" in report:
+                    self._on_serving(index, report)
+                await reader.read()
+            status = process.wait()
+            del self._processes[index]
+        return report, status
+
+    def _on_serving(self, index: int, report: dict[str, Any]) -> None:
+        is_first_start = len(self._have_served) < self._count
+        log = _log.debug if is_first_start else _log.info
+        log("worker serving", worker=index, pid=report["pid"])
+        self._have_served.add(index)
+        self._may_follow.set()
+        if is_first_start and len(self._have_served) == self._count and not self._stop.is_set():
+            _log.info("serving", **report | {"pid": os.getpid(), "workers": self._count})
+
+
+def _started(index: int, channel: socket.socket) -> "subprocess.Popen[bytes]":
+    # What arrives before the worker has handlers has to wait for them; what a process blocks its child blocks too.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        return subprocess.Popen(  # noqa: S603  nothing here comes from outside
+            [sys.executable, "-P", "-m", __name__, str(index)],
+            stdin=channel.fileno(),
+            # The worker imports the very modules that the supervisor has.
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+
+
+def _failure(report: dict[str, Any], otherwise: str) -> Exception:
+    if "missing_module" in report:
+        name = report["missing_module"]
+        return ModuleNotFoundError(f"No module named {name!r}", name=name)
+    return StartupError(report.get("error", otherwise))
+
+
+def _shown_end(status: int) -> str:
+    if status >= 0:
+        return f"exit status {status}"
+    try:
+        return signal.Signals(-status).name
+    except ValueError:  # the real-time signals have no names
+        return f"signal {-status}"
+
+
+def _work(index: int) -> int:
+    """Be a worker, and answer the exit status."""
+    # A terminal's Ctrl-C reaches all processes; the supervisor speaks for them.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    line = sys.stdin.readline()
+    if not line:
+        return 0  # the supervisor has already gone
+    values = json.loads(line)
+    settings = Settings(**values | {"listen": tuple(values["listen"])})
+    configure_logging(level=settings.log_level, log_format=settings.log_format, worker=index)
+    try:
+        import uvloop
+
+        uvloop.run(_serve_until_told(settings))
+    except StartupError as error:
+        _tell({"error": error.message})
+    except ModuleNotFoundError as error:
+        _tell({"missing_module": error.name})
+    except Exception:
+        _log.exception("worker failed")
+    else:
+        return 0
+    return 1
+
+
+async def _serve_until_told(settings: Settings) -> None:
+    from bookstore_grpc import app
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    channel = sys.stdin.fileno()
+
+    def on_end_of_supervisor() -> None:
+        _log.warning("the supervisor is gone")
+        loop.remove_reader(channel)
+        stop.set()
+
+    loop.add_reader(channel, on_end_of_supervisor)
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    try:
+        await app.serve_as_worker(settings, stop, tell_supervisor=_tell)
+    finally:
+        loop.remove_reader(channel)
+        loop.remove_signal_handler(signal.SIGTERM)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # nothing is left to be ended but the process itself
+
+
+def _tell(report: dict[str, Any]) -> None:
+    with suppress(OSError):
+        os.write(sys.stdin.fileno(), json.dumps(report).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    sys.exit(_work(int(sys.argv[1])))
