@@ -1,0 +1,76 @@
+"""Request bodies that vary, for a load generator that knows only one file.
+
+h2load reads the body by `pread` from the file, anew for each request. So the file is rewritten in place whenever it
+has been read (inotify tells), and the next request finds another id or name. All bodies have one length and one
+layout: a read that meets a rewrite halfway still finds a well-formed request.
+
+h2load answers 64 replies that come together with 64 requests at once, faster than the rewriting thread wakes up,
+unless that thread takes the CPU from it: see `load_generator_cpu`. With both, of 64 calls in flight 0.4 ask for what
+another asks for as well, as many as among ids drawn at random; without, it was 5 to 40.
+"""
+
+import ctypes
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_IN_ACCESS = 0x1
+_EVENTS_BYTES = 4_096
+
+
+def load_generator_cpu() -> int:
+    """Name the CPU on which the load generator runs, at idle priority, and the rewriting thread at normal priority.
+
+    The thread then takes the CPU over as soon as the load generator has read, and the next read waits for it. So does
+    the load generator for anything else that wants this CPU: the machine has to be quiet.
+    """
+    return max(os.sched_getaffinity(0))
+
+
+class Rewritten:
+    """How many bodies a file has held so far, all of which were read but the last and, rarely, another."""
+
+    count = 1
+
+
+@contextmanager
+def rewritten_file(path: Path, bodies: Iterator[bytes]) -> Iterator[Rewritten]:
+    """Keep a file that holds the next of the bodies after each time it was read."""
+    path.write_bytes(next(bodies))
+    rewritten = Rewritten()
+    is_over = threading.Event()
+    with _watch_on_reads(path) as watch, path.open("rb+", buffering=0) as file:
+        writer = threading.Thread(target=_rewrite_after_reads, args=(watch, file.fileno(), bodies, rewritten, is_over))
+        writer.start()
+        try:
+            yield rewritten
+        finally:
+            is_over.set()
+            path.read_bytes()  # wakes the thread
+            writer.join()
+
+
+@contextmanager
+def _watch_on_reads(path: Path) -> Iterator[int]:
+    libc = ctypes.CDLL(None, use_errno=True)
+    watch: int = libc.inotify_init1(os.O_CLOEXEC)
+    if watch < 0 or libc.inotify_add_watch(watch, os.fsencode(path), _IN_ACCESS) < 0:
+        raise OSError(ctypes.get_errno(), f"cannot watch {path}")
+    try:
+        yield watch
+    finally:
+        os.close(watch)
+
+
+def _rewrite_after_reads(
+    watch: int, file: int, bodies: Iterator[bytes], rewritten: Rewritten, is_over: threading.Event
+) -> None:
+    os.sched_setaffinity(0, {load_generator_cpu()})
+    for body in bodies:
+        os.read(watch, _EVENTS_BYTES)
+        if is_over.is_set():
+            return
+        os.pwrite(file, body, 0)
+        rewritten.count += 1

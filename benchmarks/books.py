@@ -1,0 +1,72 @@
+"""The synthetic books that every contender holds: deterministic, of realistic lengths, and all of one size.
+
+The ids that loads ask for are alike in their number of digits too, so every book's answer has one length. Only thus
+can the bytes that a load generator has counted show that no call went wrong.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+BOOKS_PER_AUTHOR = 20
+# The means of a catalogue of 10,000 popular books.
+NAME_CHARACTERS = 32
+AUTHOR_CHARACTERS = 19
+
+# 2020-01-01T00:00:00.5Z. Whole seconds lie between the books, so every time has as many digits as this one.
+_FIRST_CREATE_TIME = 1_577_836_800_500_000
+_SECOND = 1_000_000
+
+_ADJECTIVES = ("Silent", "Distant", "Broken", "Golden", "Last", "Hidden", "Northern", "Forgotten", "Long", "Second")
+_NOUNS = ("Garden", "River", "Winter", "House", "Crossing", "Letters", "Orchard", "Harbour", "Summer", "Mountain")
+_GIVEN_NAMES = ("Anna", "Boris", "Clara", "David", "Edith", "Franz", "Grace", "Henry", "Irene", "Jakob", "Katherine")
+_FAMILY_NAMES = ("Abel", "Brandt", "Costa", "Dubois", "Eriksen", "Fischer", "Goldman", "Harris", "Ito")
+
+
+class SyntheticBook(NamedTuple):
+    """A book as it is stored; its times are in microseconds since 1970-01-01T00:00:00Z."""
+
+    id: int
+    name: str
+    author: str
+    release_year: int
+    create_time: int
+    update_time: int
+
+
+class IdRange(NamedTuple):
+    """Ids from `first` to before `end`."""
+
+    first: int
+    end: int
+
+
+def synthetic_books(size: int) -> Iterator[SyntheticBook]:
+    """Make the books of a catalogue of `size`; an author's books are spread over all of it."""
+    for book_id in range(1, size + 1):
+        title = f"{_ADJECTIVES[book_id % 10]} {_NOUNS[book_id // 10 % 10]}"
+        name = f"The {title}".ljust(NAME_CHARACTERS - 8, ".") + f" {book_id:07d}"
+        time = _FIRST_CREATE_TIME + book_id * _SECOND
+        yield SyntheticBook(book_id, name, author_name(book_id % author_count(size)), 1900 + book_id % 120, time, time)
+
+
+def author_count(size: int) -> int:
+    """Answer how many authors a catalogue of `size` has."""
+    return max(1, size // BOOKS_PER_AUTHOR)
+
+
+def author_name(index: int) -> str:
+    """Name an author; no two indexes share a name."""
+    given = _GIVEN_NAMES[index % len(_GIVEN_NAMES)]
+    family = _FAMILY_NAMES[index // len(_GIVEN_NAMES) % len(_FAMILY_NAMES)]
+    return f"{given} {family}"[: AUTHOR_CHARACTERS - 6].ljust(AUTHOR_CHARACTERS - 6, ".") + f" {index:05d}"
+
+
+def id_range(size: int) -> IdRange:
+    """Answer the ids that loads ask for: as many of the highest as are encoded and written in one length.
+
+    The bounds are multiples of what the last byte of an encoded id does not tell, so that bytes mixed from two ids
+    are an id of the range as well.
+    """
+    block = 128 if size < 128**2 else 128**2
+    end = size // block * block
+    return IdRange(16 ** (len(f"{end - 1:x}") - 1), end)

@@ -1,0 +1,209 @@
+"""The operations as gRPC calls."""
+
+import random
+from collections.abc import Callable, Iterator
+from itertools import count, cycle
+
+import grpc
+from bookstore.v1 import books_pb2, books_pb2_grpc
+from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.message import Message
+
+from benchmarks.books import BOOKS_PER_AUTHOR, author_count, author_name, id_range
+from benchmarks.calls import Prepared
+from benchmarks.errors import check
+from benchmarks.load import Load
+from benchmarks.operations import BATCH_CREATE, BATCH_GET, Operation
+
+_FRAME_BYTES = 5
+_HEADERS = {"content-type": "application/grpc", "te": "trailers"}
+_FIVE_BYTES_NANOS = 2**28  # the least that is encoded in as many
+_TIMEOUT_SECONDS = 60
+_BATCH_GET_BODIES = 512
+
+
+class GrpcCalls:
+    """The calls of a gRPC server whose catalogue had `size` synthetic books at first."""
+
+    def __init__(self, address: str, *, size: int, connections: int = 8) -> None:
+        self._channel = grpc.insecure_channel(address, options=[("grpc.max_receive_message_length", -1)])
+        self._stub = books_pb2_grpc.BookServiceStub(self._channel)
+        self._address = address
+        self._size = size
+        self._connections = connections
+        self._random = random.Random(size)  # noqa: S311  it guards no secret
+        self._late_token = ""
+        self._late_position = size * 9 // 10
+
+    def close(self) -> None:
+        """Close the channel."""
+        self._channel.close()
+
+    def walk(self) -> Iterator[books_pb2.Book]:
+        """Answer every book."""
+        token = ""
+        while True:
+            page = self._list(1_000, token)
+            yield from page.books
+            if not (token := page.next_page_token):
+                return
+
+    def prepare(self, operation: Operation, *, run: int) -> Prepared:
+        """Prepare the load of an operation; `run` makes its new names new."""
+        if operation.page_size:
+            return self._prepare_list(operation)
+        prepare: dict[str, Callable[[int], Prepared]] = {
+            "get": self._prepare_get,
+            "batch-get": self._prepare_batch_get,
+            "update": self._prepare_update,
+            "create": self._prepare_create,
+            "batch-create": self._prepare_batch_create,
+        }
+        return prepare[operation.key](run)
+
+    def _prepare_get(self, _run: int) -> Prepared:
+        def call() -> int:
+            book_id = self._random_id()
+            book = self._stub.GetBook(books_pb2.GetBookRequest(id=book_id), timeout=_TIMEOUT_SECONDS)
+            check(book.id == book_id and book.name and book.author and book.release_year, f"GetBook answered {book}")
+            return _framed_bytes(book)
+
+        bodies = (_framed(books_pb2.GetBookRequest(id=self._random_id())) for _ in count())
+        return Prepared(load=self._load("GetBook", bodies), call=call)
+
+    def _prepare_list(self, operation: Operation) -> Prepared:
+        author = author_name(author_count(self._size) // 2)
+        expected = BOOKS_PER_AUTHOR if operation.is_filtered else operation.page_size
+        if operation.is_late and not self._late_token:
+            self._late_token = self._find_late_token()
+        request = books_pb2.ListBooksRequest(
+            page_size=operation.page_size,
+            page_token=self._late_token if operation.is_late else "",
+            filter=f'author = "{author}"' if operation.is_filtered else "",
+        )
+
+        def call() -> int:
+            page = self._stub.ListBooks(request, timeout=_TIMEOUT_SECONDS)
+            first, ids = page.books[0], [book.id for book in page.books]
+            check(len(set(ids)) == expected, f"a page has {len(set(ids))} books instead of {expected}")
+            check(ids == sorted(ids), "a page is out of order")
+            if operation.is_filtered:
+                check({book.author for book in page.books} == {author}, "a filtered page has another author's book")
+            else:
+                check(first.id == (self._late_position + 1 if operation.is_late else 1), "a page starts elsewhere")
+            return _framed_bytes(page)
+
+        return Prepared(load=self._load("ListBooks", _framed(request)), call=call)
+
+    def _prepare_batch_get(self, _run: int) -> Prepared:
+        def request() -> books_pb2.BatchGetBooksRequest:
+            return books_pb2.BatchGetBooksRequest(ids=self._random.sample(range(*id_range(self._size)), BATCH_GET))
+
+        def call() -> int:
+            wanted = request()
+            answer = self._stub.BatchGetBooks(wanted, timeout=_TIMEOUT_SECONDS)
+            check([book.id for book in answer.books] == list(wanted.ids), "BatchGetBooks answered other books")
+            return _framed_bytes(answer)
+
+        bodies = cycle([_framed(request()) for _ in range(_BATCH_GET_BODIES)])
+        return Prepared(load=self._load("BatchGetBooks", bodies), call=call)
+
+    def _prepare_update(self, run: int) -> Prepared:
+        prefix, ids = f"Renamed in run {run:04d}: ", list[int]()
+
+        def request() -> books_pb2.UpdateBookRequest:
+            ids.append(self._random_id())
+            book = books_pb2.Book(id=ids[-1], name=f"{prefix}{len(ids):011d}")
+            return books_pb2.UpdateBookRequest(book=book, update_mask=FieldMask(paths=["name"]))
+
+        def call() -> int:
+            update = request()
+            book = self._stub.UpdateBook(update, timeout=_TIMEOUT_SECONDS)
+            stored = self._stub.GetBook(books_pb2.GetBookRequest(id=update.book.id), timeout=_TIMEOUT_SECONDS)
+            check(stored == book and book.name == update.book.name, f"UpdateBook answered {book}, stored is {stored}")
+            return _longest(book)
+
+        bodies = (_framed(request()) for _ in count())
+        return Prepared(
+            load=self._load("UpdateBook", bodies),
+            call=call,
+            allowance_bytes=1,
+            renames_to=prefix,
+            renamed=lambda outcome: len(set(ids[: outcome.bodies])),
+        )
+
+    def _prepare_create(self, run: int) -> Prepared:
+        numbers = count()
+
+        def call() -> int:
+            book = self._stub.CreateBook(self._create_request(run, next(numbers)), timeout=_TIMEOUT_SECONDS)
+            stored = self._stub.GetBook(books_pb2.GetBookRequest(id=book.id), timeout=_TIMEOUT_SECONDS)
+            check(stored == book, f"CreateBook answered {book}, and stored is {stored}")
+            return _longest(book)
+
+        bodies = (_framed(self._create_request(run, number)) for number in numbers)
+        return Prepared(load=self._load("CreateBook", bodies), call=call, allowance_bytes=2, books_per_call=1)
+
+    def _prepare_batch_create(self, run: int) -> Prepared:
+        request = books_pb2.BatchCreateBooksRequest(
+            requests=[self._create_request(run, number) for number in range(BATCH_CREATE)]
+        )
+
+        def call() -> int:
+            answer = self._stub.BatchCreateBooks(request, timeout=_TIMEOUT_SECONDS)
+            names = [book.name for book in answer.books]
+            check(names == [create.book.name for create in request.requests], "a batch was answered by other books")
+            check(len({book.id for book in answer.books}) == BATCH_CREATE, "a batch has fewer books than were sent")
+            return _longest(answer)
+
+        return Prepared(
+            load=self._load("BatchCreateBooks", _framed(request)),
+            call=call,
+            allowance_bytes=2 * BATCH_CREATE,
+            books_per_call=BATCH_CREATE,
+        )
+
+    def _create_request(self, run: int, number: int) -> books_pb2.CreateBookRequest:
+        book = books_pb2.Book(
+            name=f"A new book of run {run:04d}: {number:08d}",
+            author=author_name(number % author_count(self._size)),
+            release_year=1950,
+        )
+        return books_pb2.CreateBookRequest(book=book)
+
+    def _find_late_token(self) -> str:
+        page_size, token = min(1_000, self._size // 10), ""
+        for _ in range(self._late_position // page_size):
+            token = self._list(page_size, token).next_page_token
+        return token
+
+    def _list(self, page_size: int, page_token: str) -> books_pb2.ListBooksResponse:
+        request = books_pb2.ListBooksRequest(page_size=page_size, page_token=page_token)
+        return self._stub.ListBooks(request, timeout=_TIMEOUT_SECONDS)
+
+    def _random_id(self) -> int:
+        return self._random.randrange(*id_range(self._size))
+
+    def _load(self, method: str, bodies: Iterator[bytes] | bytes) -> Load:
+        uri = f"http://{self._address}/bookstore.v1.BookService/{method}"
+        return Load(uris=[uri], bodies=bodies, headers=_HEADERS, connections=self._connections)
+
+
+def _framed(message: Message) -> bytes:
+    """Encode a message as the body of a request: not compressed, its length in four bytes, itself."""
+    encoded = message.SerializeToString()
+    return b"\0" + len(encoded).to_bytes(4, "big") + encoded
+
+
+def _framed_bytes(message: Message) -> int:
+    return _FRAME_BYTES + message.ByteSize()
+
+
+def _longest(answer: books_pb2.Book | books_pb2.BatchCreateBooksResponse) -> int:
+    """Answer the bytes of an answer whose times had fractions of the greatest length."""
+    longest = type(answer)()
+    longest.CopyFrom(answer)  # type: ignore[arg-type]  # it is of the same type
+    for book in [longest] if isinstance(longest, books_pb2.Book) else longest.books:
+        book.create_time.nanos = max(book.create_time.nanos, _FIVE_BYTES_NANOS)
+        book.update_time.nanos = max(book.update_time.nanos, _FIVE_BYTES_NANOS)
+    return _framed_bytes(longest)

@@ -1,0 +1,154 @@
+"""The operations as HTTP calls, as far as the tutorial has them. Its late page is one of a great offset."""
+
+import http.client
+import json
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping
+from itertools import count
+from typing import Any
+from urllib.parse import quote_plus
+
+from benchmarks.books import BOOKS_PER_AUTHOR, author_count, author_name, id_range
+from benchmarks.calls import Prepared
+from benchmarks.errors import check
+from benchmarks.load import IN_FLIGHT, Load, Outcome
+from benchmarks.operations import Operation
+
+_JSON = {"content-type": "application/json"}
+_TIMEOUT_SECONDS = 60
+_URIS = 1_024
+# With one, all connections would ask for the same book at the same time, and updates would wait for each other.
+_PROCESSES = 16
+_STATUSES = {"GET": 200, "POST": 201, "PUT": 200}
+
+
+class HttpCalls:
+    """The calls of the tutorial's server, whose catalogue had `size` synthetic books at first."""
+
+    def __init__(self, address: str, *, size: int) -> None:
+        self._address = address
+        self._size = size
+        self._random = random.Random(size)  # noqa: S311  it guards no secret
+
+    def prepare(self, operation: Operation, *, run: int) -> Prepared | None:
+        """Prepare the load of an operation; None for batches, which the tutorial has not."""
+        if operation.page_size:
+            return self._prepare_list(operation)
+        prepare: dict[str, Callable[[int], Prepared]] = {
+            "get": self._prepare_get,
+            "update": self._prepare_update,
+            "create": self._prepare_create,
+        }
+        return prepare[operation.key](run) if operation.key in prepare else None
+
+    def _prepare_get(self, _run: int) -> Prepared:
+        def call() -> int:
+            book_id = self._random_id()
+            book, length = self._call("GET", f"/books/{book_id}")
+            check(book["id"] == book_id and book["name"] and book["author"], f"GET answered {book}")
+            return length
+
+        return Prepared(load=self._load(self._paths(), processes=_PROCESSES), call=call)
+
+    def _prepare_list(self, operation: Operation) -> Prepared:
+        position = self._size * 9 // 10 if operation.is_late else 0
+        author = author_name(author_count(self._size) // 2)
+        expected = BOOKS_PER_AUTHOR if operation.is_filtered else operation.page_size
+        path = f"/books?limit={operation.page_size}"
+        path += f"&skip={position}" * operation.is_late + f"&author={quote_plus(author)}" * operation.is_filtered
+
+        def call() -> int:
+            page, length = self._call("GET", path)
+            ids = [book["id"] for book in page]
+            check(len(set(ids)) == expected, f"a page has {len(set(ids))} books instead of {expected}")
+            check(ids == sorted(ids), "a page is out of order")
+            if operation.is_filtered:
+                check({book["author"] for book in page} == {author}, "a filtered page has another author's book")
+            else:
+                check(ids[0] == position + 1, "a page starts elsewhere")
+            return length
+
+        return Prepared(load=self._load([path]), call=call)
+
+    def _prepare_update(self, run: int) -> Prepared:
+        prefix, numbers = f"Renamed in run {run:04d}: ", count()
+
+        def body() -> bytes:
+            return _book(f"{prefix}{next(numbers):011d}", author_name(0))
+
+        def call() -> int:
+            path, sent = f"/books/{self._random_id()}", body()
+            book, length = self._call("PUT", path, sent)
+            stored, _ = self._call("GET", path)
+            check(
+                stored == book and book["name"] == json.loads(sent)["name"], f"PUT answered {book}, stored is {stored}"
+            )
+            return length
+
+        bodies = (body() for _ in count())
+        load = self._load(self._paths(), bodies=bodies, headers={":method": "PUT"}, processes=_PROCESSES)
+        return Prepared(load=load, call=call, renames_to=prefix, renamed=self._renamed)
+
+    def _renamed(self, outcome: Outcome) -> float:
+        # The connections of a process walk its URIs together.
+        first, end = id_range(self._size)
+        drawn = outcome.calls * _PROCESSES / IN_FLIGHT
+        return (end - first) * (1 - math.exp(-drawn / (end - first)))
+
+    def _prepare_create(self, run: int) -> Prepared:
+        def body(number: int) -> bytes:
+            name = f"A new book of run {run:04d}: {number:08d}"
+            return _book(name, author_name(number % author_count(self._size)))
+
+        numbers = count()
+
+        def call() -> int:
+            book, length = self._call("POST", "/books", body(next(numbers)))
+            stored, _ = self._call("GET", f"/books/{book['id']}")
+            check(stored == book, f"POST answered {book}, stored is {stored}")
+            return length
+
+        bodies = (body(number) for number in numbers)
+        return Prepared(load=self._load(["/books"], bodies=bodies), call=call, books_per_call=1)
+
+    def _paths(self) -> list[str]:
+        return [f"/books/{self._random_id()}" for _ in range(_URIS)]
+
+    def _random_id(self) -> int:
+        return self._random.randrange(*id_range(self._size))
+
+    def _load(
+        self,
+        paths: list[str],
+        *,
+        bodies: Iterator[bytes] | None = None,
+        headers: Mapping[str, str] | None = None,
+        processes: int = 1,
+    ) -> Load:
+        return Load(
+            uris=[f"http://{self._address}{path}" for path in paths],
+            bodies=bodies,
+            headers={**_JSON, **(headers or {})},
+            connections=IN_FLIGHT,
+            processes=processes,
+            is_http1=True,
+        )
+
+    def _call(self, method: str, path: str, body: bytes | None = None) -> tuple[Any, int]:
+        connection = http.client.HTTPConnection(self._address, timeout=_TIMEOUT_SECONDS)
+        try:
+            connection.request(method, path, body, _JSON)
+            response = connection.getresponse()
+            answer = response.read()
+        finally:
+            connection.close()
+        check(
+            response.status == _STATUSES[method],
+            f"{method} {path} was answered with {response.status}: {answer[:300]!r}",
+        )
+        return json.loads(answer), len(answer)
+
+
+def _book(name: str, author: str) -> bytes:
+    return json.dumps({"name": name, "author": author, "release_year": 1950}).encode()

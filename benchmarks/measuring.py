@@ -1,0 +1,160 @@
+"""One measurement: warm up, send the load, take the server's CPU time, and account for every answer."""
+
+import statistics
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+from benchmarks.calls import Calls, Prepared
+from benchmarks.errors import BenchmarkError, check
+from benchmarks.grpc_calls import GrpcCalls
+from benchmarks.http_calls import HttpCalls
+from benchmarks.load import IN_FLIGHT, Load, Outcome, run_load
+from benchmarks.operations import Operation
+from benchmarks.servers import Contender, Server, running
+from benchmarks.storage import Databases, ServerMemory, Storage
+
+_WARM_UP_SHARE = 0.2
+# On a quiet machine it is 0.98.
+_VARIED_SHARE = 0.5
+# A few ids may not have been sent. That no call failed is told by the bytes; this tells that what they wrote is there.
+_RENAMED_SHARE = 0.95
+# By how much an id, and what holds it, may become longer while books are added.
+_GROWTH_BYTES = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """What one load has shown of a server."""
+
+    calls: int
+    rate: float  # calls per second
+    cpu_us: float  # the server's CPU time for a call
+    p50_ms: float
+    p99_ms: float
+
+
+def median(rounds: Sequence[Measurement]) -> Measurement:
+    """Answer the median of each number."""
+    return Measurement(
+        calls=sum(measured.calls for measured in rounds),
+        rate=statistics.median(measured.rate for measured in rounds),
+        cpu_us=statistics.median(measured.cpu_us for measured in rounds),
+        p50_ms=statistics.median(measured.p50_ms for measured in rounds),
+        p99_ms=statistics.median(measured.p99_ms for measured in rounds),
+    )
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server that runs, its calls and its storage."""
+
+    server: Server
+    calls: Calls
+    storage: Storage
+    size: int
+
+
+class Bench:
+    """Measures in a folder; `seconds` is how long a load lasts."""
+
+    def __init__(self, folder: Path, *, seconds: float) -> None:
+        self.folder = folder
+        self.seconds = seconds
+        self._runs = count(1)
+
+    @contextmanager
+    def contender(self, contender: Contender, databases: Databases, size: int) -> Iterator[Running]:
+        """Run a contender with a catalogue of its own."""
+        if contender.tables == "memory":
+            with self.serving(contender, None, size) as target:
+                yield target
+            return
+        with databases.copy(contender.tables, size) as storage, self.serving(contender, storage, size) as target:
+            yield target
+
+    @contextmanager
+    def serving(
+        self,
+        contender: Contender,
+        storage: Storage | None,
+        size: int,
+        *,
+        arguments: Sequence[str] = (),
+        connections: int = 8,
+    ) -> Iterator[Running]:
+        """Run a contender on a storage that is there, or on its own memory."""
+        url = storage.url if storage else ""
+        with running(contender, database_url=url, folder=self.folder, arguments=arguments) as server:
+            if storage and contender.is_http:
+                yield Running(server, HttpCalls(server.address, size=size), storage, size)
+                return
+            with closing(GrpcCalls(server.address, size=size, connections=connections)) as calls:
+                yield Running(server, calls, storage or ServerMemory(calls), size)
+
+    def measure(self, target: Running, operation: Operation) -> Measurement | None:
+        """Measure an operation; None where the contender has none. Raises `BenchmarkError`."""
+        warm_up = target.calls.prepare(operation, run=next(self._runs))
+        prepared = target.calls.prepare(operation, run=next(self._runs))
+        if warm_up is None or prepared is None:
+            return None
+        rate = self._warm_up(warm_up.load)
+        longest = prepared.call()
+        books_before = target.storage.count_books()
+        cpu_before = target.server.cpu_seconds()
+        outcome = run_load(prepared.load, calls=max(IN_FLIGHT, int(rate * self.seconds)), folder=self.folder)
+        cpu_seconds = target.server.cpu_seconds() - cpu_before
+        try:
+            _check_bodies(prepared.load, outcome)
+            _check_bytes(prepared, outcome, longest)
+            _check_stored(prepared, outcome, target, created=target.storage.count_books() - books_before)
+            check(prepared.books_per_call or prepared.call() == longest, "the answers have changed in length meanwhile")
+        except BenchmarkError as error:
+            raise BenchmarkError(f"{target.server.contender.key}, {operation.title}: {error}") from error
+        return Measurement(
+            calls=outcome.calls,
+            rate=outcome.rate,
+            cpu_us=cpu_seconds / outcome.calls * 1e6,
+            p50_ms=outcome.p50_ms,
+            p99_ms=outcome.p99_ms,
+        )
+
+    def _warm_up(self, load: Load) -> float:
+        """Send calls for a part of `seconds`, and tell how many a second could take."""
+        outcome = run_load(load, calls=load.connections, folder=self.folder)
+        while outcome.seconds < _WARM_UP_SHARE * self.seconds:
+            calls = outcome.rate * _WARM_UP_SHARE * self.seconds * 1.5
+            outcome = run_load(load, calls=int(calls), folder=self.folder)
+        return outcome.rate
+
+
+def _check_bodies(load: Load, outcome: Outcome) -> None:
+    check(
+        not isinstance(load.bodies, Iterator) or outcome.bodies >= _VARIED_SHARE * outcome.calls,
+        f"{outcome.calls:,} calls had only {outcome.bodies:,} bodies: this machine is too busy with other things",
+    )
+
+
+def _check_bytes(prepared: Prepared, outcome: Outcome, longest: int) -> None:
+    """An error would have no data at all: only its trailers say what it is, and h2load does not look at them."""
+    most = outcome.calls * longest
+    least = outcome.calls * (longest - prepared.allowance_bytes)
+    grown = outcome.calls * prepared.books_per_call * _GROWTH_BYTES  # ids become longer as books are added
+    check(
+        least <= outcome.data_bytes <= most + grown,
+        f"{outcome.calls:,} answers had {outcome.data_bytes:,} bytes instead of {least:,} to {most + grown:,}",
+    )
+
+
+def _check_stored(prepared: Prepared, outcome: Outcome, target: Running, *, created: int) -> None:
+    expected = outcome.calls * prepared.books_per_call
+    check(created == expected, f"{created:,} books were created instead of {expected:,}")
+    if prepared.renames_to:
+        renamed = target.storage.count_named(prepared.renames_to)
+        books = prepared.renamed(outcome)
+        check(
+            renamed >= books * _RENAMED_SHARE,
+            f"{renamed:,} books bear new names instead of about {books:,.0f}",
+        )

@@ -1,0 +1,42 @@
+"""The operations that are measured, in the order in which a database meets them: what reads before what writes."""
+
+from typing import NamedTuple
+
+BATCH_CREATE = 500
+BATCH_GET = 100
+
+
+class Operation(NamedTuple):
+    """An operation: its key on the command line and its name in the report; of a list, the page's size and place."""
+
+    key: str
+    title: str
+    page_size: int = 0
+    is_late: bool = False
+    is_filtered: bool = False
+    books_per_call: int = 0  # how many a call creates
+
+
+GET = Operation("get", "GetBook")
+LIST_50 = Operation("list-50", "ListBooks, 50, first page", 50)
+LIST_50_LATE = Operation("list-50-late", "ListBooks, 50, late page", 50, is_late=True)
+LIST_1000 = Operation("list-1000", "ListBooks, 1,000, first page", 1_000)
+LIST_1000_LATE = Operation("list-1000-late", "ListBooks, 1,000, late page", 1_000, is_late=True)
+LIST_AUTHOR = Operation("list-author", "ListBooks, one author's 20", 50, is_filtered=True)
+BATCH_GET_100 = Operation("batch-get", f"BatchGetBooks, {BATCH_GET}")
+UPDATE = Operation("update", "UpdateBook")
+CREATE = Operation("create", "CreateBook", books_per_call=1)
+BATCH_CREATE_500 = Operation("batch-create", f"BatchCreateBooks, {BATCH_CREATE}", books_per_call=BATCH_CREATE)
+
+OPERATIONS = (
+    GET,
+    LIST_50,
+    LIST_50_LATE,
+    LIST_1000,
+    LIST_1000_LATE,
+    LIST_AUTHOR,
+    BATCH_GET_100,
+    UPDATE,
+    CREATE,
+    BATCH_CREATE_500,
+)

@@ -1,0 +1,144 @@
+"""The sections of a run. Each alternates what it compares, round by round, so that all meet the machine's moods."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from typing import NamedTuple, TypeVar
+
+from rich.progress import Progress
+
+from benchmarks.load import run_load
+from benchmarks.measuring import Bench, Measurement, Running
+from benchmarks.operations import CREATE, GET, LIST_50, LIST_50_LATE, LIST_AUTHOR, UPDATE, Operation
+from benchmarks.servers import FLOOR, OURS, TEXTBOOK, Contender, Server
+from benchmarks.storage import Databases, DatabaseStorage, SQLite
+
+T = TypeVar("T")
+
+SIZE = 10_000
+GROWTH_OPERATIONS = (GET, LIST_50, LIST_50_LATE, LIST_AUTHOR)
+WORKERS_OPERATIONS = (GET, LIST_50)
+
+# Of a hundred calls of the memory's section, so many are of each kind.
+_MIX = ((GET, 91), (LIST_50, 3), (UPDATE, 3), (CREATE, 3))
+_PORTION = 10_000
+_STARTED = (OURS, TEXTBOOK, FLOOR)
+_WORKERS = (1, 2)
+# More than elsewhere, for each connection stays with one worker.
+_WORKERS_CONNECTIONS = 16
+
+Rounds = dict[str, list[Measurement]]  # by contender, size or number of workers
+
+
+class MemoryPoint(NamedTuple):
+    """How much memory a server had after so many calls."""
+
+    calls: int
+    resident_bytes: int
+
+
+def compare(
+    bench: Bench,
+    databases: Databases,
+    contenders: Sequence[Contender],
+    operations: Sequence[Operation],
+    *,
+    rounds: int,
+    progress: Progress,
+) -> dict[str, Rounds]:
+    """Measure every operation of every contender; answer by operation and contender."""
+    results: dict[str, Rounds] = {operation.key: {} for operation in operations}
+    task = progress.add_task(databases.name, total=rounds * len(contenders) * len(operations))
+    for number in range(rounds):
+        for contender in _alternately(contenders, number):
+            progress.update(task, description=f"{databases.name}: {contender.key}, round {number + 1}", refresh=True)
+            with bench.contender(contender, databases, SIZE) as target:
+                for operation in operations:
+                    measured = bench.measure(target, operation)
+                    if measured is not None:
+                        results[operation.key].setdefault(contender.key, []).append(measured)
+                    progress.update(task, advance=1, refresh=True)
+    return results
+
+
+def grow(bench: Bench, sqlite: SQLite, sizes: Sequence[int], *, rounds: int, progress: Progress) -> dict[str, Rounds]:
+    """Measure ours on catalogues of several sizes; answer by operation and size."""
+    results: dict[str, Rounds] = {operation.key: {} for operation in GROWTH_OPERATIONS}
+    with ExitStack() as stack:
+        targets: list[Running] = []
+        for size in sizes:
+            storage = stack.enter_context(closing(_stored(sqlite, size, progress)))
+            targets.append(stack.enter_context(bench.serving(OURS, storage, size)))
+        task = progress.add_task("Growth", total=rounds * len(sizes) * len(GROWTH_OPERATIONS))
+        for number in range(rounds):
+            for operation in GROWTH_OPERATIONS:
+                for target in _alternately(targets, number):
+                    measured = bench.measure(target, operation)
+                    if measured is not None:
+                        results[operation.key].setdefault(str(target.size), []).append(measured)
+                    progress.update(task, advance=1, refresh=True)
+    return results
+
+
+def _stored(sqlite: SQLite, size: int, progress: Progress) -> DatabaseStorage:
+    task = progress.add_task(f"Growth: storing {size:,} books", total=size)
+    storage = sqlite.filled("bookstore", size, advance=lambda rows: progress.update(task, advance=rows, refresh=True))
+    progress.update(task, completed=size)
+    return storage
+
+
+def observe_memory(
+    bench: Bench, databases: Databases, *, calls: int, step: int, progress: Progress
+) -> list[MemoryPoint]:
+    """Watch the memory of ours while it answers calls of several kinds."""
+    task = progress.add_task("Memory", total=calls)
+    with bench.contender(OURS, databases, SIZE) as target:
+        loads = [(target.calls.prepare(operation, run=0), share) for operation, share in _MIX]
+        points = [MemoryPoint(0, target.server.resident_bytes())]
+        while points[-1].calls < calls:
+            answered = 0
+            while answered < step:
+                for prepared, share in loads:
+                    if prepared is not None:
+                        answered += run_load(prepared.load, calls=_PORTION * share // 100, folder=bench.folder).calls
+            points.append(MemoryPoint(points[-1].calls + answered, target.server.resident_bytes()))
+            progress.update(task, advance=answered, refresh=True)
+    return points
+
+
+def start_up(bench: Bench, databases: Databases, *, times: int, progress: Progress) -> dict[str, list[float]]:
+    """Take the seconds from the start of a process to its first good answer of the health service."""
+    results: dict[str, list[float]] = {contender.key: [] for contender in _STARTED}
+    task = progress.add_task("Start-up", total=times * len(_STARTED))
+    with databases.copy("bookstore", SIZE) as storage:
+        for number in range(times):
+            for contender in _alternately(_STARTED, number):
+                server = Server(contender, database_url=storage.url, log=bench.folder / f"{contender.key}.log")
+                try:
+                    results[contender.key].append(server.wait_until_healthy())
+                finally:
+                    server.stop()
+                progress.update(task, advance=1, refresh=True)
+    return results
+
+
+def compare_workers(bench: Bench, databases: Databases, *, rounds: int, progress: Progress) -> dict[str, Rounds]:
+    """Measure ours with one worker and with two; answer by operation and number."""
+    results: dict[str, Rounds] = {operation.key: {} for operation in WORKERS_OPERATIONS}
+    task = progress.add_task("Workers", total=rounds * len(_WORKERS) * len(WORKERS_OPERATIONS))
+    with databases.copy("bookstore", SIZE) as storage:
+        for number in range(rounds):
+            for workers in _alternately(_WORKERS, number):
+                arguments = ["--workers", str(workers)]
+                with bench.serving(
+                    OURS, storage, SIZE, arguments=arguments, connections=_WORKERS_CONNECTIONS
+                ) as target:
+                    for operation in WORKERS_OPERATIONS:
+                        measured = bench.measure(target, operation)
+                        if measured is not None:
+                            results[operation.key].setdefault(str(workers), []).append(measured)
+                        progress.update(task, advance=1, refresh=True)
+    return results
+
+
+def _alternately(things: Sequence[T], number: int) -> Sequence[T]:
+    return things if number % 2 == 0 else things[::-1]
