@@ -7,7 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
 
-.PHONY: help install run test coverage check breaking format generate constraints clean build/generated
+.PHONY: help install run test coverage check breaking format generate bench constraints clean build/generated
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -50,17 +50,20 @@ format: .venv/.dev build/googleapis ## Bring the code and the contract into thei
 generate: build/generated ## Write generated/ anew from protos/
 	rm -rf generated/bookstore && cp -r build/generated/bookstore generated && touch generated/bookstore/py.typed
 
+bench: .venv/.bench ## Measure beside the peers (BENCH_ARGS="--quick")
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
 constraints: .venv/bin/pip ## Write constraints.txt anew with the newest versions that pyproject.toml allows
 	@echo 'Resolving the newest versions into constraints.txt ...'
 	@rm -rf build/resolve && $(BIN)/python -m venv build/resolve
 	@env -u PIP_CONSTRAINT -u PIP_BUILD_CONSTRAINT \
-		build/resolve/bin/pip install --quiet --quiet --upgrade setuptools editables hatchling --editable '.[dev]'
+		build/resolve/bin/pip install --quiet --quiet --upgrade setuptools editables hatchling --editable '.[dev,bench]'
 	@{ echo '# Exact versions of everything that an extra, a tool or a build may need: written by "make constraints".'; \
 		build/resolve/bin/pip freeze --all --exclude pip --exclude bookstore-grpc; } > constraints.txt
 
 clean: ## Remove .venv and everything else that make has made
 	rm -rf .venv build dist htmlcov .coverage .coverage.* .hypothesis .*_cache
-	find bookstore_grpc generated tests -name __pycache__ -prune -exec rm -rf {} +
+	find benchmarks bookstore_grpc generated tests -name __pycache__ -prune -exec rm -rf {} +
 
 # The stamps: what is installed so far. The server alone starts sooner than with all that development needs.
 .venv/.server: pyproject.toml constraints.txt | .venv/bin/pip
@@ -71,6 +74,11 @@ clean: ## Remove .venv and everything else that make has made
 .venv/.dev: pyproject.toml constraints.txt | .venv/bin/pip
 	@echo 'Installing everything for development into .venv ...'
 	@$(PIP) --editable '.[dev]'
+	@touch .venv/.server $@
+
+.venv/.bench: pyproject.toml constraints.txt | .venv/bin/pip
+	@echo 'Installing the peers into .venv ...'
+	@$(PIP) --editable '.[bench]'
 	@touch .venv/.server $@
 
 # Candidates are tried by running them: a shim of a version manager may be on the PATH and yet fail.
