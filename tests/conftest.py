@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import os
+import signal
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import redirect_stderr
@@ -52,6 +53,11 @@ def require(condition: object, reason: str) -> None:
     if os.environ.get(REQUIRE_ALL_VARIABLE):
         pytest.fail(reason)
     pytest.skip(reason)
+
+
+def pytest_configure() -> None:
+    # A shell lets what it runs in the background ignore Ctrl-C, and the commands under test would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

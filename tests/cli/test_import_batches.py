@@ -181,9 +181,12 @@ def test_interrupted_and_run_again_it_stores_every_row_once(
             stderr=subprocess.PIPE,
             env=environment(BOOKSTORE_SERVER=line.address, BOOKSTORE_TIMEOUT_SECONDS="600"),
         )
-        assert line.is_broken.wait(PATIENCE_SECONDS)
-        process.send_signal(signal_number)
-        errors = process.communicate(timeout=PATIENCE_SECONDS)[1].decode()
+        try:
+            assert line.is_broken.wait(PATIENCE_SECONDS)
+            process.send_signal(signal_number)
+            errors = process.communicate(timeout=PATIENCE_SECONDS)[1].decode()
+        finally:
+            process.kill()
     stored = len(catalogue.rows())
 
     again = catalogue.run("import", path)
