@@ -18,6 +18,8 @@ WRITE_GROUP_MAX = 1_000
 
 # Books that are kept encoded for the pages they are on: about 1 KB each.
 ENCODED_BOOKS_MAX = 16_384
+# Books on the pages that are kept until the next commit.
+KEPT_PAGES_MAX_BOOKS = 8_192
 
 FILTER_MAX_CODE_POINTS = 2_000
 FILTER_MAX_TERMS = 100

@@ -8,6 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bookstore_grpc.dal.database import Database
 from bookstore_grpc.dal.groups import Group, Groups
+from bookstore_grpc.dal.kept_pages import KeptPages
 from bookstore_grpc.dal.models import SELECT_BOOKS, Book, CreateRequest
 from bookstore_grpc.dal.paging import (
     page_statement,
@@ -22,6 +23,7 @@ from bookstore_grpc.limits import (
     AUTHOR_MAX_CODE_POINTS,
     BATCH_MAX,
     CREATE_REQUEST_KEPT_HOURS,
+    KEPT_PAGES_MAX_BOOKS,
     NAME_MAX_CODE_POINTS,
     PAGE_MAX_CODE_POINTS,
     WRITE_GROUP_MAX,
@@ -54,6 +56,7 @@ class BookDAL:
     def __init__(self, database: Database, *, clock: Callable[[], int] = microseconds_now) -> None:
         self._database = database
         self._clock = clock
+        self._kept_pages = KeptPages(most=KEPT_PAGES_MAX_BOOKS)
         self._writes = Groups(self._write, at_once=database.groups_at_once, most=WRITE_GROUP_MAX)
 
     async def create_book(self, draft: BookDraft) -> BookRecord:
@@ -89,14 +92,13 @@ class BookDAL:
 
         Raises `InvalidFilter`, `InvalidOrderBy` and `InvalidPageToken`.
         """
-        order = parse_order_by(order_by)
-        position = position_from_page_token(page_token, filter=filter, order=order) if page_token else {}
-        statement = page_statement(filter, order, dialect=self._database.dialect, continued=bool(position))
-        rows = await self._database.read(statement, {"limit": page_size + 1, **position})
-        books = _first_that_fit([BookRecord._make(row) for row in rows[:page_size]])
-        if len(books) == len(rows):
-            return BookPage(books, "")
-        return BookPage(books, page_token_from_record(books[-1], filter=filter, order=order))
+        question = (page_size, page_token, filter, order_by)
+        version = self._database.version()
+        page = self._kept_pages.page(question, version)
+        if page is None:
+            page = await self._read_page(page_size=page_size, page_token=page_token, filter=filter, order_by=order_by)
+            self._kept_pages.keep(question, version, page)
+        return page
 
     async def update_book(self, book_id: int, changes: BookChanges, *, etag: str = "") -> BookRecord:
         """Change a book and answer it. Values that it already has change nothing, `update_time` included.
@@ -124,6 +126,16 @@ class BookDAL:
             return len(request_ids)
 
         return await self._database.write(work)
+
+    async def _read_page(self, *, page_size: int, page_token: str, filter: str, order_by: str) -> BookPage:
+        order = parse_order_by(order_by)
+        position = position_from_page_token(page_token, filter=filter, order=order) if page_token else {}
+        statement = page_statement(filter, order, dialect=self._database.dialect, continued=bool(position))
+        rows = await self._database.read(statement, {"limit": page_size + 1, **position})
+        books = _first_that_fit([BookRecord._make(row) for row in rows[:page_size]])
+        if len(books) == len(rows):
+            return BookPage(books, "")
+        return BookPage(books, page_token_from_record(books[-1], filter=filter, order=order))
 
     async def _write(self, group: Group[Operation]) -> list[Written | Exception]:
         async def work(connection: AsyncConnection) -> list[Written | Exception]:

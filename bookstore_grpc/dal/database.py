@@ -17,7 +17,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from bookstore_grpc.dal import migrations
 from bookstore_grpc.dal.driver_errors import Conflict, translated_errors
 from bookstore_grpc.dal.engines import parse_database_url, reading_engine, writing_engine
-from bookstore_grpc.dal.inline import InlineReader
+from bookstore_grpc.dal.inline import InlineReader, Version
 from bookstore_grpc.errors import DatabaseUnavailable
 
 T = TypeVar("T")
@@ -70,6 +70,17 @@ class Database:
             self._require_same_file()
             rows = self._inline.rows(statement, parameters) if self._inline else None
             return rows if rows is not None else await self._uninterrupted(self._rows(statement, parameters))
+
+    def version(self) -> Version | None:
+        """Answer what changes with every commit of anybody's, or None where it is not known at once.
+
+        Only on SQLite, where it takes no round trip. Raises `DatabaseUnavailable`.
+        """
+        if not self._inline:
+            return None
+        with translated_errors(self.dialect):
+            self._require_same_file()
+            return self._inline.version()
 
     async def write(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         """Run `work` in one transaction and commit it, or leave nothing behind.

@@ -1,5 +1,6 @@
 """The plain values that enter and leave the DAL."""
 
+from dataclasses import dataclass
 from typing import NamedTuple
 from uuid import UUID
 
@@ -37,8 +38,12 @@ class BookChanges(NamedTuple):
     release_year: int | None = None
 
 
-class BookPage(NamedTuple):
-    """A page of books and the token that leads to the next one, empty at the end."""
+@dataclass(frozen=True, eq=False)
+class BookPage:
+    """A page of books and the token that leads to the next one, empty at the end.
+
+    It equals nothing but itself, so that what is made of it can be kept with it.
+    """
 
     books: list[BookRecord]
     next_page_token: str

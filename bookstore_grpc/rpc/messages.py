@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 from uuid import UUID
+from weakref import WeakKeyDictionary
 
 from bookstore.v1 import books_pb2
 
@@ -32,6 +33,7 @@ from bookstore_grpc.rpc.validation import (
 )
 
 _CHANGEABLE = ("name", "author", "release_year")
+_encoded_pages: WeakKeyDictionary[BookPage, bytes] = WeakKeyDictionary()
 _OUTPUT_ONLY = ("id", "create_time", "update_time", "etag")
 
 
@@ -120,9 +122,12 @@ def book_message_from_record(record: BookRecord) -> books_pb2.Book:
 
 
 def list_response_from_page(page: BookPage) -> bytes:
-    """Encode a page, as the bytes of a ListBooksResponse."""
-    end = books_pb2.ListBooksResponse(next_page_token=page.next_page_token)
-    return b"".join(map(_entry, page.books)) + end.SerializeToString()
+    """Encode a page, as the bytes of a ListBooksResponse; once, however often it is answered."""
+    encoded = _encoded_pages.get(page)
+    if encoded is None:
+        end = books_pb2.ListBooksResponse(next_page_token=page.next_page_token)
+        encoded = _encoded_pages[page] = b"".join(map(_entry, page.books)) + end.SerializeToString()
+    return encoded
 
 
 def batch_get_response_from_records(records: Iterable[BookRecord]) -> bytes:

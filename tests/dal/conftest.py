@@ -102,11 +102,17 @@ Work = Callable[[AsyncConnection], Awaitable[Any]]
 
 @contextmanager
 def statements_of(database: Database) -> Iterator[list[str]]:
-    """Collect the statements sent to a database meanwhile, less the BEGIN that SQLite is sent as one."""
+    """Collect the statements sent to a database meanwhile.
+
+    Less the BEGIN that SQLite is sent as one, and the question whether anybody has committed, which reads no table.
+    """
     statements: list[str] = []
 
     def collect(_connection: Any, _cursor: Any, statement: str, _parameters: Any, _context: Any, _many: bool) -> None:
-        if statement != "BEGIN IMMEDIATE":
+        collect_inline(statement)
+
+    def collect_inline(statement: str) -> None:
+        if statement not in ("BEGIN IMMEDIATE", "PRAGMA data_version"):
             statements.append(statement)
 
     engines = [engine.sync_engine for engine in (database._reader, database._writer, database._prober)]
@@ -115,7 +121,7 @@ def statements_of(database: Database) -> Iterator[list[str]]:
     inline = database._inline
     if inline:
         inline.close()
-        (inline._connection or inline._connect()).set_trace_callback(statements.append)
+        (inline._connection or inline._connect()).set_trace_callback(collect_inline)
     try:
         yield statements
     finally:

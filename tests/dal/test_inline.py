@@ -286,3 +286,23 @@ async def test_closed_reader_opens_again_and_close_twice_does_no_harm(sqlite: Da
         assert await books.get_book(record.id) == record
         sqlite._inline.close()
         sqlite._inline.close()
+
+
+@pytest.mark.parametrize(
+    ("filters", "found"),
+    [
+        (('author = "A"', 'author = "B"'), ({"Apple", "Ax"}, {"Bx"})),
+        (('name = "*x"', 'name = "*ple"'), ({"Ax", "Bx"}, {"Apple"})),
+        (("name:app", "name:b"), ({"Apple"}, {"Bx"})),
+        (("release_year > 1 name < B", "release_year > 2 name < C"), ({"Ax"}, {"Bx"})),
+    ],
+)
+async def test_filters_that_differ_in_their_values_share_their_statement_and_not_their_answers(
+    sqlite: Database, books: BookDAL, filters: tuple[str, str], found: tuple[set[str], set[str]]
+) -> None:
+    await books.create_books([BookDraft("Apple", "A", 1), BookDraft("Ax", "A", 2), BookDraft("Bx", "B", 3)])
+    assert sqlite._inline
+    for filter, expected in zip(filters, found, strict=True):
+        page = await books.list_books(page_size=50, page_token="", filter=filter, order_by="")
+        assert {record.name for record in page.books} == expected
+    assert len(sqlite._inline._shapes) == 1

@@ -131,3 +131,8 @@ def test_a_page_size_of_0_means_50_and_none_exceeds_1000(page_size: int) -> None
 @given(st.lists(ids, min_size=1, max_size=50))
 def test_the_ids_of_a_batch_come_in_their_order(many: list[int]) -> None:
     assert messages.ids_from_batch_get_request(books_pb2.BatchGetBooksRequest(ids=many)) == many
+
+
+def test_page_that_is_answered_again_is_encoded_once() -> None:
+    page = BookPage([BookRecord(1, "N", "A", 0, 0, 0)], "token")
+    assert messages.list_response_from_page(page) is messages.list_response_from_page(page)
