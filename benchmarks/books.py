@@ -54,6 +54,12 @@ def author_count(size: int) -> int:
     return max(1, size // BOOKS_PER_AUTHOR)
 
 
+def later_authors(size: int) -> list[str]:
+    """Name the last two fifths of the authors, whose books have ids of nearly one length."""
+    count = author_count(size)
+    return [author_name(index) for index in range(count * 3 // 5, count)]
+
+
 def author_name(index: int) -> str:
     """Name an author; no two indexes share a name."""
     given = _GIVEN_NAMES[index % len(_GIVEN_NAMES)]

@@ -9,7 +9,7 @@ from itertools import count
 from typing import Any
 from urllib.parse import quote_plus
 
-from benchmarks.books import BOOKS_PER_AUTHOR, author_count, author_name, id_range
+from benchmarks.books import BOOKS_PER_AUTHOR, author_count, author_name, id_range, later_authors
 from benchmarks.calls import Prepared
 from benchmarks.errors import check
 from benchmarks.load import IN_FLIGHT, Load, Outcome
@@ -52,24 +52,42 @@ class HttpCalls:
         return Prepared(load=self._load(self._paths(), processes=_PROCESSES), call=call)
 
     def _prepare_list(self, operation: Operation) -> Prepared:
-        position = self._size * 9 // 10 if operation.is_late else 0
-        author = author_name(author_count(self._size) // 2)
-        expected = BOOKS_PER_AUTHOR if operation.is_filtered else operation.page_size
-        path = f"/books?limit={operation.page_size}"
-        path += f"&skip={position}" * operation.is_late + f"&author={quote_plus(author)}" * operation.is_filtered
+        if operation.is_filtered:
+            return self._prepare_filtered_list(operation)
+        positions = self._positions(operation)
+        paths = [f"/books?limit={operation.page_size}&skip={position}" for position in positions]
 
         def call() -> int:
-            page, length = self._call("GET", path)
-            ids = [book["id"] for book in page]
-            check(len(set(ids)) == expected, f"a page has {len(set(ids))} books instead of {expected}")
-            check(ids == sorted(ids), "a page is out of order")
-            if operation.is_filtered:
-                check({book["author"] for book in page} == {author}, "a filtered page has another author's book")
-            else:
-                check(ids[0] == position + 1, "a page starts elsewhere")
+            page, length = self._call("GET", paths[-1])
+            ids, first_id = [book["id"] for book in page], positions[-1] + 1
+            expected = list(range(first_id, first_id + operation.page_size))
+            check(ids == expected, f"a page has books {ids[:2]}… instead of {operation.page_size} from {first_id}")
             return length
 
-        return Prepared(load=self._load([path]), call=call)
+        return self._prepared_list(paths, call)
+
+    def _prepare_filtered_list(self, operation: Operation) -> Prepared:
+        authors = later_authors(self._size) if operation.is_any else [author_name(author_count(self._size) // 2)]
+        paths = [f"/books?limit={operation.page_size}&author={quote_plus(author)}" for author in authors]
+
+        def call() -> int:
+            page, length = self._call("GET", paths[-1])
+            ids = [book["id"] for book in page]
+            check(len(ids) == BOOKS_PER_AUTHOR and ids == sorted(set(ids)), f"an author's page has books {ids}")
+            check({book["author"] for book in page} == {authors[-1]}, "a filtered page has another author's book")
+            return length
+
+        return self._prepared_list(paths, call)
+
+    def _prepared_list(self, paths: list[str], call: Callable[[], int]) -> Prepared:
+        return Prepared(load=self._load(paths, processes=1 if len(paths) == 1 else _PROCESSES), call=call)
+
+    def _positions(self, operation: Operation) -> list[int]:
+        """Answer how many books lie before the pages that are asked for."""
+        if operation.is_any:
+            first, end = id_range(self._size)
+            return sorted(self._random.randrange(first, end - operation.page_size) for _ in range(_URIS))
+        return [self._size * 9 // 10 if operation.is_late else 0]
 
     def _prepare_update(self, run: int) -> Prepared:
         prefix, numbers = f"Renamed in run {run:04d}: ", count()

@@ -14,15 +14,19 @@ class Operation(NamedTuple):
     page_size: int = 0
     is_late: bool = False
     is_filtered: bool = False
+    is_any: bool = False  # each call asks for another page, so that none is answered from what was kept
     books_per_call: int = 0  # how many a call creates
 
 
 GET = Operation("get", "GetBook")
 LIST_50 = Operation("list-50", "ListBooks, 50, first page", 50)
 LIST_50_LATE = Operation("list-50-late", "ListBooks, 50, late page", 50, is_late=True)
+LIST_50_ANY = Operation("list-50-any", "ListBooks, 50, any page", 50, is_any=True)
 LIST_1000 = Operation("list-1000", "ListBooks, 1,000, first page", 1_000)
 LIST_1000_LATE = Operation("list-1000-late", "ListBooks, 1,000, late page", 1_000, is_late=True)
+LIST_1000_ANY = Operation("list-1000-any", "ListBooks, 1,000, any page", 1_000, is_any=True)
 LIST_AUTHOR = Operation("list-author", "ListBooks, one author's 20", 50, is_filtered=True)
+LIST_AUTHOR_ANY = Operation("list-author-any", "ListBooks, any author's 20", 50, is_filtered=True, is_any=True)
 BATCH_GET_100 = Operation("batch-get", f"BatchGetBooks, {BATCH_GET}")
 UPDATE = Operation("update", "UpdateBook")
 CREATE = Operation("create", "CreateBook", books_per_call=1)
@@ -32,9 +36,12 @@ OPERATIONS = (
     GET,
     LIST_50,
     LIST_50_LATE,
+    LIST_50_ANY,
     LIST_1000,
     LIST_1000_LATE,
+    LIST_1000_ANY,
     LIST_AUTHOR,
+    LIST_AUTHOR_ANY,
     BATCH_GET_100,
     UPDATE,
     CREATE,

@@ -8,15 +8,25 @@ from rich.progress import Progress
 
 from benchmarks.load import run_load
 from benchmarks.measuring import Bench, Measurement, Running
-from benchmarks.operations import CREATE, GET, LIST_50, LIST_50_LATE, LIST_AUTHOR, UPDATE, Operation
+from benchmarks.operations import (
+    CREATE,
+    GET,
+    LIST_50,
+    LIST_50_ANY,
+    LIST_50_LATE,
+    LIST_AUTHOR,
+    LIST_AUTHOR_ANY,
+    UPDATE,
+    Operation,
+)
 from benchmarks.servers import FLOOR, OURS, TEXTBOOK, Contender, Server
 from benchmarks.storage import Databases, DatabaseStorage, SQLite
 
 T = TypeVar("T")
 
 SIZE = 10_000
-GROWTH_OPERATIONS = (GET, LIST_50, LIST_50_LATE, LIST_AUTHOR)
-WORKERS_OPERATIONS = (GET, LIST_50)
+GROWTH_OPERATIONS = (GET, LIST_50, LIST_50_LATE, LIST_50_ANY, LIST_AUTHOR, LIST_AUTHOR_ANY)
+WORKERS_OPERATIONS = (GET, LIST_50, LIST_50_ANY)
 
 # Of a hundred calls of the memory's section, so many are of each kind.
 _MIX = ((GET, 91), (LIST_50, 3), (UPDATE, 3), (CREATE, 3))
