@@ -110,7 +110,10 @@ class GrpcCalls:
         """Answer how many books lie before the pages that are asked for."""
         if operation.is_any:
             first, end = id_range(self._size)
-            return [position for position in self._tokens if first < position < end - operation.page_size]
+            positions = [position for position in self._tokens if first < position < end - operation.page_size]
+            # All bodies of a load must be of one length.
+            length = len(self._tokens[positions[-1]])
+            return [position for position in positions if len(self._tokens[position]) == length]
         return [self._size * 9 // 10 if operation.is_late else 0]
 
     @cached_property

@@ -15,7 +15,6 @@ from benchmarks.operations import (
     LIST_50_ANY,
     LIST_50_LATE,
     LIST_AUTHOR,
-    LIST_AUTHOR_ANY,
     UPDATE,
     Operation,
 )
@@ -25,7 +24,7 @@ from benchmarks.storage import Databases, DatabaseStorage, SQLite
 T = TypeVar("T")
 
 SIZE = 10_000
-GROWTH_OPERATIONS = (GET, LIST_50, LIST_50_LATE, LIST_50_ANY, LIST_AUTHOR, LIST_AUTHOR_ANY)
+GROWTH_OPERATIONS = (GET, LIST_50, LIST_50_LATE, LIST_50_ANY, LIST_AUTHOR)
 WORKERS_OPERATIONS = (GET, LIST_50, LIST_50_ANY)
 
 # Of a hundred calls of the memory's section, so many are of each kind.

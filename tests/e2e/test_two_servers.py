@@ -72,3 +72,12 @@ async def test_updates_of_different_fields_through_two_servers_both_survive(clie
         )
         book = await other.get_book(created.id)
         assert (book.name, book.author, book.release_year) == (f"N{number}", f"A{number}", number)
+
+
+async def test_what_one_server_has_answered_the_other_lists_at_once(clients: Clients) -> None:
+    one, other = clients
+    listed = [book.id async for book in one.list_books()]
+    for number in range(20):
+        book = await other.create_book(name=f"Book {number}", author="Anon", release_year=number)
+        listed.append(book.id)
+        assert [book.id async for book in one.list_books()] == listed
