@@ -7,6 +7,8 @@ can the bytes that a load generator has counted show that no call went wrong.
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from bookstore_grpc.dal.records import BookRecord
+
 BOOKS_PER_AUTHOR = 20
 # The means of a catalogue of 10,000 popular books.
 NAME_CHARACTERS = 32
@@ -22,17 +24,6 @@ _GIVEN_NAMES = ("Anna", "Boris", "Clara", "David", "Edith", "Franz", "Grace", "H
 _FAMILY_NAMES = ("Abel", "Brandt", "Costa", "Dubois", "Eriksen", "Fischer", "Goldman", "Harris", "Ito")
 
 
-class SyntheticBook(NamedTuple):
-    """A book as it is stored; its times are in microseconds since 1970-01-01T00:00:00Z."""
-
-    id: int
-    name: str
-    author: str
-    release_year: int
-    create_time: int
-    update_time: int
-
-
 class IdRange(NamedTuple):
     """Ids from `first` to before `end`."""
 
@@ -40,13 +31,13 @@ class IdRange(NamedTuple):
     end: int
 
 
-def synthetic_books(size: int) -> Iterator[SyntheticBook]:
+def synthetic_books(size: int) -> Iterator[BookRecord]:
     """Make the books of a catalogue of `size`; an author's books are spread over all of it."""
     for book_id in range(1, size + 1):
         title = f"{_ADJECTIVES[book_id % 10]} {_NOUNS[book_id // 10 % 10]}"
         name = f"The {title}".ljust(NAME_CHARACTERS - 8, ".") + f" {book_id:07d}"
         time = _FIRST_CREATE_TIME + book_id * _SECOND
-        yield SyntheticBook(book_id, name, author_name(book_id % author_count(size)), 1900 + book_id % 120, time, time)
+        yield BookRecord(book_id, name, author_name(book_id % author_count(size)), 1900 + book_id % 120, time, time)
 
 
 def author_count(size: int) -> int:
@@ -54,10 +45,10 @@ def author_count(size: int) -> int:
     return max(1, size // BOOKS_PER_AUTHOR)
 
 
-def later_authors(size: int) -> list[str]:
-    """Name the last two fifths of the authors, whose books have ids of nearly one length."""
+def asked_authors(size: int, *, is_any: bool) -> list[str]:
+    """Name the author whose books a list asks for, or many: two fifths, whose books have ids of nearly one length."""
     count = author_count(size)
-    return [author_name(index) for index in range(count * 3 // 5, count)]
+    return [author_name(index) for index in (range(count * 3 // 5, count) if is_any else [count // 2])]
 
 
 def author_name(index: int) -> str:

@@ -10,7 +10,7 @@ from bookstore.v1 import books_pb2, books_pb2_grpc
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 
-from benchmarks.books import BOOKS_PER_AUTHOR, author_count, author_name, id_range, later_authors
+from benchmarks.books import BOOKS_PER_AUTHOR, asked_authors, author_count, author_name, id_range
 from benchmarks.calls import Prepared
 from benchmarks.errors import check
 from benchmarks.load import Load
@@ -88,7 +88,7 @@ class GrpcCalls:
         return self._prepared_list(requests, call)
 
     def _prepare_filtered_list(self, operation: Operation) -> Prepared:
-        authors = later_authors(self._size) if operation.is_any else [author_name(author_count(self._size) // 2)]
+        authors = asked_authors(self._size, is_any=operation.is_any)
         requests = [self._list_request(operation, filter=f'author = "{author}"') for author in authors]
 
         def call() -> int:

@@ -9,7 +9,7 @@ from itertools import count
 from typing import Any
 from urllib.parse import quote_plus
 
-from benchmarks.books import BOOKS_PER_AUTHOR, author_count, author_name, id_range, later_authors
+from benchmarks.books import BOOKS_PER_AUTHOR, asked_authors, author_count, author_name, id_range
 from benchmarks.calls import Prepared
 from benchmarks.errors import check
 from benchmarks.load import IN_FLIGHT, Load, Outcome
@@ -67,7 +67,7 @@ class HttpCalls:
         return self._prepared_list(paths, call)
 
     def _prepare_filtered_list(self, operation: Operation) -> Prepared:
-        authors = later_authors(self._size) if operation.is_any else [author_name(author_count(self._size) // 2)]
+        authors = asked_authors(self._size, is_any=operation.is_any)
         paths = [f"/books?limit={operation.page_size}&author={quote_plus(author)}" for author in authors]
 
         def call() -> int:

@@ -24,13 +24,14 @@ from sqlalchemy import (
     text,
 )
 
-from benchmarks.books import SyntheticBook, synthetic_books
+from benchmarks.books import synthetic_books
 from benchmarks.contenders import tutorial
 from benchmarks.errors import check
 from benchmarks.grpc_calls import GrpcCalls
 from benchmarks.servers import BOOKSTORE, Tables, environment
 from bookstore_grpc.dal.caseless import fold_case
 from bookstore_grpc.dal.models import Book
+from bookstore_grpc.dal.records import BookRecord
 
 Advance = Callable[[int], object]  # told how many rows more are stored
 
@@ -233,7 +234,7 @@ def _insert(connection: Connection, books: Table, size: int, advance: Advance) -
         index.create(connection)
 
 
-def _row(book: SyntheticBook) -> dict[str, object]:
+def _row(book: BookRecord) -> dict[str, object]:
     return {**book._asdict(), "name_folded": fold_case(book.name), "author_folded": fold_case(book.author)}
 
 

@@ -6,10 +6,11 @@ import click
 import grpc
 import uvloop
 from bookstore.v1 import books_pb2, books_pb2_grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from benchmarks.books import SyntheticBook, synthetic_books
+from benchmarks.books import synthetic_books
 from benchmarks.contenders.messages import author_from_filter, book_message, microseconds_now
+from benchmarks.contenders.serving import serve
+from bookstore_grpc.dal.records import BookRecord
 
 _Context = grpc.aio.ServicerContext[object, object]
 
@@ -58,7 +59,7 @@ class FloorServicer(books_pb2_grpc.BookServiceServicer):
     def _create(self, request: books_pb2.CreateBookRequest) -> books_pb2.Book:
         book = request.book
         now = microseconds_now()
-        new = SyntheticBook(len(self._books) + 1, book.name, book.author, book.release_year, now, now)
+        new = BookRecord(len(self._books) + 1, book.name, book.author, book.release_year, now, now)
         return self._add(book_message(new))
 
     def _add(self, book: books_pb2.Book) -> books_pb2.Book:
@@ -77,15 +78,8 @@ def main(listen: str, size: int) -> None:
 
 
 async def _serve(listen: str, size: int) -> None:
-    server = grpc.aio.server()
     servicer = FloorServicer(size)  # type: ignore[abstract]  # what is not measured stays UNIMPLEMENTED
-    books_pb2_grpc.add_BookServiceServicer_to_server(servicer, server)
-    healthy = health.aio.HealthServicer()
-    await healthy.set("", health_pb2.HealthCheckResponse.SERVING)
-    health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
-    server.add_insecure_port(listen)
-    await server.start()
-    await server.wait_for_termination()
+    await serve(servicer, listen)
 
 
 if __name__ == "__main__":

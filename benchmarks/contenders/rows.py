@@ -1,11 +1,12 @@
-"""What the peers on our tables share: SQLite's settings as ours has them, and the row of a new book."""
+"""What the peers on our tables share: SQLite's settings as ours has them, a page, and the row of a new book."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from bookstore.v1 import books_pb2
-from sqlalchemy import Engine, event
+from sqlalchemy import Engine, Select, event, select
 
-from benchmarks.contenders.messages import microseconds_now
+from benchmarks.contenders.messages import author_from_filter, book_message, microseconds_now
 from bookstore_grpc.dal.caseless import fold_case
 from bookstore_grpc.dal.models import Book
 
@@ -26,6 +27,23 @@ def use_same_settings(engine: Engine) -> None:
         cursor.close()
 
 
+def select_page(request: books_pb2.ListBooksRequest) -> Select[Book]:
+    """Build the statement of a page, and of one book more, which shows whether another page follows."""
+    statement = select(Book).order_by(Book.id).limit(_page_size(request) + 1)
+    if request.page_token:
+        statement = statement.where(Book.id > int(request.page_token))
+    if request.filter:
+        statement = statement.where(Book.author == author_from_filter(request.filter))
+    return statement
+
+
+def page_response(request: books_pb2.ListBooksRequest, books: Sequence[Book]) -> books_pb2.ListBooksResponse:
+    """Encode what `select_page` has found."""
+    size = _page_size(request)
+    token = str(books[size - 1].id) if len(books) > size else ""
+    return books_pb2.ListBooksResponse(books=map(book_message, books[:size]), next_page_token=token)
+
+
 def new_book(request: books_pb2.CreateBookRequest) -> Book:
     """Make the row that a request asks for."""
     now = microseconds_now()
@@ -38,3 +56,7 @@ def new_book(request: books_pb2.CreateBookRequest) -> Book:
         name_folded=fold_case(request.book.name),
         author_folded=fold_case(request.book.author),
     )
+
+
+def _page_size(request: books_pb2.ListBooksRequest) -> int:
+    return request.page_size or 50

@@ -4,12 +4,12 @@ import click
 import grpc
 import uvloop
 from bookstore.v1 import books_pb2, books_pb2_grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 
-from benchmarks.contenders.messages import author_from_filter, book_message, microseconds_now
-from benchmarks.contenders.rows import new_book, use_same_settings
+from benchmarks.contenders.messages import book_message, microseconds_now
+from benchmarks.contenders.rows import new_book, page_response, select_page, use_same_settings
+from benchmarks.contenders.serving import serve
 from bookstore_grpc.dal.caseless import fold_case
 from bookstore_grpc.dal.models import Book
 
@@ -37,16 +37,9 @@ class TextbookServicer(books_pb2_grpc.BookServiceServicer):
             return book_message(book)
 
     async def ListBooks(self, request: books_pb2.ListBooksRequest, context: _Context) -> books_pb2.ListBooksResponse:
-        size = request.page_size or 50
-        statement = select(Book).order_by(Book.id).limit(size + 1)
-        if request.page_token:
-            statement = statement.where(Book.id > int(request.page_token))
-        if request.filter:
-            statement = statement.where(Book.author == author_from_filter(request.filter))
         async with self._sessions() as session:
-            books = (await session.scalars(statement)).all()
-        token = str(books[size - 1].id) if len(books) > size else ""
-        return books_pb2.ListBooksResponse(books=map(book_message, books[:size]), next_page_token=token)
+            books = (await session.scalars(select_page(request))).all()
+        return page_response(request, books)
 
     async def UpdateBook(self, request: books_pb2.UpdateBookRequest, context: _Context) -> books_pb2.Book:
         async with self._sessions() as session:
@@ -87,16 +80,9 @@ def main(listen: str, database_url: str) -> None:
 async def _serve(listen: str, database_url: str) -> None:
     engine = create_async_engine(database_url)
     use_same_settings(engine.sync_engine)
-    server = grpc.aio.server()
     sessions = async_sessionmaker(engine, expire_on_commit=False)
     servicer = TextbookServicer(sessions)  # type: ignore[abstract]  # what is not measured stays UNIMPLEMENTED
-    books_pb2_grpc.add_BookServiceServicer_to_server(servicer, server)
-    healthy = health.aio.HealthServicer()
-    await healthy.set("", health_pb2.HealthCheckResponse.SERVING)
-    health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
-    server.add_insecure_port(listen)
-    await server.start()
-    await server.wait_for_termination()
+    await serve(servicer, listen)
 
 
 if __name__ == "__main__":

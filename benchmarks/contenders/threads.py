@@ -9,8 +9,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from sqlalchemy import create_engine, make_url, select
 from sqlalchemy.orm import Session, sessionmaker
 
-from benchmarks.contenders.messages import author_from_filter, book_message, microseconds_now
-from benchmarks.contenders.rows import new_book, use_same_settings
+from benchmarks.contenders.messages import book_message, microseconds_now
+from benchmarks.contenders.rows import new_book, page_response, select_page, use_same_settings
 from bookstore_grpc.dal.caseless import fold_case
 from bookstore_grpc.dal.models import Book
 
@@ -42,16 +42,9 @@ class ThreadsServicer(books_pb2_grpc.BookServiceServicer):
     def ListBooks(
         self, request: books_pb2.ListBooksRequest, context: grpc.ServicerContext
     ) -> books_pb2.ListBooksResponse:
-        size = request.page_size or 50
-        statement = select(Book).order_by(Book.id).limit(size + 1)
-        if request.page_token:
-            statement = statement.where(Book.id > int(request.page_token))
-        if request.filter:
-            statement = statement.where(Book.author == author_from_filter(request.filter))
         with self._sessions() as session:
-            books = session.scalars(statement).all()
-        token = str(books[size - 1].id) if len(books) > size else ""
-        return books_pb2.ListBooksResponse(books=map(book_message, books[:size]), next_page_token=token)
+            books = session.scalars(select_page(request)).all()
+        return page_response(request, books)
 
     def UpdateBook(self, request: books_pb2.UpdateBookRequest, context: grpc.ServicerContext) -> books_pb2.Book:
         with self._sessions() as session:
