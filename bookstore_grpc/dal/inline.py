@@ -23,9 +23,9 @@ Version = tuple[object, int]
 class InlineReader:
     """Reads where the caller stands, without a hop to a thread, what takes at most about 2 ms.
 
-    A hop costs several times what SQLite takes to find a book or a page. SQLAlchemy writes the SQL, once for each
-    statement, and SQLite's own module runs it, for executing through SQLAlchemy costs as much again. Parameters and
-    columns are numbers and texts, which need no conversion.
+    A hop costs several times what SQLite takes to find a book or a page. SQLAlchemy writes the SQL, once for all
+    statements of a shape, and SQLite's own module runs it, for executing through SQLAlchemy costs as much again.
+    Parameters and columns are numbers and texts, which need no conversion.
     """
 
     def __init__(self, url: URL, dialect: Dialect) -> None:
