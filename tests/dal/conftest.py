@@ -47,6 +47,27 @@ async def own_database(fresh_database: Database) -> Database:
 
 
 @pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where `sqlite` has its file."""
+    return tmp_path / "books.db"
+
+
+@pytest.fixture
+def sqlite_timeout_seconds() -> float:
+    """How long `sqlite` waits for its lock; a module may have its own."""
+    return 10
+
+
+@pytest.fixture
+async def sqlite(path: Path, sqlite_timeout_seconds: float) -> AsyncIterator[Database]:
+    """A migrated SQLite database that no other test uses, for what is SQLite's own."""
+    database = Database(f"sqlite:///{path}", pool_size=2, timeout_seconds=sqlite_timeout_seconds)
+    await database.migrate()
+    yield database
+    await database.close()
+
+
+@pytest.fixture
 async def twin(database: Database, database_url: str) -> AsyncIterator[Database]:
     """The same database as `database` with connections of its own, as another server process has."""
     database = Database(database_url, pool_size=5, timeout_seconds=10)
@@ -66,6 +87,11 @@ async def shelf(migrated_database: Database) -> list[BookRecord]:
 @pytest.fixture(scope="module")
 def shelf_books(shelf: list[BookRecord], migrated_database: Database) -> BookDAL:
     return BookDAL(migrated_database)
+
+
+def move(path: Path, target: Path) -> None:
+    """Rename a file, which for a moment blocks the loop; a test may do that and a server may not."""
+    path.rename(target)
 
 
 async def empty(database: Database) -> None:

@@ -2,13 +2,11 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -174,14 +172,6 @@ async def _check(database: Database, steps: list[Step]) -> None:
 @given(steps=_STEPS)
 async def test_any_group_has_the_outcomes_of_its_calls_one_after_the_other(narrow: Database, steps: list[Step]) -> None:
     await _check(narrow, steps)
-
-
-@pytest.fixture
-async def sqlite(tmp_path: Path) -> AsyncIterator[Database]:
-    database = Database(f"sqlite:///{tmp_path}/books.db", pool_size=1, timeout_seconds=10)
-    await database.migrate()
-    yield database
-    await database.close()
 
 
 @settings(max_examples=40)

@@ -3,7 +3,7 @@
 import asyncio
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,23 +16,11 @@ from bookstore_grpc.dal.database import Database
 from bookstore_grpc.dal.paging import page_statement, parse_order_by
 from bookstore_grpc.dal.records import BookChanges, BookDraft
 from bookstore_grpc.errors import BookNotFound, DatabaseUnavailable
+from tests.dal.conftest import move
 from tests.dal.tricky_books import store_tricky_books
 
 _DRAFT = BookDraft("Dune", "Frank Herbert", 1965)
 _MANY = 30_000
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "books.db"
-
-
-@pytest.fixture
-async def sqlite(path: Path) -> AsyncIterator[Database]:
-    database = Database(f"sqlite:///{path}", pool_size=2, timeout_seconds=10)
-    await database.migrate()
-    yield database
-    await database.close()
 
 
 @pytest.fixture
@@ -232,10 +220,6 @@ def _is_there(path: Path) -> bool:
     return path.exists()
 
 
-def _move(path: Path, target: Path) -> None:
-    path.rename(target)
-
-
 @pytest.mark.parametrize("header_length", [0, 100])
 async def test_damaged_file_is_unavailable_until_it_is_whole_again(
     sqlite: Database, path: Path, header_length: int
@@ -257,10 +241,10 @@ async def test_file_that_was_away_is_read_again_once_it_is_back(sqlite: Database
     books = BookDAL(sqlite)
     record = await books.create_book(_DRAFT)
     assert await books.get_book(record.id) == record
-    _move(path, path.with_suffix(".old"))
+    move(path, path.with_suffix(".old"))
     with pytest.raises(DatabaseUnavailable):
         await sqlite.ping()
-    _move(path.with_suffix(".old"), path)
+    move(path.with_suffix(".old"), path)
     assert await books.get_book(record.id) == record
     changed = await books.update_book(record.id, BookChanges(release_year=1))
     assert await books.get_book(record.id) == changed
@@ -271,11 +255,11 @@ async def test_file_that_is_away_at_the_first_read_is_unavailable_and_not_made_a
 ) -> None:
     record = await BookDAL(sqlite).create_book(_DRAFT)
     await sqlite._writer.dispose()
-    _move(path, path.with_suffix(".old"))
+    move(path, path.with_suffix(".old"))
     with pytest.raises(DatabaseUnavailable):
         await BookDAL(sqlite).get_book(record.id)
     assert not _is_there(path)
-    _move(path.with_suffix(".old"), path)
+    move(path.with_suffix(".old"), path)
     assert await BookDAL(sqlite).get_book(record.id) == record
 
 

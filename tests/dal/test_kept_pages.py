@@ -2,7 +2,6 @@
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
 
@@ -13,22 +12,14 @@ from bookstore_grpc.dal.database import Database
 from bookstore_grpc.dal.kept_pages import KeptPages
 from bookstore_grpc.dal.records import BookChanges, BookDraft, BookPage, BookRecord
 from bookstore_grpc.errors import DatabaseUnavailable
-from tests.dal.conftest import statements_of
+from tests.dal.conftest import move, statements_of
 
 DRAFT = BookDraft("Dune", "Frank Herbert", 1965)
 
 
 @pytest.fixture
-async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    database = Database(f"sqlite:///{tmp_path / 'books.db'}", pool_size=2, timeout_seconds=10)
-    await database.migrate()
-    yield database
-    await database.close()
-
-
-@pytest.fixture
-def books(database: Database) -> BookDAL:
-    return BookDAL(database)
+def books(sqlite: Database) -> BookDAL:
+    return BookDAL(sqlite)
 
 
 async def page(books: BookDAL, *, page_size: int = 50, filter: str = "") -> BookPage:
@@ -39,10 +30,10 @@ async def names(books: BookDAL) -> list[str]:
     return [record.name for record in (await page(books)).books]
 
 
-async def test_page_is_read_once_until_somebody_commits(database: Database, books: BookDAL) -> None:
+async def test_page_is_read_once_until_somebody_commits(sqlite: Database, books: BookDAL) -> None:
     await books.create_book(DRAFT)
 
-    with statements_of(database) as statements:
+    with statements_of(sqlite) as statements:
         first, again = await page(books), await page(books)
         assert len(statements) == 1
         await books.create_book(DRAFT)
@@ -64,9 +55,9 @@ async def test_every_own_write_shows_at_once(books: BookDAL) -> None:
     assert await names(books) == []
 
 
-async def test_what_another_process_commits_shows_at_once(books: BookDAL, tmp_path: Path) -> None:
+async def test_what_another_process_commits_shows_at_once(books: BookDAL, path: Path) -> None:
     await books.create_book(DRAFT)
-    with closing(sqlite3.connect(tmp_path / "books.db")) as other:
+    with closing(sqlite3.connect(path)) as other:
         for number in range(20):
             other.execute("UPDATE books SET name = ?", (f"Renamed {number}",))
             assert await names(books) == ([f"Renamed {number - 1}"] if number else ["Dune"])
@@ -75,15 +66,15 @@ async def test_what_another_process_commits_shows_at_once(books: BookDAL, tmp_pa
 
 
 async def test_a_connection_opened_anew_answers_no_page_of_the_one_before(
-    database: Database, books: BookDAL, tmp_path: Path
+    sqlite: Database, books: BookDAL, path: Path
 ) -> None:
     # SQLite counts for each connection apart, so equal numbers of two mean nothing.
     await books.create_book(DRAFT)
-    with closing(sqlite3.connect(tmp_path / "books.db")) as other:
+    with closing(sqlite3.connect(path)) as other:
         for number in range(20):
             await names(books)
-            assert database._inline
-            database._inline.close()
+            assert sqlite._inline
+            sqlite._inline.close()
             other.execute("UPDATE books SET name = ?", (f"Renamed {number}",))
             other.commit()
             assert await names(books) == [f"Renamed {number}"]
@@ -108,10 +99,10 @@ async def test_another_question_has_another_page(books: BookDAL, other: dict[str
     assert len((await page(books, **other)).books) == 1  # type: ignore[arg-type]  # one of the two, by its name
 
 
-async def test_a_file_that_was_moved_answers_no_page_that_was_kept(books: BookDAL, tmp_path: Path) -> None:
+async def test_a_file_that_was_moved_answers_no_page_that_was_kept(books: BookDAL, path: Path, tmp_path: Path) -> None:
     await books.create_book(DRAFT)
     await page(books)
-    (tmp_path / "books.db").rename(tmp_path / "elsewhere.db")
+    move(path, tmp_path / "elsewhere.db")
     with pytest.raises(DatabaseUnavailable):
         await page(books)
 

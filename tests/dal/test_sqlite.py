@@ -3,7 +3,6 @@
 import asyncio
 import os
 import sqlite3
-from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
 
@@ -14,21 +13,14 @@ from bookstore_grpc.dal.books import BookDAL
 from bookstore_grpc.dal.database import Database
 from bookstore_grpc.dal.records import BookDraft
 from bookstore_grpc.errors import DatabaseUnavailable
+from tests.dal.conftest import move
 
 _DRAFT = BookDraft("Dune", "Frank Herbert", 1965)
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "books.db"
-
-
-@pytest.fixture
-async def sqlite(path: Path) -> AsyncIterator[Database]:
-    database = Database(f"sqlite:///{path}", pool_size=2, timeout_seconds=0.2)
-    await database.migrate()
-    yield database
-    await database.close()
+def sqlite_timeout_seconds() -> float:
+    return 0.2
 
 
 async def test_writer_commits_through_a_log_and_to_the_disk(sqlite: Database) -> None:
@@ -133,12 +125,12 @@ async def test_file_that_is_no_database_is_unavailable_and_stays_as_it_is(path: 
 @pytest.mark.parametrize("replaced", [False, True])
 async def test_file_that_was_moved_is_noticed(sqlite: Database, path: Path, replaced: bool) -> None:
     await sqlite.ping()
-    _move(path, path.with_suffix(".old"))
+    move(path, path.with_suffix(".old"))
     if replaced:
         _write(path, "")
     with pytest.raises(DatabaseUnavailable):
         await sqlite.ping()
-    _move(path.with_suffix(".old"), path)
+    move(path.with_suffix(".old"), path)
     await sqlite.ping()
 
 
@@ -163,10 +155,6 @@ def _write(path: Path, text: str) -> None:
 
 def _read(path: Path) -> str:
     return path.read_text()
-
-
-def _move(path: Path, target: Path) -> None:
-    path.rename(target)
 
 
 async def test_write_to_a_file_that_was_removed_is_refused(sqlite: Database, path: Path) -> None:
