@@ -18,6 +18,7 @@ from bookstore_grpc.dal.database import Database
 from bookstore_grpc.dal.driver_errors import startup_errors
 from bookstore_grpc.dal.engines import parse_database_url
 from bookstore_grpc.errors import StartupError
+from bookstore_grpc.rpc.call_log import CallLog
 from bookstore_grpc.rpc.server import Server
 from bookstore_grpc.rpc.servicer import BookServicer
 from bookstore_grpc.settings import Settings
@@ -95,6 +96,9 @@ async def running_server(
             BookServicer(books),
             probe=database.ping,
             probe_interval_seconds=settings.health_interval_seconds,
+            # A call passes the gates in this order.
+            gates=(),
+            observers=(CallLog(),),
             shares_ports=tell_supervisor is not None,
         )
         await server.start(settings.listen)

@@ -1,4 +1,4 @@
-"""What surrounds every call: its request id, its deadline, its log line, its errors.
+"""What surrounds every call: its request id, its deadline, its gates and observers, its errors.
 
 `CallInterceptor` is the outermost one and the only place that sets a failing status, for unary and streaming
 methods alike.
@@ -9,12 +9,11 @@ import inspect
 import os
 import re
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import grpc
-import structlog
 
 from bookstore_grpc.errors import (
     DeadlineExceeded,
@@ -24,22 +23,27 @@ from bookstore_grpc.errors import (
     ServerDraining,
 )
 from bookstore_grpc.limits import REQUEST_ID_MAX_CHARACTERS
+from bookstore_grpc.rpc.calls import Call, Gate, Observer, Outcome
 from bookstore_grpc.rpc.status import status_from_error
 from bookstore_grpc.wire import REQUEST_ID_KEY, STATUS_DETAILS_KEY
 
+UNKNOWN_METHOD = "unknown"
+
 _SANE_REQUEST_ID = re.compile(rf"[A-Za-z0-9._-]{{1,{REQUEST_ID_MAX_CHARACTERS}}}")
-_MALFORMED = object()
 _CUT_OFF_SECONDS = 1
 
-_log = structlog.stdlib.get_logger("bookstore_grpc.calls")
-
-_Guard = Callable[[Any], AbstractAsyncContextManager[None]]
+_Guard = Callable[[Any], AbstractAsyncContextManager[Call]]
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Guards every call and knows those under way, so that a draining server can wait for them."""
+    """Guards every call and knows those under way, so that a draining server can wait for them.
 
-    def __init__(self) -> None:
+    A call passes the gates in their order; the observers are told of it whatever becomes of it.
+    """
+
+    def __init__(self, *, gates: Sequence[Gate] = (), observers: Sequence[Observer] = ()) -> None:
+        self._gates = gates
+        self._observers = observers
         self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         self._unary_calls: set[asyncio.Task[Any]] = set()
         self._streams: set[asyncio.Task[Any]] = set()
@@ -90,134 +94,136 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def _guarded(self, method: str, handler: Any) -> "grpc.RpcMethodHandler[Any, Any]":
         is_stream = handler.request_streaming or handler.response_streaming
 
-        def guard(context: Any) -> AbstractAsyncContextManager[None]:
+        def guard(context: Any) -> AbstractAsyncContextManager[Call]:
             return self._call(method, context, self._streams if is_stream else self._unary_calls)
 
         directions = (handler.request_streaming, handler.response_streaming)
         kind = "_".join("stream" if is_streaming else "unary" for is_streaming in directions)
         behaviour = getattr(handler, kind)
-        replaced: dict[str, Any] = {"request_deserializer": _lenient(handler.request_deserializer or _as_it_is)}
+        read = _reader(method, handler)
+        # What gRPC is told to read it reads before the guard; and it tells the caller whatever text an exception of a
+        # reader or writer has.
+        replaced: dict[str, Any] = {"request_deserializer": None}
         if handler.response_streaming and not inspect.isasyncgenfunction(behaviour):
             # It writes its answers itself, through the context, which serializes them.
-            replaced[kind] = _guarded_coroutine(method, behaviour, guard, _as_it_is)
+            replaced[kind] = _guarded_coroutine(behaviour, guard, read, _as_it_is)
         else:
             wrap = _guarded_generator if handler.response_streaming else _guarded_coroutine
-            replaced[kind] = wrap(method, behaviour, guard, handler.response_serializer or _as_it_is)
+            replaced[kind] = wrap(behaviour, guard, read, handler.response_serializer or _as_it_is)
             replaced["response_serializer"] = None
         return handler._replace(**replaced)  # type: ignore[no-any-return]  # a namedtuple to the last release
 
     def _unknown_method(self, method: str) -> "grpc.RpcMethodHandler[Any, Any]":
         async def refuse(_requests: Any, context: Any) -> None:
-            async with self._call("unknown", context, self._unary_calls):
+            async with self._call(UNKNOWN_METHOD, context, self._unary_calls):
                 raise MethodUnknown(f"There is no method {method[:200]!r}; server reflection lists what there is.")
 
         return grpc.stream_stream_rpc_method_handler(refuse)
 
     @asynccontextmanager
-    async def _call(self, method: str, context: Any, calls: set[asyncio.Task[Any]]) -> AsyncIterator[None]:
-        request_id = _request_id(context.invocation_metadata() or ())
-        context.set_trailing_metadata(((REQUEST_ID_KEY, request_id),))
-        structlog.contextvars.bind_contextvars(request_id=request_id, method=method)
+    async def _call(self, method: str, context: Any, calls: set[asyncio.Task[Any]]) -> AsyncIterator[Call]:
         started = time.perf_counter()
+        metadata = context.invocation_metadata() or ()
+        call = Call(method, _request_id(metadata), metadata, context)
+        context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
         task = asyncio.current_task()
         assert task is not None  # noqa: S101  gRPC runs each call in a task of its own
         calls.add(task)
+        for observer in self._observers:
+            observer.call_began(call)
         try:
             deadline = asyncio.timeout(context.time_remaining())
             try:
                 if self._is_draining and calls is self._streams:
                     raise ServerDraining
                 async with deadline:
-                    yield
-                error: BaseException | None = None
+                    for gate in self._gates:
+                        await gate(call)
+                    yield call
+                self._tell(call, started, "OK")
             except grpc.aio.AbortError:
                 # A servicer of gRPC's own, such as health, has already set the status.
-                _log.info("call refused", status=context.code().name, duration_ms=_milliseconds_since(started))
+                self._tell(call, started, context.code().name)
                 raise
             except asyncio.CancelledError as cancelled:
                 is_cut_by_drain = self._is_cutting_off or (self._is_draining and calls is self._streams)
                 # gRPC cancels the task of a call that its caller has left; what a handler raises itself does not.
                 if task.cancelling() and not is_cut_by_drain:
-                    _log.info("call cancelled", duration_ms=_milliseconds_since(started))
+                    self._tell(call, started, "CANCELLED")
                     raise
                 # Left alone, a cancellation that is not the caller's would leave it waiting (grpc/grpc#29248).
                 error = ServerDraining() if is_cut_by_drain else InternalError()
                 error.__cause__ = cancelled
+                await self._fail(call, started, error)
             except Exception as raised:
-                error = DeadlineExceeded() if deadline.expired() and isinstance(raised, TimeoutError) else raised
-            if error is None:
-                _log.debug("call answered", duration_ms=_milliseconds_since(started))
-            else:
-                await _fail(context, error, request_id=request_id, duration_ms=_milliseconds_since(started))
+                is_late = deadline.expired() and isinstance(raised, TimeoutError)
+                await self._fail(call, started, DeadlineExceeded() if is_late else raised)
         finally:
             calls.discard(task)
 
+    async def _fail(self, call: Call, started: float, error: BaseException) -> None:
+        status = status_from_error(error, request_id=call.request_id)
+        self._tell(call, started, status.code.name, reason=status.reason, error=error)
+        await call.context.abort(
+            status.code,
+            status.message,
+            trailing_metadata=((REQUEST_ID_KEY, call.request_id), (STATUS_DETAILS_KEY, status.details)),
+        )
 
-async def _fail(context: Any, error: BaseException, *, request_id: str, duration_ms: float) -> None:
-    status = status_from_error(error, request_id=request_id)
-    fields = {"status": status.code.name, "reason": status.reason, "duration_ms": duration_ms}
-    if isinstance(error, ServerDraining):
-        _log.info("call cut off by the drain", **fields)
-    elif status.code is grpc.StatusCode.INTERNAL:
-        _log.error("call failed", **fields, exc_info=error)
-    elif status.code is grpc.StatusCode.UNAVAILABLE:
-        _log.warning("call failed", **fields, cause=repr(error.__cause__ or error))
-    else:
-        _log.info("call refused", **fields)
-    await context.abort(
-        status.code,
-        status.message,
-        trailing_metadata=((REQUEST_ID_KEY, request_id), (STATUS_DETAILS_KEY, status.details)),
-    )
+    def _tell(
+        self, call: Call, started: float, status: str, *, reason: str = "", error: BaseException | None = None
+    ) -> None:
+        outcome = Outcome(status, time.perf_counter() - started, reason, error)
+        for observer in self._observers:
+            observer.call_ended(call, outcome)
 
 
 def _as_it_is(message: Any) -> Any:
     return message
 
 
-def _guarded_coroutine(method: str, behaviour: Any, guard: _Guard, serialize: Callable[[Any], Any]) -> Any:
-    # Serializing inside the guard, because gRPC tells the caller whatever text an exception there has.
+def _guarded_coroutine(
+    behaviour: Any, guard: _Guard, read: Callable[[Call, Any], Any], serialize: Callable[[Any], Any]
+) -> Any:
     async def call(request: Any, context: Any) -> Any:
-        async with guard(context):
-            response = await behaviour(_judged(method, request), context)
-            return response if isinstance(response, bytes) else serialize(response)
+        async with guard(context) as call:
+            response = await behaviour(read(call, request), context)
+            data = response if isinstance(response, bytes) else serialize(response)
+            call.response_bytes = len(data or b"")
+            return data
 
     return call
 
 
-def _guarded_generator(method: str, behaviour: Any, guard: _Guard, serialize: Callable[[Any], Any]) -> Any:
+def _guarded_generator(
+    behaviour: Any, guard: _Guard, read: Callable[[Call, Any], Any], serialize: Callable[[Any], Any]
+) -> Any:
     async def call(request: Any, context: Any) -> AsyncIterator[Any]:
-        async with guard(context):
-            async for response in behaviour(_judged(method, request), context):
-                yield serialize(response)
+        async with guard(context) as call:
+            async for response in behaviour(read(call, request), context):
+                data = serialize(response)
+                call.response_bytes += len(data)
+                yield data
 
     return call
 
 
-def _lenient(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    """Let bytes that are no message reach the guard, where they become a status with details."""
+def _reader(method: str, handler: Any) -> Callable[[Call, Any], Any]:
+    """Make what turns the bytes of a request, or a stream of them, into messages. It raises `MalformedMessage`."""
+    deserialize = handler.request_deserializer or _as_it_is
 
-    def deserialize_or_mark(data: bytes) -> Any:
+    def read(call: Call, data: bytes) -> Any:
+        call.request_bytes += len(data)
         try:
             return deserialize(data)
-        except Exception:  # whatever the parser finds, it is the caller's bytes
-            return _MALFORMED
+        except Exception as error:  # whatever the parser finds, it is the caller's bytes
+            raise MalformedMessage(method) from error
 
-    return deserialize_or_mark
+    async def read_each(call: Call, requests: Any) -> AsyncIterator[Any]:
+        async for data in requests:
+            yield read(call, data)
 
-
-def _judged(method: str, request: Any) -> Any:
-    """Raise `MalformedMessage` for a request that was marked, or put the same watch on a stream of them."""
-    if isinstance(request, AsyncIterable):
-        return _judged_each(method, request)
-    if request is _MALFORMED:
-        raise MalformedMessage(method)
-    return request
-
-
-async def _judged_each(method: str, requests: AsyncIterable[Any]) -> AsyncIterator[Any]:
-    async for request in requests:
-        yield _judged(method, request)
+    return read_each if handler.request_streaming else read
 
 
 def _request_id(metadata: Collection[tuple[str, str | bytes]]) -> str:
@@ -225,7 +231,3 @@ def _request_id(metadata: Collection[tuple[str, str | bytes]]) -> str:
         if key == REQUEST_ID_KEY and isinstance(value, str) and _SANE_REQUEST_ID.fullmatch(value):
             return value
     return os.urandom(16).hex()
-
-
-def _milliseconds_since(started: float) -> float:
-    return round((time.perf_counter() - started) * 1_000, 3)

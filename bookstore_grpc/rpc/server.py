@@ -17,6 +17,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_g
 from bookstore_grpc.addresses import cannot_listen
 from bookstore_grpc.errors import StartupError, Unavailable
 from bookstore_grpc.limits import MESSAGE_MAX_BYTES
+from bookstore_grpc.rpc.calls import Gate, Observer
 from bookstore_grpc.rpc.interceptors import CallInterceptor
 
 _log = structlog.stdlib.get_logger("bookstore_grpc.server")
@@ -42,8 +43,9 @@ _OPTIONS = (
 class Server:
     """Serves a `BookServicer` on its addresses, and tells by the health service whether `probe` succeeds.
 
-    `probe` raises `Unavailable` while the service cannot do its work. Servers that all say `shares_ports` may listen
-    on the same addresses, and each gets some of the connections.
+    `probe` raises `Unavailable` while the service cannot do its work. Every call passes the `gates` and is told to the
+    `observers`. Servers that all say `shares_ports` may listen on the same addresses, and each gets some of the
+    connections.
     """
 
     def __init__(
@@ -52,12 +54,14 @@ class Server:
         *,
         probe: Callable[[], Awaitable[None]],
         probe_interval_seconds: float,
+        gates: Sequence[Gate] = (),
+        observers: Sequence[Observer] = (),
         shares_ports: bool = False,
     ) -> None:
         self.addresses: list[str] = []
         self._probe = probe
         self._probe_interval_seconds = probe_interval_seconds
-        self._calls = CallInterceptor()
+        self._calls = CallInterceptor(gates=gates, observers=observers)
         self._health = health.aio.HealthServicer()
         # By gRPC's default two servers share a port without a word, and each answers some of the calls.
         options = (("grpc.so_reuseport", int(shares_ports)), *_OPTIONS)

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 import grpc
 from bookstore.v1.books_pb2_grpc import BookServiceServicer
 
+from bookstore_grpc.rpc.call_log import CallLog
 from bookstore_grpc.rpc.server import Server
 from tests.rpc.calls import Stub
 
@@ -15,7 +16,7 @@ async def server_with(servicer: BookServiceServicer) -> AsyncIterator[Server]:
     async def probe() -> None:
         pass
 
-    server = Server(servicer, probe=probe, probe_interval_seconds=3_600)
+    server = Server(servicer, probe=probe, probe_interval_seconds=3_600, observers=[CallLog()])
     await server.start(["127.0.0.1:0"])
     try:
         yield server

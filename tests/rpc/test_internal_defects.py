@@ -8,6 +8,7 @@ import grpc
 import pytest
 from bookstore.v1 import books_pb2, books_pb2_grpc
 
+from bookstore_grpc.rpc.call_log import CallLog
 from bookstore_grpc.rpc.interceptors import CallInterceptor
 from bookstore_grpc.rpc.servicer import BookServicer
 from tests.conftest import LogLines
@@ -157,7 +158,7 @@ def handler(kind: str, defect: Callable[[], Awaitable[None]], written: int) -> "
 async def test_a_failing_handler_of_any_kind_leaves_as_a_bare_internal(
     kind: str, written: int, defect: Callable[[], Awaitable[None]], log_lines: LogLines
 ) -> None:
-    server = grpc.aio.server(interceptors=[CallInterceptor()])
+    server = grpc.aio.server(interceptors=[CallInterceptor(observers=[CallLog()])])
     server.add_generic_rpc_handlers(
         [grpc.method_handlers_generic_handler("test", {"Fail": handler(kind, defect, written)})]
     )

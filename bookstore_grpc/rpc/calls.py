@@ -1,0 +1,44 @@
+"""A call as those see it who stand around it: gates that may refuse it, and observers that tell of it."""
+
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+
+@dataclass(slots=True)
+class Call:
+    """One call under way. `method` is its full name, or "unknown" for one that the server does not have.
+
+    `caller` is who makes it, once a gate has found out: a token's subject, or the name in a certificate.
+    """
+
+    method: str
+    request_id: str
+    metadata: Collection[tuple[str, str | bytes]]
+    context: Any
+    caller: str = ""
+    request_bytes: int = 0
+    response_bytes: int = 0
+
+
+class Outcome(NamedTuple):
+    """How a call ended: the status's name, the reason that the caller was given, and what was raised, if anything."""
+
+    status: str
+    seconds: float
+    reason: str = ""
+    error: BaseException | None = None
+
+
+# Lets a call pass, or raises the error that refuses it. It runs before the request is looked at.
+Gate = Callable[[Call], Awaitable[None]]
+
+
+class Observer(Protocol):
+    """Is told of every call. What it does stands in each call's way, and it must not raise."""
+
+    def call_began(self, call: Call) -> None:
+        """Take note of a call whose request is not yet read."""
+
+    def call_ended(self, call: Call, outcome: Outcome) -> None:
+        """Take note of the outcome, before the caller gets to know it."""
