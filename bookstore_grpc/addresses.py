@@ -16,16 +16,17 @@ _log = structlog.stdlib.get_logger("bookstore_grpc.addresses")
 _NOT_OURS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
-def check_addresses(addresses: Sequence[str], *, insecure: bool) -> None:
-    """Raise `StartupError` for what is no address, or one that other machines can reach unless that is wanted."""
+def check_addresses(addresses: Sequence[str], *, encrypted: bool, insecure: bool) -> None:
+    """Raise `StartupError` for what is no address, or one that other machines can reach in plaintext unasked."""
     for address in addresses:
         _check_form(address)
-        if _is_local(address):
+        if encrypted or _is_local(address):
             continue
         if not insecure:
             raise StartupError(
                 f"{address} can be reached from other machines, and calls would travel in plaintext. "
-                "Listen on 127.0.0.1, or say --insecure if a proxy that you trust stands in front."
+                "Give a certificate with --tls-cert and --tls-key, listen on 127.0.0.1, or say --insecure if a proxy "
+                "that you trust stands in front."
             )
         _log.warning("serving in plaintext to other machines", address=address)
 
@@ -60,7 +61,11 @@ def _is_local(address: str) -> bool:
     """Tell whether only this machine can reach an address: a unix socket, or one of the loopback."""
     if address.startswith("unix:"):
         return True
-    host = address.rpartition(":")[0].strip("[]")
+    return is_loopback(address.rpartition(":")[0].strip("[]"))
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether a host, by name or number, is this machine and can be reached by nobody else."""
     if host == "localhost":
         return True
     try:

@@ -11,7 +11,9 @@ from typing import Any
 
 import structlog
 
+from bookstore_grpc import doors
 from bookstore_grpc.addresses import check_addresses
+from bookstore_grpc.background import in_background
 from bookstore_grpc.dal import migrations
 from bookstore_grpc.dal.books import BookDAL, microseconds_now
 from bookstore_grpc.dal.database import Database
@@ -88,8 +90,12 @@ async def running_server(
     Raises `StartupError` where the service cannot start as it is set up.
     """
     if tell_supervisor is None:
-        check_addresses(settings.listen, insecure=settings.insecure)
-    async with _database(settings) as database:
+        check_addresses(settings.listen, encrypted=settings.is_encrypted, insecure=settings.insecure)
+    async with (
+        doors.certificates(settings) as certificates,
+        doors.authentication(settings) as gates,
+        _database(settings) as database,
+    ):
         books = BookDAL(database, clock=clock)
         await _prepare_tables(database, books, migrate=settings.migrate)
         server = Server(
@@ -97,8 +103,10 @@ async def running_server(
             probe=database.ping,
             probe_interval_seconds=settings.health_interval_seconds,
             # A call passes the gates in this order.
-            gates=(),
+            gates=gates,
             observers=(CallLog(),),
+            credentials=certificates.server_credentials() if certificates else None,
+            has_reflection=settings.reflection == "on",
             shares_ports=tell_supervisor is not None,
         )
         await server.start(settings.listen)
@@ -112,13 +120,10 @@ async def running_server(
             _log.info("serving", **serving)
         else:
             tell_supervisor(serving)
-        housekeeping = asyncio.create_task(_keep_house(books, housekeeping_interval_seconds))
         try:
-            yield server
+            async with in_background(_keep_house(books, housekeeping_interval_seconds)):
+                yield server
         finally:
-            housekeeping.cancel()
-            with suppress(asyncio.CancelledError):
-                await housekeeping
             await server.drain(delay_seconds=settings.drain_delay_seconds, grace_seconds=settings.drain_seconds)
 
 

@@ -1,8 +1,7 @@
 """What can go wrong, named once for both sides of the wire.
 
 The DAL and the servicer raise these; `rpc.status` turns each into a status, and `client` turns that status
-back into the same class, or one above it. The server does not raise Unauthenticated, PermissionDenied and
-ResourceExhausted yet: a client meets them when gRPC, or something in front of the service, refuses a call.
+back into the same class, or one above it.
 
     BookstoreError
     ├── InvalidRequest                  INVALID_FIELD
@@ -14,7 +13,10 @@ ResourceExhausted yet: a client meets them when gRPC, or something in front of t
     ├── EtagMismatch                    ETAG_MISMATCH
     ├── RequestIdReused                 REQUEST_ID_REUSED
     ├── Unauthenticated
+    │   ├── TokenMissing                TOKEN_MISSING
+    │   └── TokenInvalid                TOKEN_INVALID
     ├── PermissionDenied
+    │   └── ScopeMissing                SCOPE_MISSING
     ├── ResourceExhausted               TOO_MANY_REQUESTS
     ├── Unavailable                     UNAVAILABLE
     │   ├── DatabaseUnavailable         DATABASE_UNAVAILABLE
@@ -131,8 +133,26 @@ class Unauthenticated(BookstoreError):
     """The caller did not say who it is, or not credibly."""
 
 
+class TokenMissing(Unauthenticated):
+    """The caller sent nothing that says who it is."""
+
+    reason = "TOKEN_MISSING"
+
+
+class TokenInvalid(Unauthenticated):
+    """The caller's token proves nothing: expired, meant for somebody else, or not signed by whom we trust."""
+
+    reason = "TOKEN_INVALID"
+
+
 class PermissionDenied(BookstoreError):
     """The caller may not do this."""
+
+
+class ScopeMissing(PermissionDenied):
+    """The caller is known and lacks the scope that the call needs."""
+
+    reason = "SCOPE_MISSING"
 
 
 class ResourceExhausted(BookstoreError):

@@ -31,6 +31,10 @@ MESSAGE_MAX_BYTES = 8 * 1024 * 1024
 # gRPC refuses metadata over 8 KiB, in which the details travel as Base64 beside the message.
 ERROR_DETAILS_MAX_BYTES = 4 * 1024
 REQUEST_ID_MAX_CHARACTERS = 128
+# gRPC takes 8 KiB of metadata by default.
+TOKEN_MAX_CHARACTERS = 8 * 1024
+# Tokens that are remembered as checked, about 2 KB each.
+KEPT_TOKENS_MAX = 4_096
 
 # The contract promises 24 hours; what is kept longer costs little and forgives a clock that is off.
 CREATE_REQUEST_KEPT_HOURS = 72

@@ -12,6 +12,10 @@ from bookstore_grpc.wire import DEFAULT_SERVER
 
 ENVIRONMENT_PREFIX = "BOOKSTORE_"
 
+TokenAlgorithm = Literal[
+    "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"
+]  # fmt: skip
+
 _WORKERS_MAX = 64
 
 
@@ -39,6 +43,41 @@ class Settings:
     insecure: bool = _setting(
         False,
         "Serve in plaintext on addresses that other machines can reach. Only behind a proxy that you trust.",
+    )
+    tls_cert: str = _setting(
+        "", "A file with the server's certificate and those that vouch for it, as PEM. Serves with TLS."
+    )
+    tls_key: str = _setting("", "A file with the certificate's private key, as PEM.")
+    tls_client_ca: str = _setting(
+        "", "A file with certificates, as PEM. Callers then must show one that these vouch for (mutual TLS)."
+    )
+    jwks_file: str = _setting(
+        "", "A JSON Web Key Set. With it every call of the service needs a token (JWT) signed with one of its keys."
+    )
+    jwks_url: str = _setting("", "The same from a URL, https or on this machine. Old keys stay while it is away.")
+    jwks_refresh_seconds: float = _setting(
+        60.0,
+        "How often the keys are read again. An unknown key sends for them at once, at most every 10 seconds.",
+        least=1,
+    )
+    token_issuer: str = _setting("", "The issuer (iss) that tokens must name.")
+    token_audience: str = _setting("", "The audience (aud) that tokens must name.")
+    token_algorithms: tuple[TokenAlgorithm, ...] = _setting(
+        ("RS256", "ES256", "EdDSA"), "Algorithms that tokens may be signed with. Repeatable."
+    )
+    token_leeway_seconds: float = _setting(
+        30.0, "How far the clocks of issuer and server may be apart.", least=0, most=300
+    )
+    client_scopes: tuple[str, ...] = _setting(
+        (),
+        "What a caller may do who shows a certificate with this name: NAME=books.read,books.write. Repeatable; "
+        "needs --tls-client-ca.",
+    )
+    health_access: Literal["open", "guarded"] = _setting(
+        "open", "Whether health answers everyone, or only callers that are known by a token or a certificate."
+    )
+    reflection: Literal["on", "off"] = _setting(
+        "on", "Whether callers may ask what methods there are. Where calls need a token, so does that."
     )
     workers: int | Literal["auto"] = _setting(
         1,
@@ -77,6 +116,11 @@ class Settings:
     log_format: Literal["auto", "json", "console"] = _setting(
         "auto", "json, console (readable), or auto: console on a terminal, json elsewhere."
     )
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether calls travel by TLS, but for those through a unix socket."""
+        return bool(self.tls_cert)
 
     @property
     def worker_count(self) -> int:

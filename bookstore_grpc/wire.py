@@ -4,5 +4,6 @@ DEFAULT_SERVER = "127.0.0.1:50051"
 DEFAULT_TIMEOUT_SECONDS = 10.0
 
 ERROR_DOMAIN = "bookstore.v1"
+AUTHORIZATION_KEY = "authorization"
 REQUEST_ID_KEY = "x-request-id"
 STATUS_DETAILS_KEY = "grpc-status-details-bin"

@@ -38,7 +38,7 @@ async def serve(settings: Settings, *, kill_margin_seconds: float = 10) -> bool:
     Raises `StartupError` where the service cannot start as it is set up, and `ModuleNotFoundError` where a worker lacks
     a package.
     """
-    check_addresses(settings.listen, insecure=settings.insecure)
+    check_addresses(settings.listen, encrypted=settings.is_encrypted, insecure=settings.insecure)
     with reserved(settings.listen) as addresses:
         return await _Supervisor(replace(settings, listen=addresses)).run(kill_margin_seconds)
 
@@ -192,8 +192,9 @@ def _work(index: int) -> int:
     line = sys.stdin.readline()
     if not line:
         return 0  # the supervisor has already gone
-    values = json.loads(line)
-    settings = Settings(**values | {"listen": tuple(values["listen"])})
+    values: dict[str, Any] = json.loads(line)
+    lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+    settings = Settings(**values | lists)
     configure_logging(level=settings.log_level, log_format=settings.log_format, worker=index)
     try:
         import uvloop

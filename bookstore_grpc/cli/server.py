@@ -39,7 +39,7 @@ def _option(setting: Field[Any]) -> Callable[[Callable[..., None]], Callable[...
         multiple=is_repeatable,
         envvar=ENVIRONMENT_PREFIX + setting.name.upper(),
         help=setting.metadata["help"],
-        show_default=", ".join(default) if is_repeatable else True,
+        show_default=", ".join(default) if is_repeatable and default else True,
         show_envvar=True,
         **options,
     )
@@ -47,8 +47,10 @@ def _option(setting: Field[Any]) -> Callable[[Callable[..., None]], Callable[...
 
 def _click_type(setting: Field[Any]) -> click.ParamType[Any] | type:
     least, most = setting.metadata["least"], setting.metadata["most"]
-    if get_origin(setting.type) is Literal:
-        return click.Choice(get_args(setting.type))
+    is_repeatable = get_origin(setting.type) is tuple
+    kind = get_args(setting.type)[0] if is_repeatable else setting.type
+    if get_origin(kind) is Literal:
+        return click.Choice(get_args(kind))
     if setting.type is int:
         return click.IntRange(least, most)
     if int in get_args(setting.type):

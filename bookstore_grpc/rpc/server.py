@@ -44,8 +44,8 @@ class Server:
     """Serves a `BookServicer` on its addresses, and tells by the health service whether `probe` succeeds.
 
     `probe` raises `Unavailable` while the service cannot do its work. Every call passes the `gates` and is told to the
-    `observers`. Servers that all say `shares_ports` may listen on the same addresses, and each gets some of the
-    connections.
+    `observers`. With `credentials` calls travel by TLS, but for those through a unix socket, which the file system
+    guards. Servers that all say `shares_ports` may listen on the same addresses, and each gets some of the connections.
     """
 
     def __init__(
@@ -56,9 +56,12 @@ class Server:
         probe_interval_seconds: float,
         gates: Sequence[Gate] = (),
         observers: Sequence[Observer] = (),
+        credentials: grpc.ServerCredentials | None = None,
+        has_reflection: bool = True,
         shares_ports: bool = False,
     ) -> None:
         self.addresses: list[str] = []
+        self._credentials = credentials
         self._probe = probe
         self._probe_interval_seconds = probe_interval_seconds
         self._calls = CallInterceptor(gates=gates, observers=observers)
@@ -67,7 +70,10 @@ class Server:
         options = (("grpc.so_reuseport", int(shares_ports)), *_OPTIONS)
         self._server = grpc.aio.server(interceptors=[self._calls], options=options)
         self._monitor: asyncio.Task[None] | None = None
-        self._register(servicer)
+        books_pb2_grpc.add_BookServiceServicer_to_server(servicer, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        if has_reflection:
+            self._register_reflection()
 
     async def start(self, addresses: Sequence[str]) -> None:
         """Listen on `HOST:PORT` or `unix:PATH` addresses; port 0 takes a free one, told in `addresses`.
@@ -96,9 +102,7 @@ class Server:
             _log.warning("drain cut off", grace_seconds=grace_seconds)
         await stopped
 
-    def _register(self, servicer: books_pb2_grpc.BookServiceServicer) -> None:
-        books_pb2_grpc.add_BookServiceServicer_to_server(servicer, self._server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+    def _register_reflection(self) -> None:
         reflector = _ReflectionServicer((BOOK_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME))
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflector, self._server)  # type: ignore[no-untyped-call]  # not in its stubs
         # The two versions of reflection differ in their package's name and in nothing on the wire.
@@ -114,7 +118,10 @@ class Server:
     def _bind(self, address: str) -> str:
         _refuse_socket_in_use(address)
         try:
-            port = self._server.add_insecure_port(address)
+            if self._credentials is None or address.startswith("unix:"):
+                port = self._server.add_insecure_port(address)
+            else:
+                port = self._server.add_secure_port(address, self._credentials)
         except RuntimeError as error:
             raise cannot_listen(address) from error
         host, colon, wanted = address.rpartition(":")

@@ -1,9 +1,13 @@
 from collections.abc import Sequence
+from pathlib import Path
 
 import grpc
 import pytest
 from google.protobuf import descriptor_pb2
 from grpc_reflection.v1alpha import reflection_pb2
+
+from bookstore_grpc.app import running_server
+from tests.conftest import settings_for
 
 SERVICES = {
     "bookstore.v1.BookService",
@@ -74,3 +78,11 @@ async def test_reflection_says_not_found_within_the_stream_and_goes_on(channel: 
     )
     assert missing.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
     assert found.list_services_response.service
+
+
+async def test_where_it_is_turned_off_nobody_is_told_what_there_is(tmp_path: Path, version: str) -> None:
+    settings = settings_for(f"sqlite+aiosqlite:///{tmp_path}/bookstore.db", reflection="off")
+    async with running_server(settings) as server, grpc.aio.insecure_channel(server.addresses[0]) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await ask(channel, version, [Request(list_services="")])
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED

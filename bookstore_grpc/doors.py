@@ -1,0 +1,99 @@
+"""What guards the way in, built from the Settings: certificates, and the gate that asks who calls."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from bookstore_grpc.background import in_background
+from bookstore_grpc.errors import StartupError
+from bookstore_grpc.rpc.calls import Gate
+from bookstore_grpc.settings import Settings
+
+# Imported where they are needed: a server without certificates and tokens starts without their packages.
+if TYPE_CHECKING:
+    from bookstore_grpc.rpc.credentials import Certificates
+    from bookstore_grpc.rpc.key_sets import KeySet
+
+
+@asynccontextmanager
+async def certificates(settings: Settings) -> "AsyncIterator[Certificates | None]":
+    """Answer the certificates to serve with, if there are to be any, and keep them fresh. Raises `StartupError`."""
+    found = _certificates(settings)
+    if found is None:
+        yield None
+        return
+    async with in_background(found.keep_fresh()):
+        yield found
+
+
+@asynccontextmanager
+async def authentication(settings: Settings) -> AsyncIterator[Sequence[Gate]]:
+    """Answer the gate that asks who calls, if anyone is to be asked; its keys are kept fresh. Raises `StartupError`."""
+    client_scopes = _client_scopes(settings)
+    key_set = _key_set(settings)
+    if key_set is None and not client_scopes:
+        yield ()
+        return
+    from bookstore_grpc.rpc.authentication import Authentication
+    from bookstore_grpc.rpc.tokens import TokenVerifier
+
+    is_health_open = settings.health_access == "open"
+    if key_set is None:
+        yield (Authentication(tokens=None, client_scopes=client_scopes, is_health_open=is_health_open),)
+        return
+    await key_set.load()
+    tokens = TokenVerifier(
+        key_set,
+        issuer=settings.token_issuer,
+        audience=settings.token_audience,
+        algorithms=settings.token_algorithms,
+        leeway_seconds=settings.token_leeway_seconds,
+    )
+    async with in_background(key_set.keep_fresh()):
+        yield (Authentication(tokens=tokens, client_scopes=client_scopes, is_health_open=is_health_open),)
+
+
+def _certificates(settings: Settings) -> "Certificates | None":
+    if bool(settings.tls_cert) != bool(settings.tls_key):
+        raise StartupError("TLS needs both --tls-cert and --tls-key.")
+    if settings.tls_client_ca and not settings.tls_cert:
+        raise StartupError("--tls-client-ca is for TLS: give --tls-cert and --tls-key as well.")
+    if not settings.is_encrypted:
+        return None
+    if settings.insecure:
+        raise StartupError("--insecure and --tls-cert contradict each other; leave one out.")
+    from bookstore_grpc.rpc.credentials import Certificates
+
+    return Certificates(cert=settings.tls_cert, key=settings.tls_key, client_ca=settings.tls_client_ca)
+
+
+def _key_set(settings: Settings) -> "KeySet | None":
+    if not (settings.jwks_file or settings.jwks_url):
+        if settings.token_issuer or settings.token_audience:
+            raise StartupError("Tokens cannot be checked without keys: give --jwks-file or --jwks-url.")
+        return None
+    if settings.jwks_file and settings.jwks_url:
+        raise StartupError("The keys of tokens come from one place: give either --jwks-file or --jwks-url.")
+    if not (settings.token_issuer and settings.token_audience):
+        raise StartupError(
+            "Tokens are checked for whom they come from and whom they are meant for: "
+            "give --token-issuer and --token-audience."
+        )
+    from bookstore_grpc.rpc.key_sets import key_set_from_file, key_set_from_url
+
+    if settings.jwks_file:
+        return key_set_from_file(settings.jwks_file, interval_seconds=settings.jwks_refresh_seconds)
+    return key_set_from_url(settings.jwks_url, interval_seconds=settings.jwks_refresh_seconds)
+
+
+def _client_scopes(settings: Settings) -> Mapping[str, frozenset[str]]:
+    if settings.client_scopes and not settings.tls_client_ca:
+        raise StartupError("--client-scopes is for callers with certificates: give --tls-client-ca as well.")
+    scopes: dict[str, frozenset[str]] = {}
+    for entry in settings.client_scopes:
+        name, _, listed = entry.rpartition("=")
+        given = frozenset(scope for scope in listed.split(",") if scope)
+        if not name or not given:
+            raise StartupError(f"--client-scopes {entry!r} is not of the form NAME=books.read,books.write.")
+        scopes[name] = scopes.get(name, frozenset()) | given
+    return scopes

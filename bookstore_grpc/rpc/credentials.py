@@ -1,0 +1,132 @@
+"""TLS: the server's certificate, and the authority that callers' must come from, read again when the files change."""
+
+import asyncio
+import os
+import threading
+from collections.abc import Sequence
+
+import grpc
+import structlog
+
+from bookstore_grpc.errors import StartupError
+
+_log = structlog.stdlib.get_logger("bookstore_grpc.credentials")
+
+# Handshakes look too; this is for those who watch the log and the metrics while nobody comes.
+_REFRESH_SECONDS = 10
+
+_Seen = tuple[tuple[int, ...] | None, ...]
+
+
+class Certificates:
+    """The files, and the newest of their contents that can be used.
+
+    A handshake gets what the files then hold; connections that are there live on. New contents that do not fit
+    together, as when one of two files has been replaced and the other not yet, leave the old ones in use.
+
+    `expires_at` is when the certificate in use ends, in Unix seconds. Raises `StartupError` if at first there is
+    nothing that can be used. TLS 1.2 is the least that gRPC speaks.
+    """
+
+    def __init__(self, *, cert: str, key: str, client_ca: str = "") -> None:
+        self._paths = [path for path in (cert, key, client_ca) if path]
+        self._requires_client_certificates = bool(client_ca)
+        self._lock = threading.Lock()  # handshakes come on threads of gRPC's own
+        self._is_newer_than_handed = False
+        self.expires_at = 0.0
+        self.reload_failures = 0
+        try:
+            self._seen = self._look()
+            self._configuration = self._read()
+        except (OSError, ValueError) as error:
+            raise StartupError(f"Cannot serve with TLS: {_sentence(error)}.") from error
+
+    def server_credentials(self) -> grpc.ServerCredentials:
+        """Answer credentials that ask for the newest contents at each handshake."""
+        return grpc.dynamic_ssl_server_credentials(
+            self._configuration,
+            self._newer_configuration,  # type: ignore[arg-type]  # None means "as before" (grpc's documentation)
+            self._requires_client_certificates,
+        )
+
+    async def keep_fresh(self) -> None:
+        """Look at the files again and again, until cancelled."""
+        while True:
+            await asyncio.sleep(_REFRESH_SECONDS)
+            self.refresh()
+
+    def refresh(self) -> None:
+        """Read the files again if they have changed. What is wrong with them is logged and counted once."""
+        with self._lock:
+            seen = self._look()
+            if seen == self._seen:
+                return
+            self._seen = seen
+            try:
+                self._configuration = self._read()
+            except (OSError, ValueError) as error:
+                self.reload_failures += 1
+                _log.error("certificates not reloaded: the old ones stay", cause=_sentence(error))
+                return
+            self._is_newer_than_handed = True
+        _log.info("certificates reloaded", files=self._paths)
+
+    def _newer_configuration(self) -> grpc.ServerCertificateConfiguration | None:
+        self.refresh()
+        with self._lock:
+            is_newer, self._is_newer_than_handed = self._is_newer_than_handed, False
+            return self._configuration if is_newer else None
+
+    def _look(self) -> _Seen:
+        return tuple(_signature(path) for path in self._paths)
+
+    def _read(self) -> grpc.ServerCertificateConfiguration:
+        contents = [_contents(path) for path in self._paths]
+        expires_at = _check(self._paths, contents)
+        chain, key, *client_ca = contents
+        configuration = grpc.ssl_server_certificate_configuration(
+            [(key, chain)], root_certificates=client_ca[0] if client_ca else None
+        )
+        self.expires_at = expires_at
+        return configuration
+
+
+def _signature(path: str) -> tuple[int, ...] | None:
+    try:
+        stat = os.stat(path)  # of what a link leads to: Kubernetes swaps links
+    except OSError:
+        return None
+    return (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+
+
+def _contents(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def _check(paths: Sequence[str], contents: Sequence[bytes]) -> float:
+    """Answer when the certificate ends, in Unix seconds. Raises `ValueError` unless the contents fit together."""
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
+    from cryptography.x509 import load_pem_x509_certificates
+
+    certificates = []
+    for path, pem in zip((paths[0], *paths[2:]), (contents[0], *contents[2:]), strict=True):
+        try:
+            certificates.append(load_pem_x509_certificates(pem))
+        except ValueError as error:
+            raise ValueError(f"{path} holds no certificate in PEM form") from error
+    leaf = certificates[0][0]
+    try:
+        key = load_pem_private_key(contents[1], password=None)
+    except (TypeError, ValueError) as error:  # TypeError: it wants a password
+        raise ValueError(f"{paths[1]} holds no private key in PEM form, without a password") from error
+    form = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    if key.public_key().public_bytes(*form) != leaf.public_key().public_bytes(*form):
+        raise ValueError(f"the key in {paths[1]} does not belong to the certificate in {paths[0]}")
+    return leaf.not_valid_after_utc.timestamp()
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return f"{error.filename} cannot be read ({error.strerror})"
+    return str(error)

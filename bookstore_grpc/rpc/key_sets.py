@@ -1,0 +1,200 @@
+"""The keys that tokens are checked by: a JWKS (RFC 7517) in a file or behind a URL, read again as it changes.
+
+What cannot be used is left out with a line in the log: keys that are secret, weak or meant for something else.
+"""
+
+import asyncio
+import json
+import os
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import structlog
+
+from bookstore_grpc.addresses import is_loopback
+from bookstore_grpc.errors import StartupError
+
+_log = structlog.stdlib.get_logger("bookstore_grpc.keys")
+
+# RFC 7518 and RFC 8037: the algorithms that a key of each type can check. All are asymmetric.
+ALGORITHMS_BY_KEY_TYPE = {
+    "RSA": ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"),
+    "EC": ("ES256", "ES384", "ES512"),
+    "OKP": ("EdDSA",),
+}
+_RSA_LEAST_BITS = 2_048
+_MOST_BYTES = 1024 * 1024
+_FETCH_SECONDS = 5
+# How soon a key that nobody knows may send for the keys again.
+_UNKNOWN_KEY_SECONDS = 10
+
+
+class Key(NamedTuple):
+    """A public key, the name that tokens call it by, and the algorithms that it may be used with."""
+
+    name: str
+    public_key: Any
+    algorithms: frozenset[str]
+
+
+class KeySet:
+    """Keys that are kept fresh. While they cannot be read anew the old ones stay, however long that is."""
+
+    def __init__(self, read: Callable[[], bytes | None], *, source: str, interval_seconds: float) -> None:
+        self.keys: Sequence[Key] = ()
+        self.refresh_failures = 0
+        self._read = read
+        self._source = source
+        self._interval_seconds = interval_seconds
+        self._is_failing = False
+        self._asked_at = -float("inf")
+        self._refreshing: asyncio.Task[None] | None = None
+
+    async def load(self) -> None:
+        """Read the keys for the first time. Raises `StartupError`."""
+        try:
+            await self._load()
+        except (OSError, ValueError) as error:
+            raise StartupError(f"Cannot read the keys of tokens from {self._source}: {error}.") from error
+
+    async def keep_fresh(self) -> None:
+        """Read the keys again and again, until cancelled."""
+        while True:
+            await asyncio.sleep(self._interval_seconds)
+            await self._refresh()
+
+    async def look_for_unknown_key(self) -> None:
+        """Read the keys again because a token names one that is not there; not often, for anyone can name one."""
+        if self._refreshing is None or self._refreshing.done():
+            if time.monotonic() < self._asked_at + _UNKNOWN_KEY_SECONDS:
+                return
+            self._refreshing = asyncio.create_task(self._refresh())
+        await asyncio.shield(self._refreshing)
+
+    async def _refresh(self) -> None:
+        self._asked_at = time.monotonic()
+        try:
+            await self._load()
+        except (OSError, ValueError) as error:
+            self.refresh_failures += 1
+            if not self._is_failing:
+                _log.error("keys not refreshed: the old ones stay", source=self._source, cause=str(error))
+            self._is_failing = True
+        else:
+            if self._is_failing:
+                _log.info("keys refreshed again", source=self._source)
+            self._is_failing = False
+
+    async def _load(self) -> None:
+        text = await asyncio.to_thread(self._read)
+        if text is None:
+            return
+        keys = keys_from_jwks(text)
+        if keys != self.keys:  # to change them makes every token be checked anew
+            self.keys = keys
+            _log.info("keys read", source=self._source, keys=[key.name for key in keys])
+
+
+def key_set_from_file(path: str, *, interval_seconds: float) -> KeySet:
+    """Make the key set of a JWKS file."""
+    return KeySet(_FileReader(path), source=path, interval_seconds=interval_seconds)
+
+
+def key_set_from_url(url: str, *, interval_seconds: float) -> KeySet:
+    """Make the key set of a JWKS URL. Raises `StartupError` unless it is https, or http on this machine."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if not host or not (parts.scheme == "https" or (parts.scheme == "http" and is_loopback(host))):
+        raise StartupError(f"The keys of tokens cannot come from {url!r}: give a URL of https.")
+    return KeySet(_URLReader(url), source=f"{parts.scheme}://{parts.netloc}", interval_seconds=interval_seconds)
+
+
+def keys_from_jwks(text: bytes) -> Sequence[Key]:
+    """Read the public keys of a JWKS. Raises `ValueError` where there is none that can be used."""
+    try:
+        listed = json.loads(text)["keys"]
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError("it is no JSON Web Key Set") from error
+    keys = list(_usable_keys(listed if isinstance(listed, list) else []))
+    if not keys:
+        raise ValueError("it has no key that can be used: public, RSA of 2,048 bits or more, EC or OKP, for signatures")
+    return keys
+
+
+def _usable_keys(listed: Sequence[Any]) -> Iterator[Key]:
+    for jwk in listed:
+        try:
+            yield _key_from_jwk(jwk)
+        except ValueError as error:
+            name = jwk.get("kid") if isinstance(jwk, dict) else None
+            _log.warning("key left out", key=str(name), cause=str(error))
+
+
+def _key_from_jwk(jwk: Any) -> Key:
+    from jwt import PyJWK
+    from jwt.exceptions import PyJWTError
+
+    if not isinstance(jwk, dict) or jwk.get("kty") not in ALGORITHMS_BY_KEY_TYPE:
+        raise ValueError("not a public key of a known type")
+    if "d" in jwk:
+        raise ValueError("a private key, which nobody should see")
+    if jwk.get("use", "sig") != "sig" or "verify" not in jwk.get("key_ops", ["verify"]):
+        raise ValueError("not meant for signatures")
+    algorithms = frozenset(ALGORITHMS_BY_KEY_TYPE[jwk["kty"]])
+    if "alg" in jwk:
+        algorithms &= {jwk["alg"]}
+    if not algorithms:
+        raise ValueError("its algorithm does not fit its type")
+    try:
+        public_key = PyJWK(jwk, algorithm=None if "alg" in jwk else _default_algorithm(jwk)).key
+    except (PyJWTError, KeyError, TypeError, ValueError) as error:
+        raise ValueError("damaged") from error
+    if jwk["kty"] == "RSA" and public_key.key_size < _RSA_LEAST_BITS:
+        raise ValueError(f"shorter than {_RSA_LEAST_BITS} bits")
+    return Key(str(jwk.get("kid", "")), public_key, algorithms)
+
+
+def _default_algorithm(jwk: dict[str, Any]) -> str | None:
+    return "RS256" if jwk["kty"] == "RSA" else None  # what an EC or OKP key is for follows from its curve
+
+
+class _FileReader:
+    """Reads a file if it has changed since the last time."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._seen: tuple[int, ...] = ()
+
+    def __call__(self) -> bytes | None:
+        stat = os.stat(self._path)
+        seen = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+        if seen == self._seen:
+            return None
+        with open(self._path, "rb") as file:
+            text = file.read(_MOST_BYTES)
+        self._seen = seen
+        return text
+
+
+class _URLReader:
+    """Fetches a document, from where the URL says and nowhere else."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._opener = urllib.request.build_opener(_NoRedirects())
+
+    def __call__(self) -> bytes:
+        # The scheme is checked where the key set is made.
+        with self._opener.open(self._url, timeout=_FETCH_SECONDS) as response:
+            text: bytes = response.read(_MOST_BYTES + 1)
+        if len(text) > _MOST_BYTES:
+            raise ValueError("it is too long")
+        return text
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_arguments: Any, **_options: Any) -> None:
+        return None

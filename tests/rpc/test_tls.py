@@ -1,0 +1,247 @@
+"""TLS and mutual TLS: who can connect, by which versions, and that new files count without a restart."""
+
+import socket
+import ssl
+import warnings
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from bookstore.v1 import books_pb2
+from cryptography import x509
+
+from bookstore_grpc.app import running_server
+from bookstore_grpc.errors import StartupError
+from bookstore_grpc.rpc.credentials import Certificates
+from bookstore_grpc.rpc.server import Server
+from tests.certificates import Authority, Certificate
+from tests.conftest import LogLines, settings_for
+from tests.rpc.calls import Stub, refusal
+from tests.tokens import Issuer, bearer, token_settings
+
+LISTED = books_pb2.ListBooksRequest()
+KEPT = "certificates not reloaded: the old ones stay"
+
+authority = Authority()
+stranger = Authority("stranger")
+
+
+@asynccontextmanager
+async def serving(folder: Path, **settings: Any) -> AsyncIterator[Server]:
+    cert, key = authority.server().write(folder, "server")
+    values = {"tls_cert": cert, "tls_key": key, **settings}
+    async with running_server(settings_for(f"sqlite+aiosqlite:///{folder}/bookstore.db", **values)) as server:
+        yield server
+
+
+def channel_to(server: Server, *, trusts: Authority = authority, shows: Certificate | None = None) -> grpc.aio.Channel:
+    credentials = grpc.ssl_channel_credentials(
+        trusts.pem, private_key=shows.key if shows else None, certificate_chain=shows.pem if shows else None
+    )
+    # A pool of their own, else channels alike would share a connection.
+    return grpc.aio.secure_channel(server.addresses[0], credentials, options=[("grpc.use_local_subchannel_pool", 1)])
+
+
+async def is_served(server: Server, **options: Any) -> bool:
+    async with channel_to(server, **options) as channel:
+        code = await Stub(channel).ListBooks(LISTED, timeout=30).code()
+    assert code in (grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE)
+    return code is grpc.StatusCode.OK
+
+
+def handshake(server: Server, *, most: ssl.TLSVersion) -> tuple[str | None, str | None, int]:
+    """Shake hands as a program in any language would; answer version, protocol and the certificate's number."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(cadata=authority.pem.decode())
+    context.set_alpn_protocols(["h2"])
+    context.set_ciphers("ALL:@SECLEVEL=0")  # so that it is the server that refuses
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        context.minimum_version = ssl.TLSVersion.TLSv1
+        context.maximum_version = most
+    host, _, port = server.addresses[0].rpartition(":")
+    with (
+        socket.create_connection((host, int(port)), timeout=10) as plain,
+        context.wrap_socket(plain, server_hostname=host) as encrypted,
+    ):
+        shown = x509.load_der_x509_certificate(encrypted.getpeercert(binary_form=True) or b"")
+        return encrypted.version(), encrypted.selected_alpn_protocol(), shown.serial_number
+
+
+def write(path: str, contents: bytes) -> None:
+    Path(path).write_bytes(contents)
+
+
+def certificate_number(server: Server) -> int:
+    return handshake(server, most=ssl.TLSVersion.TLSv1_3)[2]
+
+
+async def test_calls_travel_by_tls_and_nobody_else_s_certificate_is_taken_for_ours(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        assert await is_served(server)
+        assert not await is_served(server, trusts=stranger)
+        async with grpc.aio.insecure_channel(server.addresses[0]) as channel:
+            assert await Stub(channel).ListBooks(LISTED, timeout=30).code() is grpc.StatusCode.UNAVAILABLE
+
+
+@pytest.mark.parametrize(
+    ("version", "name"), [(ssl.TLSVersion.TLSv1_2, "TLSv1.2"), (ssl.TLSVersion.TLSv1_3, "TLSv1.3")]
+)
+async def test_tls_from_1_2_on_is_spoken(version: ssl.TLSVersion, name: str, tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        assert handshake(server, most=version)[:2] == (name, "h2")
+
+
+async def test_tls_1_1_is_refused(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        with pytest.raises(ssl.SSLError):  # gRPC hangs up without a word
+            handshake(server, most=ssl.TLSVersion.TLSv1_1)
+
+
+async def test_with_mutual_tls_only_clients_that_the_authority_vouches_for_are_served(tmp_path: Path) -> None:
+    async with serving(tmp_path, tls_client_ca=authority.write(tmp_path)) as server:
+        assert await is_served(server, shows=authority.certificate("client"))
+        assert not await is_served(server)
+        assert not await is_served(server, shows=stranger.certificate("client"))
+        assert not await is_served(server, shows=authority.certificate("client", days=-1))
+
+
+async def test_new_handshakes_get_the_new_certificate_and_old_connections_live_on(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server, channel_to(server) as old:
+        await Stub(old).ListBooks(LISTED, timeout=30)
+        first = certificate_number(server)
+        replacement = authority.server()
+        replacement.write(tmp_path, "server")
+        assert certificate_number(server) == replacement.number != first
+        await Stub(old).ListBooks(LISTED, timeout=30)
+        assert await is_served(server)
+
+
+async def test_a_new_authority_for_clients_counts_without_a_restart(tmp_path: Path) -> None:
+    ca = authority.write(tmp_path)
+    ours, theirs = authority.certificate("client"), stranger.certificate("client")
+    async with serving(tmp_path, tls_client_ca=ca) as server:
+        assert not await is_served(server, shows=theirs)
+        write(ca, authority.pem + stranger.pem)
+        assert await is_served(server, shows=theirs)
+        assert await is_served(server, shows=ours)
+        write(ca, stranger.pem)
+        assert not await is_served(server, shows=ours)
+
+
+@pytest.mark.parametrize("broken", ["no PEM", "gone", "another's key", "authority"])
+async def test_new_files_that_cannot_be_used_keep_the_old_ones_which_is_told_once(
+    broken: str, tmp_path: Path, log_lines: LogLines
+) -> None:
+    ca = authority.write(tmp_path)
+    client = authority.certificate("client")
+    async with serving(tmp_path, tls_client_ca=ca) as server:
+        if broken == "no PEM":
+            (tmp_path / "server.pem").write_text("nonsense")
+        elif broken == "gone":
+            (tmp_path / "server.pem").unlink()
+        elif broken == "another's key":
+            (tmp_path / "server.key").write_bytes(authority.server().key)
+        else:
+            write(ca, b"nonsense")
+        for _ in range(3):
+            assert await is_served(server, shows=client)
+        assert [line["event"] for line in log_lines()].count(KEPT) == 1
+        authority.server().write(tmp_path, "server")
+        write(ca, authority.pem)
+        assert await is_served(server, shows=client)
+    (line,) = [line for line in log_lines() if line["event"] == KEPT]
+    assert line["level"] == "error"
+    assert str(tmp_path) in line["cause"]
+    assert "PRIVATE" not in str(log_lines())
+
+
+def test_the_two_files_may_be_replaced_one_after_the_other(tmp_path: Path) -> None:
+    first, second = authority.server(days=1), authority.server(days=9)
+    cert, key = first.write(tmp_path, "server")
+    certificates = Certificates(cert=cert, key=key)
+    expires_at = certificates.expires_at
+    Path(cert).write_bytes(second.pem)
+    certificates.refresh()
+    assert (certificates.expires_at, certificates.reload_failures) == (expires_at, 1)
+    Path(key).write_bytes(second.key)
+    certificates.refresh()
+    assert certificates.expires_at - expires_at == pytest.approx(8 * 86_400, abs=120)
+    assert certificates.reload_failures == 1
+
+
+@pytest.mark.parametrize(
+    ("files", "sentence"),
+    [
+        ({"tls_key": ""}, "both --tls-cert and --tls-key"),
+        ({"tls_cert": ""}, "both --tls-cert and --tls-key"),
+        ({"tls_cert": "/nowhere.pem"}, r"/nowhere\.pem cannot be read"),
+        ({"tls_cert": "{key}"}, "no certificate in PEM form"),
+        ({"tls_key": "{cert}"}, "no private key in PEM form"),
+        ({"tls_key": "{other}"}, "does not belong to"),
+        ({"tls_client_ca": "{key}"}, "no certificate in PEM form"),
+        ({"tls_cert": "", "tls_key": "", "tls_client_ca": "{cert}"}, "--tls-client-ca is for TLS"),
+        ({"insecure": True}, "contradict"),
+    ],
+    ids=str,
+)
+async def test_files_that_cannot_be_used_keep_the_server_from_starting(
+    files: dict[str, Any], sentence: str, tmp_path: Path
+) -> None:
+    cert, key = authority.server().write(tmp_path, "server")
+    _, other = authority.server().write(tmp_path, "other")
+    named = {"cert": cert, "key": key, "other": other}
+    with pytest.raises(StartupError, match=sentence):
+        async with serving(
+            tmp_path,
+            **{name: value.format(**named) if isinstance(value, str) else value for name, value in files.items()},
+        ):
+            pass
+
+
+async def test_names_in_certificates_have_the_scopes_that_they_are_given(tmp_path: Path, log_lines: LogLines) -> None:
+    reader = authority.certificate("reader")
+    by_host = authority.certificate("anything", hosts=["writer.example"])
+    unknown = authority.certificate("unknown")
+    create = books_pb2.CreateBookRequest(book=books_pb2.Book(name="N", author="A", release_year=1))
+    async with serving(
+        tmp_path,
+        tls_client_ca=authority.write(tmp_path),
+        client_scopes=("reader=books.read", "writer.example=books.write,books.read"),
+    ) as server:
+        async with channel_to(server, shows=reader) as channel:
+            await Stub(channel).ListBooks(LISTED)
+            assert (await refusal(Stub(channel).CreateBook(create))).reason == "SCOPE_MISSING"
+        async with channel_to(server, shows=by_host) as channel:
+            await Stub(channel).CreateBook(create)
+        async with channel_to(server, shows=unknown) as channel:
+            assert (await refusal(Stub(channel).ListBooks(LISTED))).reason == "TOKEN_MISSING"
+
+
+async def test_a_token_adds_its_scopes_to_those_of_the_certificate(tmp_path: Path) -> None:
+    issuer = Issuer()
+    create = books_pb2.CreateBookRequest(book=books_pb2.Book(name="N", author="A", release_year=1))
+    async with (
+        serving(
+            tmp_path,
+            tls_client_ca=authority.write(tmp_path),
+            client_scopes=("reader=books.read",),
+            **token_settings(issuer.write_jwks(tmp_path / "jwks")),
+        ) as server,
+        channel_to(server, shows=authority.certificate("reader")) as channel,
+    ):
+        stub = Stub(channel)
+        await stub.ListBooks(LISTED)
+        writing = bearer(issuer.token(scope="books.write"))
+        await stub.CreateBook(create, metadata=writing)
+        await stub.ListBooks(LISTED, metadata=writing)
+        assert (await refusal(stub.ListBooks(LISTED, metadata=bearer("garbage")))).reason == "TOKEN_INVALID"
+
+
+async def test_a_unix_socket_is_guarded_by_the_file_system_and_not_by_tls(tmp_path: Path) -> None:
+    address = f"unix:{tmp_path}/socket"
+    async with serving(tmp_path, listen=(address, "127.0.0.1:0")), grpc.aio.insecure_channel(address) as channel:
+        await Stub(channel).ListBooks(LISTED, timeout=30)
