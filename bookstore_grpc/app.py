@@ -7,6 +7,7 @@ import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -14,7 +15,7 @@ import structlog
 from bookstore_grpc import doors
 from bookstore_grpc.addresses import check_addresses
 from bookstore_grpc.background import in_background
-from bookstore_grpc.dal import migrations
+from bookstore_grpc.dal import backup, migrations
 from bookstore_grpc.dal.books import BookDAL, microseconds_now
 from bookstore_grpc.dal.database import Database
 from bookstore_grpc.dal.driver_errors import startup_errors
@@ -137,6 +138,20 @@ async def migrate(settings: Settings) -> str:
 def migration_sql(settings: Settings) -> str:
     """Answer the SQL that builds the newest tables from nothing. Raises `StartupError`."""
     return migrations.upgrade_sql(parse_database_url(settings.database_url))
+
+
+def back_up(settings: Settings, path: Path, *, force: bool, on_progress: backup.Progress) -> int:
+    """Copy a SQLite database to a file while it is served, and answer how many books that holds.
+
+    Raises `StartupError`.
+    """
+    return backup.copy_database(
+        parse_database_url(settings.database_url),
+        path,
+        force=force,
+        timeout_seconds=settings.database_timeout_seconds,
+        on_progress=on_progress,
+    )
 
 
 @asynccontextmanager

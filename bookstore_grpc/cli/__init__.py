@@ -10,7 +10,7 @@ from importlib.metadata import version
 import click
 
 from bookstore_grpc.cli.books import create, delete, get, health, list_, update
-from bookstore_grpc.cli.server import migrate, serve
+from bookstore_grpc.cli.server import backup, migrate, serve
 from bookstore_grpc.cli.transfer import export, import_
 
 
@@ -27,5 +27,5 @@ def version_() -> None:
     click.echo(version("bookstore-grpc"))
 
 
-for command in (serve, migrate, health, create, get, list_, update, delete, import_, export):
+for command in (serve, migrate, backup, health, create, get, list_, update, delete, import_, export):
     main.add_command(command)

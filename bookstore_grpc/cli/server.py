@@ -1,16 +1,19 @@
-"""The verbs that run the service: `serve` and `migrate`. Their flags are the `Settings`."""
+"""The verbs that run the service: `serve`, `migrate` and `backup`. Their flags are the `Settings`."""
 
 import asyncio
 import re
+import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import Field
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import click
 from click.core import ParameterSource
 
-from bookstore_grpc.cli.session import Seconds
+from bookstore_grpc.cli.session import Seconds, shown_count
 from bookstore_grpc.errors import StartupError
 from bookstore_grpc.settings import ENVIRONMENT_PREFIX, Settings, settings_fields
 
@@ -109,6 +112,33 @@ def migrate(context: click.Context, /, *, sql: bool, **values: Any) -> None:
             click.echo(app.migration_sql(settings), nl=False)
         else:
             click.echo(f"The tables are at revision {asyncio.run(app.migrate(settings))}.")
+
+
+@click.command()
+@click.argument("path", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--force", is_flag=True, help="Overwrite FILE.")
+@_settings_options("database_url", "database_timeout_seconds")
+@click.pass_context
+def backup(context: click.Context, /, *, path: Path, force: bool, **values: Any) -> None:
+    """Copy a SQLite database to FILE, also while servers use it.
+
+    FILE appears when it is whole and checked. It holds everything that was answered before the copy began. On
+    PostgreSQL use pg_dump, on MariaDB mariadb-dump.
+    """
+    settings = Settings(**values)
+    # Whoever schedules backups ends them so; half a copy must not stay.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with _server_side(context, settings):
+        from bookstore_grpc import app
+
+        with click.progressbar(length=1, file=sys.stderr, label="Copying", hidden=not sys.stderr.isatty()) as bar:
+
+            def show(done: int, total: int) -> None:
+                bar.length = total
+                bar.update(done - bar.pos)
+
+            books = app.back_up(settings, path, force=force, on_progress=show)
+        click.echo(f"{shown_count(books, 'book')} in {path}.")
 
 
 @contextmanager

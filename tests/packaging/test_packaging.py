@@ -117,11 +117,11 @@ def test_the_base_install_runs_client_verbs_without_the_servers_packages(
         assert "--server" in shown.stdout
 
 
-@pytest.mark.parametrize("verb", ["serve", "migrate"])
+@pytest.mark.parametrize("command", ["serve", "migrate", "backup copy.db"])
 def test_a_verb_of_the_server_names_the_extra_that_it_lacks(
-    verb: str, light_run: Callable[..., subprocess.CompletedProcess[str]]
+    command: str, light_run: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
-    refused = light_run(verb)
+    refused = light_run(*command.split())
     assert refused.returncode != 0
     assert refused.stdout == ""
     (sentence,) = refused.stderr.splitlines()
