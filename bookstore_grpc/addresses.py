@@ -1,7 +1,6 @@
 """Addresses to listen on: what may be one, who can reach it, and how several processes come to share one."""
 
 import errno
-import ipaddress
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -9,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 import structlog
 
 from bookstore_grpc.errors import StartupError
+from bookstore_grpc.loopback import is_local
 
 _log = structlog.stdlib.get_logger("bookstore_grpc.addresses")
 
@@ -20,7 +20,7 @@ def check_addresses(addresses: Sequence[str], *, encrypted: bool, insecure: bool
     """Raise `StartupError` for what is no address, or one that other machines can reach in plaintext unasked."""
     for address in addresses:
         _check_form(address)
-        if encrypted or _is_local(address):
+        if encrypted or is_local(address):
             continue
         if not insecure:
             raise StartupError(
@@ -55,23 +55,6 @@ def _check_form(address: str) -> None:
     is_tcp = bool(host) and port.isascii() and port.isdigit() and int(port) < 65_536
     if not (is_unix or is_tcp):
         raise StartupError(f"The address {address!r} is neither HOST:PORT nor unix:PATH.")
-
-
-def _is_local(address: str) -> bool:
-    """Tell whether only this machine can reach an address: a unix socket, or one of the loopback."""
-    if address.startswith("unix:"):
-        return True
-    return is_loopback(address.rpartition(":")[0].strip("[]"))
-
-
-def is_loopback(host: str) -> bool:
-    """Tell whether a host, by name or number, is this machine and can be reached by nobody else."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _reserve(address: str, held: ExitStack) -> str:

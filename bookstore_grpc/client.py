@@ -3,9 +3,8 @@
 It needs only the base install and knows nothing of the server's inside.
 """
 
-import json
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -17,6 +16,7 @@ from google.rpc import status_pb2
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, ResourceInfo
 from grpc_health.v1 import health_pb2
 
+from bookstore_grpc.channel import TLS, TokenFile, call_metadata, open_channel
 from bookstore_grpc.errors import (
     BookNotFound,
     BookstoreError,
@@ -40,7 +40,7 @@ from bookstore_grpc.errors import (
     Unavailable,
     Violation,
 )
-from bookstore_grpc.limits import BATCH_MAX, MESSAGE_MAX_BYTES, PAGE_SIZE_MAX
+from bookstore_grpc.limits import BATCH_MAX, PAGE_SIZE_MAX
 from bookstore_grpc.wire import (
     DEFAULT_SERVER,
     DEFAULT_TIMEOUT_SECONDS,
@@ -49,38 +49,11 @@ from bookstore_grpc.wire import (
     STATUS_DETAILS_KEY,
 )
 
+__all__ = ["TLS", "BookstoreClient", "TokenFile", "error_from_rpc_error"]
+
 Request = TypeVar("Request")
 Response = TypeVar("Response")
 
-
-# A read may always be asked again; a create too, for its request id keeps a second one from making a second book.
-# An update or delete whose answer was lost must be looked into by whoever sent it.
-_RETRIED_METHODS = ("GetBook", "ListBooks", "BatchGetBooks", "CreateBook", "BatchCreateBooks")
-_SERVICE_CONFIG = {
-    "loadBalancingConfig": [{"round_robin": {}}],
-    "methodConfig": [
-        {
-            "name": [{"service": "bookstore.v1.BookService", "method": method} for method in _RETRIED_METHODS],
-            "retryPolicy": {
-                "maxAttempts": 4,
-                "initialBackoff": "0.2s",
-                "maxBackoff": "2s",
-                "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE"],
-            },
-        }
-    ],
-}
-_OPTIONS = (
-    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
-    # Notice a server that has gone without saying so; the server permits a ping every 10 s.
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    # A thousand books with the longest texts are more than gRPC's own 4 MiB.
-    ("grpc.max_receive_message_length", MESSAGE_MAX_BYTES),
-    # What is to be sent again must be kept until it is answered; a batch is more than gRPC's own 256 KiB.
-    ("grpc.per_rpc_retry_buffer_size", MESSAGE_MAX_BYTES),
-)
 
 _ERRORS_BY_REASON: dict[str, type[BookstoreError]] = {
     error.reason: error
@@ -111,14 +84,26 @@ _ERRORS_BY_CODE: dict[grpc.StatusCode, type[BookstoreError]] = {
 class BookstoreClient:
     """A connection to the service, as an async context manager.
 
-    `server` is `HOST:PORT` or `unix:PATH`; `timeout_seconds` bounds every call, retries included. Methods raise
-    the errors of `bookstore_grpc.errors`.
+    `server` is `HOST:PORT` or `unix:PATH`; `timeout_seconds` bounds every call, retries included. With `tls` the calls
+    travel encrypted. `token` is a bearer token, or what answers one at each call, such as a `TokenFile`; where others
+    could read it on its way, it is sent only if `insecure`. Methods raise the errors of `bookstore_grpc.errors`.
+
+    Raises `ValueError` for files that cannot be used, and for a token that would travel in plaintext.
     """
 
-    def __init__(self, server: str = DEFAULT_SERVER, *, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS) -> None:
+    def __init__(
+        self,
+        server: str = DEFAULT_SERVER,
+        *,
+        timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+        tls: TLS | None = None,
+        token: str | Callable[[], str] = "",
+        insecure: bool = False,
+    ) -> None:
         self.server = server
         self._timeout_seconds = timeout_seconds
-        self._channel = grpc.aio.insecure_channel(server, options=_OPTIONS)
+        self._metadata = call_metadata(server, token=token, is_encrypted=tls is not None, insecure=insecure)
+        self._channel = open_channel(server, tls)
         self._stub = books_pb2_grpc.BookServiceStub(self._channel)
         self._check_health = self._channel.unary_unary(
             "/grpc.health.v1.Health/Check",
@@ -223,7 +208,7 @@ class BookstoreClient:
 
     async def _call(self, method: "grpc.aio.UnaryUnaryMultiCallable[Request, Response]", request: Request) -> Response:
         try:
-            return await method(request, timeout=self._timeout_seconds)
+            return await method(request, timeout=self._timeout_seconds, metadata=self._metadata())
         except grpc.aio.AioRpcError as error:
             raise error_from_rpc_error(error) from error
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bookstore_grpc.errors import BookstoreError, DeadlineExceeded, InvalidRequest, Unavailable
+from bookstore_grpc.errors import BookstoreError, DeadlineExceeded, InvalidRequest, TokenMissing, Unavailable
 from bookstore_grpc.wire import DEFAULT_SERVER, DEFAULT_TIMEOUT_SECONDS
 
 if TYPE_CHECKING:
@@ -29,8 +29,14 @@ class Seconds(click.FloatRange):
 
 
 def connection_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a verb the flags that say which server it talks to, and how long it waits."""
+    """Give a verb the flags that say which server it talks to, how, as whom, and how long it waits."""
     for option in (
+        _option("--insecure", is_flag=True, help="Send the token although others could read it on its way."),
+        _option("--token-file", help="A file with a token that says who calls; or put it in BOOKSTORE_TOKEN."),
+        _option("--key", help="A file with the private key of --cert, as PEM."),
+        _option("--cert", help="A file with a certificate that says who calls, as PEM. Implies --tls."),
+        _option("--ca", help="A file with who vouches for the server, as PEM. Implies --tls."),
+        _option("--tls", is_flag=True, help="Speak TLS."),
         click.option(
             "--timeout-seconds",
             type=Seconds(min=0, min_open=True),
@@ -53,14 +59,21 @@ def connection_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+def _option(flag: str, **options: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a flag with its variable; by default nothing is given."""
+    # Of the flag's name there is a setting of the server already.
+    name = "CLIENT_INSECURE" if flag == "--insecure" else flag[2:].upper().replace("-", "_")
+    default = False if "is_flag" in options else ""
+    return click.option(flag, envvar=f"BOOKSTORE_{name}", show_envvar=True, default=default, **options)
+
+
 def run_with_client(
-    work: "Callable[[BookstoreClient], Awaitable[None]]", *, server: str, timeout_seconds: float
+    work: "Callable[[BookstoreClient], Awaitable[None]]", *, server: str, timeout_seconds: float, **doors: Any
 ) -> None:
     """Run `work` with a client, and turn what goes wrong into a sentence and exit status 1."""
-    from bookstore_grpc.client import BookstoreClient
 
     async def run() -> None:
-        async with BookstoreClient(server, timeout_seconds=timeout_seconds) as client:
+        async with _client(server, timeout_seconds, **doors) as client:
             await work(client)
 
     try:
@@ -78,6 +91,34 @@ def run_with_client(
         raise click.ClickException(sentence_from_error(error, server=server)) from error
 
 
+def _client(
+    server: str,
+    timeout_seconds: float,
+    *,
+    tls: bool,
+    ca: str,
+    cert: str,
+    key: str,
+    token_file: str,
+    insecure: bool,
+) -> "BookstoreClient":
+    from bookstore_grpc.client import TLS, BookstoreClient, TokenFile
+
+    try:
+        return BookstoreClient(
+            server,
+            timeout_seconds=timeout_seconds,
+            tls=TLS(ca=ca, cert=cert, key=key) if tls or ca or cert or key else None,
+            # Only a variable: `ps` shows arguments to everyone.
+            token=TokenFile(token_file) if token_file else os.environ.get("BOOKSTORE_TOKEN", ""),
+            insecure=insecure,
+        )
+    except OSError as error:
+        raise click.ClickException(f"Cannot connect to {server}: {error.filename}: {error.strerror}.") from error
+    except ValueError as error:
+        raise click.ClickException(f"Cannot connect to {server}: {error}.") from error
+
+
 def sentence_from_error(error: BookstoreError, *, server: str) -> str:
     """Say what went wrong, with field and reason where there are any."""
     if isinstance(error, InvalidRequest) and error.violations:
@@ -85,11 +126,16 @@ def sentence_from_error(error: BookstoreError, *, server: str) -> str:
         sentence = "\n       ".join(lines)
     elif error.request_id is None and isinstance(error, Unavailable):
         # gRPC's own words are about sockets; the caller knows the server by the name it gave.
-        return f"No server answers at {server}. Start one with `bookstore serve`, or name another with --server."
+        return (
+            f"No server answers at {server}. Start one with `bookstore serve`, or name another with --server. "
+            "If it speaks TLS: --tls, and --ca for who vouches for it."
+        )
     elif error.request_id is None and isinstance(error, DeadlineExceeded):
         return f"{server} did not answer in time; --timeout-seconds gives it longer."
     else:
         sentence = error.message
+    if isinstance(error, TokenMissing):
+        sentence += " --token-file names a file with one."
     reason = f" [{error.reason}]" if error.reason else ""
     request = f" (request id {error.request_id})" if error.request_id else ""
     return f"{sentence}{reason}{request}"

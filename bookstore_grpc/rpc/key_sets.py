@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 
 import structlog
 
-from bookstore_grpc.addresses import is_loopback
 from bookstore_grpc.errors import StartupError
+from bookstore_grpc.loopback import is_loopback
 
 _log = structlog.stdlib.get_logger("bookstore_grpc.keys")
 

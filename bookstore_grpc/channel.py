@@ -1,0 +1,128 @@
+"""How a client reaches the service: retries, keepalive, TLS, and the token that says who calls."""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import grpc
+
+from bookstore_grpc.limits import MESSAGE_MAX_BYTES
+from bookstore_grpc.loopback import is_local
+from bookstore_grpc.wire import AUTHORIZATION_KEY
+
+# A read may always be asked again; a create too, for its request id keeps a second one from making a second book.
+# An update or delete whose answer was lost must be looked into by whoever sent it.
+_RETRIED_METHODS = ("GetBook", "ListBooks", "BatchGetBooks", "CreateBook", "BatchCreateBooks")
+_SERVICE_CONFIG = {
+    "loadBalancingConfig": [{"round_robin": {}}],
+    "methodConfig": [
+        {
+            "name": [{"service": "bookstore.v1.BookService", "method": method} for method in _RETRIED_METHODS],
+            "retryPolicy": {
+                "maxAttempts": 4,
+                "initialBackoff": "0.2s",
+                "maxBackoff": "2s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ],
+}
+_OPTIONS = (
+    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+    # Notice a server that has gone without saying so; the server permits a ping every 10 s.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    # A thousand books with the longest texts are more than gRPC's own 4 MiB.
+    ("grpc.max_receive_message_length", MESSAGE_MAX_BYTES),
+    # What is to be sent again must be kept until it is answered; a batch is more than gRPC's own 256 KiB.
+    ("grpc.per_rpc_retry_buffer_size", MESSAGE_MAX_BYTES),
+)
+
+Metadata = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TLS:
+    """Files, as PEM: who vouches for the server (else gRPC's own list), and what shows who the client is."""
+
+    ca: str = ""
+    cert: str = ""
+    key: str = ""
+
+
+class TokenFile:
+    """A token in a file, read again when the file changes, as those do that an orchestrator renews.
+
+    While the file is away the token that was there stays. Raises `OSError`, and `ValueError` where it holds none.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._seen: tuple[int, ...] = ()
+        self._token = ""
+        self()
+
+    def __call__(self) -> str:
+        """Answer the token. Raises `ValueError` where the file has come to hold none."""
+        try:
+            stat = os.stat(self._path)
+        except OSError:
+            if self._token:
+                return self._token
+            raise
+        seen = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+        if seen != self._seen:
+            with open(self._path, encoding="utf-8") as file:
+                self._token = _checked(file.read().strip(), self._path)
+            self._seen = seen
+        return self._token
+
+
+def open_channel(server: str, tls: TLS | None) -> grpc.aio.Channel:
+    """Open a channel, which connects with the first call. Raises `ValueError` for files that cannot be used."""
+    if tls is None:
+        return grpc.aio.insecure_channel(server, options=_OPTIONS)
+    if bool(tls.cert) != bool(tls.key):
+        raise ValueError("a certificate needs its key, and a key its certificate")
+    ca, cert, key = (_contents(path) for path in (tls.ca, tls.cert, tls.key))
+    return grpc.aio.secure_channel(server, grpc.ssl_channel_credentials(ca, key, cert), options=_OPTIONS)
+
+
+def call_metadata(
+    server: str, *, token: str | Callable[[], str], is_encrypted: bool, insecure: bool
+) -> Callable[[], Metadata]:
+    """Make what answers the metadata of a call: the token, if there is one.
+
+    Raises `ValueError` for what is no token, and where it could be read on its way, unless `insecure` wants that.
+    """
+    if not token:
+        return lambda: ()
+    if not (is_encrypted or insecure or is_local(server)):
+        raise ValueError(f"a token would travel to {server} in plaintext, for everyone on the way to read; use TLS")
+    if isinstance(token, str):
+        metadata = _bearer(_checked(token, "what was given"))
+        return lambda: metadata
+    ask = token
+    return lambda: _bearer(ask())
+
+
+def _bearer(token: str) -> Metadata:
+    return ((AUTHORIZATION_KEY, f"Bearer {token}"),)
+
+
+def _checked(token: str, source: str) -> str:
+    if not token or not token.isascii() or not token.isprintable() or " " in token:
+        raise ValueError(f"{source} is no token")
+    return token
+
+
+def _contents(path: str) -> bytes | None:
+    if not path:
+        return None
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror})") from error

@@ -1,0 +1,97 @@
+"""The client's own doors: whom it trusts, and who it says it is."""
+
+from pathlib import Path
+
+import pytest
+
+from bookstore_grpc.app import running_server
+from bookstore_grpc.client import TLS, BookstoreClient, TokenFile
+from bookstore_grpc.errors import ScopeMissing, TokenInvalid, TokenMissing, Unauthenticated, Unavailable
+from tests.certificates import Authority
+from tests.conftest import settings_for
+from tests.tokens import Issuer, token_settings
+
+
+async def test_a_client_with_certificate_and_token_is_served(tmp_path: Path) -> None:
+    authority, issuer = Authority(), Issuer()
+    ca = authority.write(tmp_path)
+    cert, key = authority.server().write(tmp_path, "server")
+    client_cert, client_key = authority.certificate("client").write(tmp_path, "client")
+    token_file = tmp_path / "token"
+    token_file.write_text(issuer.token() + "\n")
+    settings = settings_for(
+        f"sqlite+aiosqlite:///{tmp_path}/bookstore.db",
+        tls_cert=cert,
+        tls_key=key,
+        tls_client_ca=ca,
+        **token_settings(issuer.write_jwks(tmp_path / "jwks")),
+    )
+    async with running_server(settings) as server:
+        tls = TLS(ca=ca, cert=client_cert, key=client_key)
+        async with BookstoreClient(server.addresses[0], tls=tls, token=TokenFile(str(token_file))) as client:
+            book = await client.create_book(name="N", author="A", release_year=1)
+            assert await client.get_book(book.id) == book
+        for other in (None, TLS(ca=ca), TLS()):
+            async with BookstoreClient(server.addresses[0], tls=other, timeout_seconds=5) as client:
+                with pytest.raises(Unavailable):
+                    await client.get_book(book.id)
+
+
+async def test_what_a_server_says_of_tokens_is_told_in_its_own_classes(tmp_path: Path) -> None:
+    issuer = Issuer()
+    settings = settings_for(
+        f"sqlite+aiosqlite:///{tmp_path}/bookstore.db", **token_settings(issuer.write_jwks(tmp_path / "jwks"))
+    )
+    async with running_server(settings) as server:
+        address = server.addresses[0]
+        for token, error in (("", TokenMissing), ("a.b.c", TokenInvalid), (issuer.token(scope=""), ScopeMissing)):
+            async with BookstoreClient(address, token=token) as client:
+                with pytest.raises(error) as caught:
+                    await client.get_book(1)
+                assert isinstance(caught.value, Unauthenticated) == (error is not ScopeMissing)
+
+
+async def test_a_token_file_is_read_again_when_it_changes_and_outlives_its_absence(tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    path.write_text("first\n")
+    token = TokenFile(str(path))
+    assert token() == "first"
+    path.unlink()
+    assert token() == "first"
+    path.write_text("second\n")
+    assert token() == "second"
+
+
+@pytest.mark.parametrize("text", ["", " \n", "two words", "émile", "a\nb"])
+def test_a_file_without_a_token_is_refused(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="is no token"):
+        TokenFile(str(path))
+
+
+@pytest.mark.parametrize("server", ["books.example:443", "192.0.2.1:50051", "dns:///books.example:443"])
+async def test_a_token_does_not_travel_in_plaintext_to_another_machine_unasked(server: str) -> None:
+    with pytest.raises(ValueError, match="in plaintext"):
+        BookstoreClient(server, token="t")
+    for options in ({"insecure": True}, {"tls": TLS()}):
+        await BookstoreClient(server, token="t", **options).close()
+
+
+@pytest.mark.parametrize("server", ["127.0.0.1:1", "localhost:1", "[::1]:1", "unix:/tmp/socket"])
+async def test_a_token_may_travel_in_plaintext_on_this_machine(server: str) -> None:
+    await BookstoreClient(server, token="t").close()
+
+
+@pytest.mark.parametrize(
+    ("tls", "sentence"),
+    [
+        (TLS(ca="/nowhere.pem"), r"/nowhere\.pem cannot be read"),
+        (TLS(cert="a.pem"), "needs its key"),
+        (TLS(key="a.key"), "its certificate"),
+    ],
+    ids=repr,
+)
+def test_files_that_cannot_be_used_are_told(tls: TLS, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        BookstoreClient(tls=tls)
