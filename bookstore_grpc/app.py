@@ -105,7 +105,7 @@ async def running_server(
             probe_interval_seconds=settings.health_interval_seconds,
             # A call passes the gates in this order.
             gates=gates,
-            observers=(CallLog(),),
+            observers=(CallLog(slow_call_seconds=settings.slow_call_seconds),),
             credentials=certificates.server_credentials() if certificates else None,
             has_reflection=settings.reflection == "on",
             shares_ports=tell_supervisor is not None,

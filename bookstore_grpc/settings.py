@@ -111,7 +111,10 @@ class Settings:
         least=0.1,
     )
     log_level: Literal["debug", "info", "warning", "error"] = _setting(
-        "info", "The least level to log. At debug every call has a line, else only those that fail."
+        "info", "The least level to log. At info every call has a line, at warning those that failed or were slow."
+    )
+    slow_call_seconds: float = _setting(
+        1.0, "From how long on a call is marked in the log as slow, which makes its line a warning.", least=0
     )
     log_format: Literal["auto", "json", "console"] = _setting(
         "auto", "json, console (readable), or auto: console on a terminal, json elsewhere."

@@ -40,6 +40,7 @@ _VALUES: dict[str, tuple[tuple[str, Any], tuple[str, Any]]] = {
     "pool_size": (("1", 1), ("1000", 1_000)),
     "database_timeout_seconds": (("0.1", 0.1), ("30", 30.0)),
     "log_level": (("debug", "debug"), ("error", "error")),
+    "slow_call_seconds": (("0", 0.0), ("2.5", 2.5)),
     "log_format": (("json", "json"), ("console", "console")),
 }
 _NAMES = [setting.name for setting in settings_fields()]

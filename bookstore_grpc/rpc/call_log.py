@@ -1,4 +1,6 @@
-"""The log of calls: one line for each, at a level by its outcome."""
+"""The log of calls: one line for each, at a level by its outcome, with sizes and never with contents."""
+
+import logging
 
 import structlog
 
@@ -6,9 +8,18 @@ from bookstore_grpc.rpc.calls import Call, Outcome
 
 _log = structlog.stdlib.get_logger("bookstore_grpc.calls")
 
+_HEALTH = "/grpc.health."
+_OURS = "/bookstore."
+
 
 class CallLog:
-    """Writes one line for each call, and lets every other line of the call bear its request id and method."""
+    """Writes one line for each call, and lets every other line of the call bear its request id and method.
+
+    A call of ours that took `slow_call_seconds` or more is marked, and its line is a warning at least.
+    """
+
+    def __init__(self, *, slow_call_seconds: float) -> None:
+        self._slow_call_seconds = slow_call_seconds
 
     def call_began(self, call: Call) -> None:
         """Bind what finds the call's lines."""
@@ -16,20 +27,44 @@ class CallLog:
 
     def call_ended(self, call: Call, outcome: Outcome) -> None:
         """Write the line."""
-        duration_ms = round(outcome.seconds * 1_000, 3)
-        if outcome.status == "OK":
-            _log.debug("call answered", duration_ms=duration_ms)
+        level, event = _level_and_event(call, outcome)
+        # A stream of the others', such as a watch on health, is there to last.
+        is_slow = outcome.seconds >= self._slow_call_seconds and call.method.startswith(_OURS)
+        if is_slow:
+            level = max(level, logging.WARNING)
+        if not _log.is_enabled_for(level):
             return
-        if outcome.status == "CANCELLED":
-            _log.info("call cancelled", duration_ms=duration_ms)
-            return
-        fields = {"status": outcome.status, "reason": outcome.reason, "duration_ms": duration_ms}
-        if outcome.reason == "SERVER_DRAINING":
-            _log.info("call cut off by the drain", **fields)
-        elif outcome.status == "INTERNAL":
-            _log.error("call failed", **fields, exc_info=outcome.error)
-        elif outcome.status == "UNAVAILABLE":
-            error = outcome.error
-            _log.warning("call failed", **fields, cause=repr((error and error.__cause__) or error))
+        fields: dict[str, object] = {
+            "status": outcome.status,
+            "duration_ms": round(outcome.seconds * 1_000, 3),
+            "request_bytes": call.request_bytes,
+            "response_bytes": call.response_bytes,
+        }
+        if call.caller:
+            fields["caller"] = call.caller
         else:
-            _log.info("call refused", **fields)
+            fields["peer"] = call.context.peer()
+        if outcome.reason:
+            fields["reason"] = outcome.reason
+        if is_slow:
+            fields["slow"] = True
+        if outcome.status == "UNAVAILABLE" and outcome.error:
+            fields["cause"] = repr(outcome.error.__cause__ or outcome.error)
+        if outcome.status == "INTERNAL":
+            fields["exc_info"] = outcome.error
+        _log.log(level, event, **fields)
+
+
+def _level_and_event(call: Call, outcome: Outcome) -> tuple[int, str]:
+    if outcome.status == "OK":
+        # Whoever watches over the service asks every few seconds.
+        return (logging.DEBUG if call.method.startswith(_HEALTH) else logging.INFO), "call answered"
+    if outcome.status == "CANCELLED":
+        return logging.INFO, "call cancelled"
+    if outcome.reason == "SERVER_DRAINING":
+        return logging.INFO, "call cut off by the drain"
+    if outcome.status == "INTERNAL":
+        return logging.ERROR, "call failed"
+    if outcome.status == "UNAVAILABLE":
+        return logging.WARNING, "call failed"
+    return logging.INFO, "call refused"

@@ -16,7 +16,7 @@ async def server_with(servicer: BookServiceServicer) -> AsyncIterator[Server]:
     async def probe() -> None:
         pass
 
-    server = Server(servicer, probe=probe, probe_interval_seconds=3_600, observers=[CallLog()])
+    server = Server(servicer, probe=probe, probe_interval_seconds=3_600, observers=[CallLog(slow_call_seconds=1)])
     await server.start(["127.0.0.1:0"])
     try:
         yield server

@@ -158,7 +158,7 @@ def handler(kind: str, defect: Callable[[], Awaitable[None]], written: int) -> "
 async def test_a_failing_handler_of_any_kind_leaves_as_a_bare_internal(
     kind: str, written: int, defect: Callable[[], Awaitable[None]], log_lines: LogLines
 ) -> None:
-    server = grpc.aio.server(interceptors=[CallInterceptor(observers=[CallLog()])])
+    server = grpc.aio.server(interceptors=[CallInterceptor(observers=[CallLog(slow_call_seconds=1)])])
     server.add_generic_rpc_handlers(
         [grpc.method_handlers_generic_handler("test", {"Fail": handler(kind, defect, written)})]
     )
