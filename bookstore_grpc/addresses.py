@@ -41,11 +41,26 @@ def reserved(addresses: Sequence[str]) -> Iterator[tuple[str, ...]]:
         yield tuple(_reserve(address, held) for address in addresses)
 
 
+def bound_socket(address: str) -> socket.socket:
+    """Answer a socket bound to a HOST:PORT that others may read from. Raises `StartupError` where it cannot be had."""
+    _check_form(address)
+    if address.startswith("unix:"):
+        raise StartupError(f"The address {address!r} is not HOST:PORT.")
+    if not is_local(address):
+        _log.warning("metrics can be read by other machines", address=address)
+    host, _, port = address.rpartition(":")
+    try:
+        family, *_, where = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
+        return socket.create_server(where[:2], family=family)
+    except (OSError, ValueError) as error:
+        raise cannot_listen(address) from error
+
+
 def cannot_listen(address: str) -> StartupError:
     """Make the error of an address that cannot be had."""
     return StartupError(
         f"Cannot listen on {address}: the address is in use or not this machine's. "
-        "Stop what listens there, or choose another with --listen."
+        "Stop what listens there, or choose another."
     )
 
 

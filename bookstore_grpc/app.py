@@ -5,14 +5,14 @@ import logging
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from bookstore_grpc import doors
 from bookstore_grpc.addresses import check_addresses
 from bookstore_grpc.background import in_background
 from bookstore_grpc.dal import backup, migrations
@@ -20,11 +20,15 @@ from bookstore_grpc.dal.books import BookDAL, microseconds_now
 from bookstore_grpc.dal.database import Database
 from bookstore_grpc.dal.driver_errors import startup_errors
 from bookstore_grpc.dal.engines import parse_database_url
+from bookstore_grpc.doors import Doors, doors
 from bookstore_grpc.errors import StartupError
 from bookstore_grpc.rpc.call_log import CallLog
 from bookstore_grpc.rpc.server import Server
 from bookstore_grpc.rpc.servicer import BookServicer
 from bookstore_grpc.settings import Settings
+
+if TYPE_CHECKING:
+    from bookstore_grpc.metrics import Metrics
 
 _log = structlog.stdlib.get_logger("bookstore_grpc.app")
 
@@ -90,33 +94,40 @@ async def running_server(
     A supervisor has checked the addresses, shares them among its workers, and is told what is otherwise logged.
     Raises `StartupError` where the service cannot start as it is set up.
     """
-    if tell_supervisor is None:
+    is_worker = tell_supervisor is not None
+    if not is_worker:
         check_addresses(settings.listen, encrypted=settings.is_encrypted, insecure=settings.insecure)
-    async with (
-        doors.certificates(settings) as certificates,
-        doors.authentication(settings) as gates,
-        _database(settings) as database,
-    ):
-        books = BookDAL(database, clock=clock)
-        await _prepare_tables(database, books, migrate=settings.migrate)
+    async with doors(settings) as way_in, _database(settings) as database, AsyncExitStack() as sight:
+        metrics = _metrics(settings)
+        books = BookDAL(database, clock=clock, on_group_written=metrics.group_written if metrics else None)
+        call_log = CallLog(slow_call_seconds=settings.slow_call_seconds)
         server = Server(
             BookServicer(books),
             probe=database.ping,
             probe_interval_seconds=settings.health_interval_seconds,
             # A call passes the gates in this order.
-            gates=gates,
-            observers=(CallLog(slow_call_seconds=settings.slow_call_seconds),),
-            credentials=certificates.server_credentials() if certificates else None,
+            gates=way_in.gates,
+            observers=(call_log, metrics) if metrics else (call_log,),
+            credentials=way_in.certificates.server_credentials() if way_in.certificates else None,
             has_reflection=settings.reflection == "on",
-            shares_ports=tell_supervisor is not None,
+            shares_ports=is_worker,
         )
+        serving: dict[str, Any] = {}
+        if metrics:
+            sample = partial(_sample, metrics, server, database, way_in)
+            await sight.enter_async_context(in_background(_each_second(sample)))
+            if not is_worker:
+                serving["metrics"] = await sight.enter_async_context(_probes(settings, server, metrics))
+        await _prepare_tables(database, books, migrate=settings.migrate)
         await server.start(settings.listen)
-        serving = {
+        serving |= {
             "addresses": server.addresses,
             "database": database.description,
             "version": version("bookstore-grpc"),
             "pid": os.getpid(),
         }
+        if metrics:
+            sample()  # whoever is told that it serves may ask at once whether it is ready
         if tell_supervisor is None:
             _log.info("serving", **serving)
         else:
@@ -152,6 +163,38 @@ def back_up(settings: Settings, path: Path, *, force: bool, on_progress: backup.
         timeout_seconds=settings.database_timeout_seconds,
         on_progress=on_progress,
     )
+
+
+def _metrics(settings: Settings) -> "Metrics | None":
+    if not settings.metrics_listen:
+        return None
+    from bookstore_grpc.metrics import Metrics
+
+    return Metrics()
+
+
+def _sample(metrics: "Metrics", server: Server, database: Database, way_in: Doors) -> None:
+    metrics.sample(
+        is_ready=not server.why_not_ready,
+        connections=database.connections_in_use(),
+        certificate_expires_at=way_in.certificates.expires_at if way_in.certificates else None,
+        refresh_failures=way_in.refresh_failures(),
+    )
+
+
+async def _each_second(work: Callable[[], None]) -> None:
+    while True:
+        await asyncio.sleep(1)
+        work()
+
+
+@asynccontextmanager
+async def _probes(settings: Settings, server: Server, metrics: "Metrics") -> AsyncIterator[str]:
+    from bookstore_grpc.probes import Probes, serving_probes
+
+    probes = Probes(metrics=metrics.text, why_not_ready=lambda: server.why_not_ready)
+    async with serving_probes(settings.metrics_listen, probes) as address:
+        yield address
 
 
 @asynccontextmanager

@@ -1,8 +1,8 @@
 """What guards the way in, built from the Settings: certificates, and the gate that asks who calls."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, NamedTuple
 
 from bookstore_grpc.background import in_background
 from bookstore_grpc.errors import StartupError
@@ -15,42 +15,31 @@ if TYPE_CHECKING:
     from bookstore_grpc.rpc.key_sets import KeySet
 
 
-@asynccontextmanager
-async def certificates(settings: Settings) -> "AsyncIterator[Certificates | None]":
-    """Answer the certificates to serve with, if there are to be any, and keep them fresh. Raises `StartupError`."""
-    found = _certificates(settings)
-    if found is None:
-        yield None
-        return
-    async with in_background(found.keep_fresh()):
-        yield found
+class Doors(NamedTuple):
+    """What stands in the way in: certificates, the gate that asks who calls, and the keys that it asks by."""
+
+    certificates: "Certificates | None" = None
+    gates: Sequence[Gate] = ()
+    key_set: "KeySet | None" = None
+
+    def refresh_failures(self) -> dict[str, int]:
+        """Answer how often what is in use could not be read anew, by what it is."""
+        found = {"certificates": self.certificates, "keys": self.key_set}
+        return {what: source.refresh_failures for what, source in found.items() if source}
 
 
 @asynccontextmanager
-async def authentication(settings: Settings) -> AsyncIterator[Sequence[Gate]]:
-    """Answer the gate that asks who calls, if anyone is to be asked; its keys are kept fresh. Raises `StartupError`."""
-    client_scopes = _client_scopes(settings)
-    key_set = _key_set(settings)
-    if key_set is None and not client_scopes:
-        yield ()
-        return
-    from bookstore_grpc.rpc.authentication import Authentication
-    from bookstore_grpc.rpc.tokens import TokenVerifier
-
-    is_health_open = settings.health_access == "open"
-    if key_set is None:
-        yield (Authentication(tokens=None, client_scopes=client_scopes, is_health_open=is_health_open),)
-        return
-    await key_set.load()
-    tokens = TokenVerifier(
-        key_set,
-        issuer=settings.token_issuer,
-        audience=settings.token_audience,
-        algorithms=settings.token_algorithms,
-        leeway_seconds=settings.token_leeway_seconds,
-    )
-    async with in_background(key_set.keep_fresh()):
-        yield (Authentication(tokens=tokens, client_scopes=client_scopes, is_health_open=is_health_open),)
+async def doors(settings: Settings) -> AsyncIterator[Doors]:
+    """Answer the doors that are wanted, and keep what they are made of fresh. Raises `StartupError`."""
+    async with AsyncExitStack() as stack:
+        certificates = _certificates(settings)
+        if certificates:
+            await stack.enter_async_context(in_background(certificates.keep_fresh()))
+        key_set = _key_set(settings)
+        if key_set:
+            await key_set.load()
+            await stack.enter_async_context(in_background(key_set.keep_fresh()))
+        yield Doors(certificates, _gates(settings, key_set), key_set)
 
 
 def _certificates(settings: Settings) -> "Certificates | None":
@@ -65,6 +54,26 @@ def _certificates(settings: Settings) -> "Certificates | None":
     from bookstore_grpc.rpc.credentials import Certificates
 
     return Certificates(cert=settings.tls_cert, key=settings.tls_key, client_ca=settings.tls_client_ca)
+
+
+def _gates(settings: Settings, key_set: "KeySet | None") -> Sequence[Gate]:
+    client_scopes = _client_scopes(settings)
+    if key_set is None and not client_scopes:
+        return ()
+    from bookstore_grpc.rpc.authentication import Authentication
+    from bookstore_grpc.rpc.tokens import TokenVerifier
+
+    tokens = None
+    if key_set is not None:
+        tokens = TokenVerifier(
+            key_set,
+            issuer=settings.token_issuer,
+            audience=settings.token_audience,
+            algorithms=settings.token_algorithms,
+            leeway_seconds=settings.token_leeway_seconds,
+        )
+    is_health_open = settings.health_access == "open"
+    return (Authentication(tokens=tokens, client_scopes=client_scopes, is_health_open=is_health_open),)
 
 
 def _key_set(settings: Settings) -> "KeySet | None":

@@ -96,6 +96,10 @@ class Settings:
         "How long to go on serving after SIGTERM while health says NOT_SERVING, so that balancers see it.",
         least=0,
     )
+    metrics_listen: str = _setting(
+        "",
+        "HOST:PORT that answers /metrics (Prometheus), /livez and /readyz over HTTP, to everyone who can reach it.",
+    )
     health_interval_seconds: float = _setting(
         1.0, "How often the database is asked whether it is there, for the health service.", least=0.1
     )

@@ -12,9 +12,11 @@ import signal
 import socket
 import subprocess
 import sys
-from contextlib import closing, suppress
+import tempfile
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from dataclasses import asdict, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -22,6 +24,9 @@ from bookstore_grpc.addresses import check_addresses, reserved
 from bookstore_grpc.errors import StartupError
 from bookstore_grpc.settings import Settings
 from bookstore_grpc.telemetry import configure_logging
+
+if TYPE_CHECKING:
+    from bookstore_grpc.metrics import WorkersMetrics
 
 _log = structlog.stdlib.get_logger("bookstore_grpc.workers")
 
@@ -39,8 +44,13 @@ async def serve(settings: Settings, *, kill_margin_seconds: float = 10) -> bool:
     a package.
     """
     check_addresses(settings.listen, encrypted=settings.is_encrypted, insecure=settings.insecure)
-    with reserved(settings.listen) as addresses:
-        return await _Supervisor(replace(settings, listen=addresses)).run(kill_margin_seconds)
+    async with AsyncExitStack() as stack:
+        addresses = stack.enter_context(reserved(settings.listen))
+        supervisor = _Supervisor(replace(settings, listen=addresses))
+        if settings.metrics_listen:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="bookstore-metrics-"))
+            await stack.enter_async_context(supervisor.serving_metrics(folder))
+        return await supervisor.run(kill_margin_seconds)
 
 
 class _Supervisor:
@@ -53,6 +63,28 @@ class _Supervisor:
         self._have_served: set[int] = set()
         self._failure: Exception | None = None
         self._has_killed = False
+        self._variables: dict[str, str] = {}
+        self._metrics: WorkersMetrics | None = None
+        self._told: dict[str, Any] = {}
+
+    @asynccontextmanager
+    async def serving_metrics(self, folder: str) -> AsyncIterator[None]:
+        """Answer for all workers, which write their numbers into a folder. Raises `StartupError`."""
+        from bookstore_grpc.metrics import FOLDER_VARIABLE, WorkersMetrics
+        from bookstore_grpc.probes import Probes, serving_probes
+
+        self._variables = {FOLDER_VARIABLE: folder}
+        metrics = self._metrics = WorkersMetrics(folder)
+
+        def why_not_ready() -> str:
+            if self._stop.is_set():
+                return "draining"
+            return "" if metrics.is_ready() else "no worker is ready"
+
+        probes = Probes(metrics=metrics.text, why_not_ready=why_not_ready)
+        async with serving_probes(self._settings.metrics_listen, probes) as address:
+            self._told = {"metrics": address}
+            yield
 
     async def run(self, kill_margin_seconds: float) -> bool:
         loop = asyncio.get_running_loop()
@@ -131,7 +163,7 @@ class _Supervisor:
             if self._stop.is_set():
                 return report, 0
             try:
-                process = self._processes[index] = _started(index, theirs)
+                process = self._processes[index] = _started(index, theirs, self._variables)
             except OSError as error:
                 return {"error": f"Cannot start a worker: {error.strerror}."}, 1
             theirs.close()  # else its end would not show here
@@ -143,6 +175,8 @@ class _Supervisor:
                 await reader.read()
             status = process.wait()
             del self._processes[index]
+            if self._metrics:
+                self._metrics.forget(process.pid)
         return report, status
 
     def _on_serving(self, index: int, report: dict[str, Any]) -> None:
@@ -152,10 +186,10 @@ class _Supervisor:
         self._have_served.add(index)
         self._may_follow.set()
         if is_first_start and len(self._have_served) == self._count and not self._stop.is_set():
-            _log.info("serving", **report | {"pid": os.getpid(), "workers": self._count})
+            _log.info("serving", **report | self._told | {"pid": os.getpid(), "workers": self._count})
 
 
-def _started(index: int, channel: socket.socket) -> "subprocess.Popen[bytes]":
+def _started(index: int, channel: socket.socket, variables: Mapping[str, str]) -> "subprocess.Popen[bytes]":
     # What arrives before the worker has handlers has to wait for them; what a process blocks its child blocks too.
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
@@ -163,7 +197,7 @@ def _started(index: int, channel: socket.socket) -> "subprocess.Popen[bytes]":
             [sys.executable, "-P", "-m", __name__, str(index)],
             stdin=channel.fileno(),
             # The worker imports the very modules that the supervisor has.
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            env={**os.environ, **variables, "PYTHONPATH": os.pathsep.join(sys.path)},
         )
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)

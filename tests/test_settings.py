@@ -36,6 +36,7 @@ _VALUES: dict[str, tuple[tuple[str, Any], tuple[str, Any]]] = {
     "workers": (("3", 3), ("auto", "auto")),
     "drain_seconds": (("1.5", 1.5), ("0", 0.0)),
     "drain_delay_seconds": (("1.5", 1.5), ("2", 2.0)),
+    "metrics_listen": (("127.0.0.1:1", "127.0.0.1:1"), ("127.0.0.1:2", "127.0.0.1:2")),
     "health_interval_seconds": (("0.1", 0.1), ("2", 2.0)),
     "pool_size": (("1", 1), ("1000", 1_000)),
     "database_timeout_seconds": (("0.1", 0.1), ("30", 30.0)),

@@ -49,13 +49,21 @@ def microseconds_now() -> int:
 class BookDAL:
     """The books of a database. `clock` answers microseconds since 1970-01-01T00:00:00Z.
 
+    `on_group_written` is told how many calls a transaction has served.
     Every method may raise `DatabaseUnavailable`; a write that did so has not happened, or may be retried with
     its request id.
     """
 
-    def __init__(self, database: Database, *, clock: Callable[[], int] = microseconds_now) -> None:
+    def __init__(
+        self,
+        database: Database,
+        *,
+        clock: Callable[[], int] = microseconds_now,
+        on_group_written: Callable[[int], None] | None = None,
+    ) -> None:
         self._database = database
         self._clock = clock
+        self._on_group_written = on_group_written
         self._kept_pages = KeptPages(most=KEPT_PAGES_MAX_BOOKS)
         self._writes = Groups(self._write, at_once=database.groups_at_once, most=WRITE_GROUP_MAX)
 
@@ -141,7 +149,10 @@ class BookDAL:
         async def work(connection: AsyncConnection) -> list[Written | Exception]:
             return await GroupOfWrites(connection, now=self._clock()).run(group)
 
-        return await self._database.write(work)
+        written = await self._database.write(work)
+        if self._on_group_written:
+            self._on_group_written(len(written))
+        return written
 
 
 def _first_that_fit(records: list[BookRecord]) -> list[BookRecord]:

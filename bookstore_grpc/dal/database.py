@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Row, Select, event, exc, literal, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
-from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
 from bookstore_grpc.dal import migrations
 from bookstore_grpc.dal.driver_errors import Conflict, translated_errors
@@ -61,6 +61,11 @@ class Database:
             return f"sqlite {self.url.database}"
         port = f":{self.url.port}" if self.url.port else ""
         return f"{self.dialect} {self.url.host or 'localhost'}{port}/{self.url.database}"
+
+    def connections_in_use(self) -> dict[str, int]:
+        """Answer how many connections of each pool are in use."""
+        pools = {"read": self._reader.pool, "write": self._writer.pool}
+        return {name: pool.checkedout() for name, pool in pools.items() if isinstance(pool, QueuePool)}
 
     async def read(
         self, statement: Select[Any], parameters: Mapping[str, object] | None = None

@@ -34,7 +34,7 @@ class Certificates:
         self._lock = threading.Lock()  # handshakes come on threads of gRPC's own
         self._is_newer_than_handed = False
         self.expires_at = 0.0
-        self.reload_failures = 0
+        self.refresh_failures = 0
         try:
             self._seen = self._look()
             self._configuration = self._read()
@@ -65,7 +65,7 @@ class Certificates:
             try:
                 self._configuration = self._read()
             except (OSError, ValueError) as error:
-                self.reload_failures += 1
+                self.refresh_failures += 1
                 _log.error("certificates not reloaded: the old ones stay", cause=_sentence(error))
                 return
             self._is_newer_than_handed = True

@@ -70,6 +70,7 @@ class Server:
         options = (("grpc.so_reuseport", int(shares_ports)), *_OPTIONS)
         self._server = grpc.aio.server(interceptors=[self._calls], options=options)
         self._monitor: asyncio.Task[None] | None = None
+        self.why_not_ready = "starting"
         books_pb2_grpc.add_BookServiceServicer_to_server(servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if has_reflection:
@@ -82,7 +83,7 @@ class Server:
         """
         for address in addresses:
             self.addresses.append(self._bind(address))
-        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        await self._set_health(is_serving=True)
         await self._server.start()
         self._monitor = asyncio.create_task(self._watch_health())
 
@@ -93,6 +94,7 @@ class Server:
         """
         if self._monitor is not None:
             self._monitor.cancel()
+        self.why_not_ready = "draining"
         await self._health.enter_graceful_shutdown()
         await asyncio.sleep(delay_seconds)
         # gRPC's own cut comes after ours, which tells the callers why; and it may return before the handlers have
@@ -144,10 +146,11 @@ class Server:
                 if not is_serving:
                     _log.info("serving again: the database is back")
                 is_serving = True
-            status = health_pb2.HealthCheckResponse
-            await self._set_health(status.SERVING if is_serving else status.NOT_SERVING)
+            await self._set_health(is_serving=is_serving)
 
-    async def _set_health(self, status: int) -> None:
+    async def _set_health(self, *, is_serving: bool) -> None:
+        self.why_not_ready = "" if is_serving else "the database is away"
+        status = health_pb2.HealthCheckResponse.SERVING if is_serving else health_pb2.HealthCheckResponse.NOT_SERVING
         for service in ("", BOOK_SERVICE):
             await self._health.set(service, status)
 

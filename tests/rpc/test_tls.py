@@ -166,11 +166,11 @@ def test_the_two_files_may_be_replaced_one_after_the_other(tmp_path: Path) -> No
     expires_at = certificates.expires_at
     Path(cert).write_bytes(second.pem)
     certificates.refresh()
-    assert (certificates.expires_at, certificates.reload_failures) == (expires_at, 1)
+    assert (certificates.expires_at, certificates.refresh_failures) == (expires_at, 1)
     Path(key).write_bytes(second.key)
     certificates.refresh()
     assert certificates.expires_at - expires_at == pytest.approx(8 * 86_400, abs=120)
-    assert certificates.reload_failures == 1
+    assert certificates.refresh_failures == 1
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,181 @@
+"""Metrics for Prometheus: what is counted of calls, of the database and of the doors.
+
+Imported only where metrics are wanted. With several workers each writes its numbers into files of a folder that the
+environment names before the import, and the supervisor answers the sums (docs/operations.md).
+"""
+
+import platform
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+from typing import Any
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+    multiprocess,
+)
+
+from bookstore_grpc.errors import DatabaseUnavailable
+from bookstore_grpc.rpc.calls import Call, Outcome
+
+# Where prometheus_client looks for the folder, at its import.
+FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+
+# When each was first counted is one more line for each, and nobody asks.
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_GROUP_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1_000)
+
+
+class Metrics:
+    """The numbers of this process; an observer of its calls. What has no event of its own is told to `sample`."""
+
+    def __init__(self) -> None:
+        self._registry = registry = CollectorRegistry()
+        self._calls = Counter(
+            "bookstore_calls", "Calls that have ended.", ["method", "status", "reason"], registry=registry
+        )
+        self._seconds = Histogram(
+            "bookstore_call_duration_seconds",
+            "From the call's arrival at its handler to its answer.",
+            ["method"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._in_flight = Gauge(
+            "bookstore_calls_in_flight", "Calls under way.", multiprocess_mode="livesum", registry=registry
+        )
+        self._request_bytes = Counter("bookstore_request_bytes", "Bytes of requests.", ["method"], registry=registry)
+        self._response_bytes = Counter("bookstore_response_bytes", "Bytes of answers.", ["method"], registry=registry)
+        self._group_sizes = Histogram(
+            "bookstore_write_group_size",
+            "Calls whose writes were committed together.",
+            buckets=_GROUP_SIZES,
+            registry=registry,
+        )
+        self._database_errors = Counter(
+            "bookstore_database_errors",
+            "Calls that the database failed, by what the driver raised.",
+            ["kind"],
+            registry=registry,
+        )
+        self._connections = Gauge(
+            "bookstore_database_connections_in_use",
+            "Connections of the pools that are in use.",
+            ["pool"],
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
+        self._ready = Gauge(
+            "bookstore_ready",
+            "Processes that serve, have their database and are not draining.",
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
+        self._certificate = Gauge(
+            "bookstore_certificate_expiry_timestamp_seconds",
+            "When the certificate in use ends, in Unix seconds.",
+            multiprocess_mode="livemin",
+            registry=registry,
+        )
+        self._refresh_failures = Counter(
+            "bookstore_refresh_failures",
+            "Times that certificates or keys could not be read anew.",
+            ["what"],
+            registry=registry,
+        )
+        self._seen_failures: dict[str, int] = {}
+        build = Gauge(
+            "bookstore_build_info",
+            "Versions; always 1.",
+            ["version", "python", "grpc"],
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
+        build.labels(version("bookstore-grpc"), platform.python_version(), version("grpcio")).set(1)
+        # To find a metric by its labels takes longer than to count.
+        self._by_outcome: dict[tuple[str, str, str], Counter] = {}
+        self._by_method: dict[str, tuple[Histogram, Counter, Counter]] = {}
+
+    def call_began(self, _call: Call) -> None:
+        """Count a call under way."""
+        self._in_flight.inc()
+
+    def call_ended(self, call: Call, outcome: Outcome) -> None:
+        """Count a call by method, status and reason. Methods that there are not share one name."""
+        self._in_flight.dec()
+        key = (call.method, outcome.status, outcome.reason)
+        calls = self._by_outcome.get(key)
+        if calls is None:
+            calls = self._by_outcome[key] = self._calls.labels(*key)
+        calls.inc()
+        of_method = self._by_method.get(call.method)
+        if of_method is None:
+            of_method = self._by_method[call.method] = (
+                self._seconds.labels(call.method),
+                self._request_bytes.labels(call.method),
+                self._response_bytes.labels(call.method),
+            )
+        seconds, request_bytes, response_bytes = of_method
+        seconds.observe(outcome.seconds)
+        request_bytes.inc(call.request_bytes)
+        response_bytes.inc(call.response_bytes)
+        if isinstance(outcome.error, DatabaseUnavailable):
+            cause = outcome.error.__cause__
+            self._database_errors.labels(type(getattr(cause, "orig", cause) or outcome.error).__name__).inc()
+
+    def group_written(self, size: int) -> None:
+        """Count a group of writes by how many calls it served."""
+        self._group_sizes.observe(size)
+
+    def sample(
+        self,
+        *,
+        is_ready: bool,
+        connections: Mapping[str, int],
+        certificate_expires_at: float | None = None,
+        refresh_failures: Mapping[str, int] | None = None,
+    ) -> None:
+        """Take down what is so now. `refresh_failures` are counts since the start."""
+        self._ready.set(is_ready)
+        for pool, in_use in connections.items():
+            self._connections.labels(pool).set(in_use)
+        if certificate_expires_at is not None:
+            self._certificate.set(certificate_expires_at)
+        for what, count in (refresh_failures or {}).items():
+            self._refresh_failures.labels(what).inc(count - self._seen_failures.get(what, 0))
+            self._seen_failures[what] = count
+
+    def text(self) -> bytes:
+        """Answer all numbers of this process, in Prometheus's text format."""
+        return generate_latest(self._registry)
+
+
+class WorkersMetrics:
+    """The numbers of all workers, read from the folder that they write them to. Those of dead ones stay counted."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self._registry = CollectorRegistry()
+        multiprocess.MultiProcessCollector(self._registry, path=self._folder)  # type: ignore[no-untyped-call]
+
+    def forget(self, pid: int) -> None:
+        """Count no more what only a living worker has."""
+        multiprocess.mark_process_dead(pid, path=self._folder)  # type: ignore[no-untyped-call]
+
+    def is_ready(self) -> bool:
+        """Tell whether any worker is ready."""
+        return any(sample.value > 0 for sample in _samples(self._registry.collect(), "bookstore_ready"))
+
+    def text(self) -> bytes:
+        """Answer the numbers of all, in Prometheus's text format."""
+        return generate_latest(self._registry)
+
+
+def _samples(families: Iterable[Any], name: str) -> Iterable[Any]:
+    return (sample for family in families if family.name == name for sample in family.samples)

@@ -1,0 +1,85 @@
+"""What an operator's tools ask over HTTP: /metrics, /livez and /readyz, on a port of their own.
+
+Imported only where that is wanted.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, NamedTuple
+
+import uvicorn
+
+from bookstore_grpc.addresses import bound_socket
+
+_TEXT = "text/plain; charset=utf-8"
+_PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
+_STOP_SECONDS = 1
+
+
+class Probes(NamedTuple):
+    """What there is to tell: the metrics as text, and why the service is not ready, or "" where it is."""
+
+    metrics: Callable[[], bytes]
+    why_not_ready: Callable[[], str]
+
+
+class _Server(uvicorn.Server):
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Leave signals to the service."""
+        yield
+
+
+@asynccontextmanager
+async def serving_probes(address: str, probes: Probes) -> AsyncIterator[str]:
+    """Answer on HOST:PORT while the block runs, and tell the address with its real port. Raises `StartupError`."""
+    bound = bound_socket(address)
+    config = uvicorn.Config(
+        _application(probes),
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        loop="none",
+        http="h11",
+        ws="none",
+        server_header=False,
+        timeout_graceful_shutdown=_STOP_SECONDS,
+    )
+    server = _Server(config)
+    task = asyncio.create_task(server.serve(sockets=[bound]))
+    try:
+        yield f"{address.rpartition(':')[0]}:{bound.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        await task
+
+
+def _application(probes: Probes) -> Callable[..., Any]:
+    def livez() -> tuple[int, str, bytes]:
+        return 200, _TEXT, b"ok\n"  # that the event loop turns is what is asked
+
+    def readyz() -> tuple[int, str, bytes]:
+        reason = probes.why_not_ready()
+        return (503, _TEXT, f"{reason}\n".encode()) if reason else (200, _TEXT, b"ok\n")
+
+    def metrics() -> tuple[int, str, bytes]:
+        return 200, _PROMETHEUS, probes.metrics()
+
+    pages = {"/livez": livez, "/readyz": readyz, "/metrics": metrics}
+
+    async def answer(scope: Any, _receive: Any, send: Any) -> None:
+        page = pages.get(scope["path"])
+        headers = []
+        if page is None:
+            status, kind, body = 404, _TEXT, f"There are {', '.join(pages)}.\n".encode()
+        elif scope["method"] not in ("GET", "HEAD"):
+            status, kind, body = 405, _TEXT, b"Only GET and HEAD.\n"
+            headers.append((b"allow", b"GET, HEAD"))
+        else:
+            status, kind, body = page()
+        headers += [(b"content-type", kind.encode()), (b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+    return answer

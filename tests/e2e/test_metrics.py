@@ -1,0 +1,164 @@
+"""Metrics and probes, asked of the real server over HTTP: with one process, with several, and in bad times."""
+
+import asyncio
+import http.client
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from bookstore.v1 import books_pb2, books_pb2_grpc
+
+from tests.e2e.conftest import Start
+from tests.executable import Serving, run_bookstore, wait_until
+from tests.tokens import Issuer
+
+pytestmark = pytest.mark.e2e
+
+METRICS = ("--metrics-listen", "127.0.0.1:0")
+
+
+def metrics_address(server: Serving) -> str:
+    return str(server.wait_for_event("serving")["metrics"])
+
+
+def ask(server: Serving, path: str, method: str = "GET") -> tuple[int, str]:
+    connection = http.client.HTTPConnection(metrics_address(server), timeout=30)
+    try:
+        connection.request(method, path)
+        response = connection.getresponse()
+        return response.status, response.read().decode()
+    finally:
+        connection.close()
+
+
+def number(server: Serving, name: str, **labels: str) -> float:
+    """The sum of a metric's samples that have these labels."""
+    status, text = ask(server, "/metrics")
+    assert status == 200
+    found = re.findall(rf"^{name}(?:{{(.*)}})? (\S+)$", text, re.MULTILINE)
+    wanted = [f'{label}="{value}"' for label, value in labels.items()]
+    return sum(float(value) for given, value in found if all(each in given for each in wanted))
+
+
+async def call_everything(address: str, times: int) -> None:
+    async def one(number: int) -> None:
+        # A connection of its own, so that several workers get some.
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        async with grpc.aio.insecure_channel(address, options=options) as channel:
+            stub = books_pb2_grpc.BookServiceStub(channel)
+            book = books_pb2.Book(name=f"N{number}", author="A", release_year=1)
+            await stub.CreateBook(books_pb2.CreateBookRequest(book=book), timeout=60)
+            await stub.GetBook(books_pb2.GetBookRequest(id=999_999), timeout=60).code()
+            nonsense: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(f"/a/Nonsense{number}")
+            await nonsense(b"", timeout=60).code()
+
+    await asyncio.gather(*(one(number) for number in range(times)))
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_calls_are_counted_whichever_process_has_answered_them(workers: str, sqlite_url: str, start: Start) -> None:
+    server = start(sqlite_url, *METRICS, "--workers", workers)
+    asyncio.run(call_everything(server.address, 20))
+    create = "/bookstore.v1.BookService/CreateBook"
+    assert number(server, "bookstore_calls_total", method=create, status="OK") == 20
+    assert number(server, "bookstore_calls_total", status="NOT_FOUND", reason="BOOK_NOT_FOUND") == 20
+    assert number(server, "bookstore_calls_total", method="unknown") == 20
+    assert number(server, "bookstore_call_duration_seconds_count", method=create) == 20
+    assert number(server, "bookstore_write_group_size_sum") == 20
+    assert number(server, "bookstore_request_bytes_total", method=create) > 20
+    assert number(server, "bookstore_calls_in_flight") == 0
+    assert number(server, "bookstore_ready") == int(workers)
+    assert number(server, "bookstore_build_info") == 1
+    assert "Nonsense" not in ask(server, "/metrics")[1]
+
+
+def test_counts_of_a_worker_that_died_stay_and_what_it_was_doing_does_not(sqlite_url: str, start: Start) -> None:
+    server = start(sqlite_url, *METRICS, "--workers", "2")
+    asyncio.run(call_everything(server.address, 20))
+    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
+    os.kill(int(children[0]), signal.SIGKILL)
+    server.wait_for_event("worker ended")
+    server.wait_for_event("worker serving")
+    wait_until(lambda: number(server, "bookstore_ready") == 2, "both workers are ready")
+    assert number(server, "bookstore_calls_total", method="/bookstore.v1.BookService/CreateBook") == 20
+
+
+def test_probes_answer_and_other_pages_do_not(sqlite_url: str, start: Start) -> None:
+    server = start(sqlite_url, *METRICS)
+    assert ask(server, "/livez") == (200, "ok\n")
+    assert ask(server, "/readyz") == (200, "ok\n")
+    assert ask(server, "/readyz", "HEAD") == (200, "")
+    assert ask(server, "/metrics", "POST")[0] == 405
+    status, text = ask(server, "/")
+    assert status == 404
+    assert "/metrics" in text
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_draining_server_is_alive_and_not_ready(workers: str, sqlite_url: str, start: Start) -> None:
+    server = start(sqlite_url, *METRICS, "--workers", workers, "--drain-delay-seconds", "3")
+    wait_until(lambda: ask(server, "/readyz")[0] == 200, "it is ready")
+    server.process.send_signal(signal.SIGTERM)
+    wait_until(lambda: ask(server, "/readyz") == (503, "draining\n"), "it is not ready")
+    assert ask(server, "/livez")[0] == 200
+    assert server.wait() == 0
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_server_without_its_database_is_alive_and_not_ready(
+    workers: str, sqlite_file: Path, sqlite_url: str, start: Start
+) -> None:
+    server = start(sqlite_url, *METRICS, "--workers", workers, "--health-interval-seconds", "0.1")
+    wait_until(lambda: ask(server, "/readyz")[0] == 200, "it is ready")
+    sqlite_file.rename(sqlite_file.with_suffix(".away"))
+    wait_until(lambda: ask(server, "/readyz")[0] == 503, "it is not ready")
+    assert ask(server, "/livez")[0] == 200
+    run_bookstore("get", "1", "--server", server.address)
+    assert number(server, "bookstore_database_errors_total") >= 1
+    sqlite_file.with_suffix(".away").rename(sqlite_file)
+    wait_until(lambda: ask(server, "/readyz")[0] == 200, "it is ready again")
+
+
+def test_a_port_that_is_taken_is_told(sqlite_url: str, start: Start, tmp_path: Path) -> None:
+    server = start(sqlite_url, *METRICS)
+    taken = metrics_address(server)
+    for workers in ("1", "2"):
+        refused = run_bookstore(
+            *("serve", "--database-url", f"sqlite+aiosqlite:///{tmp_path}/other.db", "--listen", "127.0.0.1:0"),
+            *("--metrics-listen", taken, "--workers", workers),
+        )
+        assert refused.status == 1
+        assert f"Cannot listen on {taken}" in refused.errors
+
+
+@pytest.mark.parametrize("address", ["nonsense", "unix:/tmp/socket", "127.0.0.1:99999"])
+def test_what_is_no_address_is_told(address: str, sqlite_url: str) -> None:
+    refused = run_bookstore("serve", "--database-url", sqlite_url, "--metrics-listen", address)
+    assert refused.status == 1
+    assert address in refused.errors
+
+
+def test_keys_that_cannot_be_read_anew_are_counted(sqlite_url: str, start: Start, tmp_path: Path) -> None:
+    jwks = Issuer().write_jwks(tmp_path / "jwks")
+    server = start(
+        sqlite_url,
+        *METRICS,
+        *("--jwks-file", str(jwks), "--jwks-refresh-seconds", "1", "--token-issuer", "i", "--token-audience", "a"),
+    )
+    jwks.unlink()
+    wait_until(lambda: number(server, "bookstore_refresh_failures_total", what="keys") >= 1, "the failure is counted")
+
+
+def test_what_is_off_is_not_loaded() -> None:
+    script = "import sys, bookstore_grpc.app; print([n for n in sys.modules if n.split('.')[0] in {names}])"
+    names: Any = {"prometheus_client", "uvicorn", "jwt", "cryptography"}
+    done = subprocess.run(
+        [sys.executable, "-c", script.format(names=names)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
