@@ -23,7 +23,7 @@ from benchmarks.results import Results
 from benchmarks.servers import CONTENDERS, FLOOR
 from benchmarks.storage import PostgreSQL, SQLite
 
-_SECTIONS = ("main", "growth", "memory", "startup", "workers", "postgresql")
+_SECTIONS = ("main", "growth", "memory", "startup", "workers", "layers", "postgresql")
 _MEMORY_STEP = 100_000
 # Of the load average: below it nothing much runs beside the benchmark.
 _LOAD_MAX = 0.5
@@ -167,6 +167,7 @@ class Run:
             "memory": self._memory,
             "startup": self._start_up,
             "workers": self._workers,
+            "layers": self._layers,
             "postgresql": lambda results: self._postgresql(results, postgresql_url),
         }
         with self._progress:
@@ -202,6 +203,11 @@ class Run:
 
     def _workers(self, results: Results) -> None:
         results.workers = sections.compare_workers(
+            self._bench, self._sqlite, rounds=self._rounds, progress=self._progress
+        )
+
+    def _layers(self, results: Results) -> None:
+        results.layers = sections.compare_layers(
             self._bench, self._sqlite, rounds=self._rounds, progress=self._progress
         )
 

@@ -1,9 +1,10 @@
 """The operations as gRPC calls."""
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from itertools import count, cycle
+from typing import Any
 
 import grpc
 from bookstore.v1 import books_pb2, books_pb2_grpc
@@ -25,11 +26,12 @@ _ANY_PAGE_BYTES = 4  # by which a page with a shorter token, or an author's with
 
 
 class GrpcCalls:
-    """The calls of a gRPC server whose catalogue had `size` synthetic books at first."""
+    """The calls of a gRPC server whose catalogue had `size` synthetic books at first; with a token where it asks."""
 
-    def __init__(self, address: str, *, size: int, connections: int = 8) -> None:
+    def __init__(self, address: str, *, size: int, connections: int = 8, token: str = "") -> None:
         self._channel = grpc.insecure_channel(address, options=[("grpc.max_receive_message_length", -1)])
-        self._stub = books_pb2_grpc.BookServiceStub(self._channel)
+        self._metadata = {"authorization": f"Bearer {token}"} if token else {}
+        self._stub = books_pb2_grpc.BookServiceStub(grpc.intercept_channel(self._channel, _Adding(self._metadata)))
         self._address = address
         self._size = size
         self._connections = connections
@@ -215,7 +217,18 @@ class GrpcCalls:
 
     def _load(self, method: str, bodies: Iterator[bytes] | bytes) -> Load:
         uri = f"http://{self._address}/bookstore.v1.BookService/{method}"
-        return Load(uris=[uri], bodies=bodies, headers=_HEADERS, connections=self._connections)
+        return Load(uris=[uri], bodies=bodies, headers=_HEADERS | self._metadata, connections=self._connections)
+
+
+class _Adding(grpc.UnaryUnaryClientInterceptor):
+    """Adds metadata to every call."""
+
+    def __init__(self, metadata: Mapping[str, str]) -> None:
+        self._metadata = metadata
+
+    def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        """Make the call with the metadata."""
+        return continuation(client_call_details._replace(metadata=tuple(self._metadata.items())), request)
 
 
 def _framed(message: Message) -> bytes:

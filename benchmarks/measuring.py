@@ -84,6 +84,7 @@ class Bench:
         *,
         arguments: Sequence[str] = (),
         connections: int = 8,
+        token: str = "",
     ) -> Iterator[Running]:
         """Run a contender on a storage that is there, or on its own memory."""
         url = storage.url if storage else ""
@@ -91,7 +92,7 @@ class Bench:
             if storage and contender.is_http:
                 yield Running(server, HttpCalls(server.address, size=size), storage, size)
                 return
-            with closing(GrpcCalls(server.address, size=size, connections=connections)) as calls:
+            with closing(GrpcCalls(server.address, size=size, connections=connections, token=token)) as calls:
                 yield Running(server, calls, storage or ServerMemory(calls), size)
 
     def measure(self, target: Running, operation: Operation) -> Measurement | None:

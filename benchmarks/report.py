@@ -42,6 +42,8 @@ _GOALS = (
 )
 # Books per second, against the tutorial's one by one.
 _BATCH_TIMES_TUTORIAL = 100
+# CPU with all layers, by that with none.
+_LAYERS_GOAL = 1.2
 _GROWTH_GOALS = {
     GET.key: 1.3,
     LIST_50.key: 1.3,
@@ -61,6 +63,7 @@ def markdown(results: Results) -> str:
         _memory(results.memory),
         _start_up(results.start_up),
         _workers(results.workers),
+        _layers(results.layers),
         *(f"## {section}\n\nSKIPPED: {reason}" for section, reason in results.skipped.items()),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -96,6 +99,7 @@ def _rounds(results: Results) -> str:
 
 def _goals(results: Results) -> str:
     rows = [*_rate_goals(results.comparisons.get("SQLite", {})), *_growth_goals(results.growth)]
+    rows += _layers_goal(results.layers)
     return f"## Goals, on SQLite\n\n{_table(('what', 'goal', 'measured', 'met'), rows)}" if rows else ""
 
 
@@ -126,6 +130,14 @@ def _growth_goals(found: Mapping[str, Rounds]) -> Iterator[Sequence[str]]:
         what = f"{_TITLES[key]}: %s at {int(most):,} books, by that at {int(least):,}"
         for name, ratio in (("CPU", many.cpu_us / few.cpu_us), ("time", few.rate / many.rate)):
             yield (what % name, f"≤ {wanted:g}", f"{ratio:.2f}", "yes" if ratio <= wanted else "no")
+
+
+def _layers_goal(found: Mapping[str, Rounds]) -> Iterator[Sequence[str]]:
+    if GET.key in found:
+        none, every = median(found[GET.key]["none"]), median(found[GET.key]["all"])
+        ratio = every.cpu_us / none.cpu_us
+        what = f"{GET.title}: CPU with tokens, metrics and logs, by that with none"
+        yield (what, f"≤ {_LAYERS_GOAL:g}", f"{ratio:.2f}", "yes" if ratio <= _LAYERS_GOAL else "no")
 
 
 def _comparison(database: str, found: Mapping[str, Rounds]) -> str:
@@ -201,6 +213,22 @@ def _workers(found: Mapping[str, Rounds]) -> str:
     headers = ("operation", "workers", "calls/s", "CPU µs/call", "p50 ms", "of one worker's rate")
     intro = "Ours on SQLite, 64 calls in flight on 16 connections, on the cores that the load generator leaves."
     return f"## Workers\n\n{intro}\n\n{_table(headers, rows)}" if rows else ""
+
+
+def _layers(found: Mapping[str, Rounds]) -> str:
+    rows = []
+    for key, by_name in found.items():
+        none = median(by_name["none"])
+        for name, rounds in by_name.items():
+            measured = median(rounds)
+            numbers = (f"{measured.rate:,.0f}", f"{measured.cpu_us:,.0f}", f"{measured.p50_ms:.1f}")
+            rows.append((_TITLES[key], name, *numbers, f"{measured.cpu_us / none.cpu_us:.2f} ×"))  # noqa: RUF001
+    headers = ("operation", "layers", "calls/s", "CPU µs/call", "p50 ms", "of the CPU with none")
+    intro = (
+        "Ours on SQLite. Logs: a line for each call. Metrics: kept for Prometheus. Tokens: RS256, one for all calls, "
+        "as of a service that calls."
+    )
+    return f"## What the layers around a call cost\n\n{intro}\n\n{_table(headers, rows)}" if rows else ""
 
 
 def _rates(by_contender: Rounds) -> dict[str, float]:

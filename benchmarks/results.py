@@ -19,6 +19,7 @@ class Results:
     comparisons: dict[str, dict[str, Rounds]] = field(default_factory=dict)  # by database, operation and contender
     growth: dict[str, Rounds] = field(default_factory=dict)  # by operation and size
     workers: dict[str, Rounds] = field(default_factory=dict)  # by operation and number of workers
+    layers: dict[str, Rounds] = field(default_factory=dict)  # by operation and layers
     memory: list[MemoryPoint] = field(default_factory=list)
     start_up: dict[str, list[float]] = field(default_factory=dict)  # seconds by contender
     skipped: dict[str, str] = field(default_factory=dict)  # by section

@@ -6,6 +6,7 @@ from typing import NamedTuple, TypeVar
 
 from rich.progress import Progress
 
+from benchmarks.layers import layers
 from benchmarks.load import run_load
 from benchmarks.measuring import Bench, Measurement, Running
 from benchmarks.operations import (
@@ -26,6 +27,7 @@ T = TypeVar("T")
 SIZE = 10_000
 GROWTH_OPERATIONS = (GET, LIST_50, LIST_50_LATE, LIST_50_ANY, LIST_AUTHOR)
 WORKERS_OPERATIONS = (GET, LIST_50, LIST_50_ANY)
+LAYERS_OPERATIONS = (GET, CREATE)
 
 # Of a hundred calls of the memory's section, so many are of each kind.
 _MIX = ((GET, 91), (LIST_50, 3), (UPDATE, 3), (CREATE, 3))
@@ -35,7 +37,7 @@ _WORKERS = (1, 2)
 # More than elsewhere, for each connection stays with one worker.
 _WORKERS_CONNECTIONS = 16
 
-Rounds = dict[str, list[Measurement]]  # by contender, size or number of workers
+Rounds = dict[str, list[Measurement]]  # by contender, size, number of workers or layers
 
 
 class MemoryPoint(NamedTuple):
@@ -146,6 +148,25 @@ def compare_workers(bench: Bench, databases: Databases, *, rounds: int, progress
                         if measured is not None:
                             results[operation.key].setdefault(str(workers), []).append(measured)
                         progress.update(task, advance=1, refresh=True)
+    return results
+
+
+def compare_layers(bench: Bench, databases: Databases, *, rounds: int, progress: Progress) -> dict[str, Rounds]:
+    """Measure ours with some of the layers around each call; answer by operation and layers."""
+    results: dict[str, Rounds] = {operation.key: {} for operation in LAYERS_OPERATIONS}
+    variants = layers(bench.folder)
+    task = progress.add_task("Layers", total=rounds * len(variants) * len(LAYERS_OPERATIONS))
+    for number in range(rounds):
+        for variant in _alternately(variants, number):
+            with (
+                databases.copy(OURS.tables, SIZE) as storage,
+                bench.serving(OURS, storage, SIZE, arguments=variant.arguments, token=variant.token) as target,
+            ):
+                for operation in LAYERS_OPERATIONS:
+                    measured = bench.measure(target, operation)
+                    if measured is not None:
+                        results[operation.key].setdefault(variant.name, []).append(measured)
+                    progress.update(task, advance=1, refresh=True)
     return results
 
 
