@@ -60,7 +60,7 @@ def cannot_listen(address: str) -> StartupError:
     """Make the error of an address that cannot be had."""
     return StartupError(
         f"Cannot listen on {address}: the address is in use or not this machine's. "
-        "Stop what listens there, or choose another."
+        "Stop what listens there, or choose another (--listen, --metrics-listen)."
     )
 
 

@@ -1,10 +1,9 @@
 """The composition root: Settings in, a running server out. The only place that builds objects."""
 
 import asyncio
-import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from importlib.metadata import version
@@ -23,9 +22,13 @@ from bookstore_grpc.dal.engines import parse_database_url
 from bookstore_grpc.doors import Doors, doors
 from bookstore_grpc.errors import StartupError
 from bookstore_grpc.rpc.call_log import CallLog
+from bookstore_grpc.rpc.calls import Gate
+from bookstore_grpc.rpc.options import server_options
+from bookstore_grpc.rpc.rate_limit import RateLimit
 from bookstore_grpc.rpc.server import Server
 from bookstore_grpc.rpc.servicer import BookServicer
 from bookstore_grpc.settings import Settings
+from bookstore_grpc.telemetry import flush_logs
 
 if TYPE_CHECKING:
     from bookstore_grpc.metrics import Metrics
@@ -77,7 +80,7 @@ async def _end_now_if_anything_hangs() -> None:
         task.cancel()
     _, hanging = await asyncio.wait(left, timeout=_HANGING_SECONDS) if left else (left, left)
     if hanging:
-        logging.shutdown()
+        flush_logs()
         os._exit(0)
 
 
@@ -106,11 +109,13 @@ async def running_server(
             probe=database.ping,
             probe_interval_seconds=settings.health_interval_seconds,
             # A call passes the gates in this order.
-            gates=way_in.gates,
+            gates=(*way_in.gates, *_rate_limit(settings)),
             observers=(call_log, metrics) if metrics else (call_log,),
             credentials=way_in.certificates.server_credentials() if way_in.certificates else None,
             has_reflection=settings.reflection == "on",
-            shares_ports=is_worker,
+            max_concurrent_calls=settings.max_concurrent_calls,
+            max_call_seconds=settings.max_call_seconds,
+            options=server_options(settings, shares_ports=is_worker),
         )
         serving: dict[str, Any] = {}
         if metrics:
@@ -163,6 +168,12 @@ def back_up(settings: Settings, path: Path, *, force: bool, on_progress: backup.
         timeout_seconds=settings.database_timeout_seconds,
         on_progress=on_progress,
     )
+
+
+def _rate_limit(settings: Settings) -> Sequence[Gate]:
+    if not settings.rate_limit_per_second:
+        return ()
+    return (RateLimit(per_second=settings.rate_limit_per_second, burst=settings.rate_limit_burst),)
 
 
 def _metrics(settings: Settings) -> "Metrics | None":

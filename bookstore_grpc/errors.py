@@ -156,15 +156,20 @@ class ScopeMissing(PermissionDenied):
 
 
 class ResourceExhausted(BookstoreError):
-    """A limit was reached: of calls, or of a message's size."""
+    """A limit was reached, of calls or of a message's size; `retry_seconds` is when to try again."""
 
     reason = "TOO_MANY_REQUESTS"
+
+    def __init__(self, message: str, *, limit: str = "", retry_seconds: float = 1) -> None:
+        self.retry_seconds = retry_seconds
+        super().__init__(message, metadata={"limit": limit} if limit else None)
 
 
 class Unavailable(BookstoreError):
     """Not now; trying again later is right."""
 
     reason = "UNAVAILABLE"
+    retry_seconds = 1.0
 
 
 class DatabaseUnavailable(Unavailable):

@@ -35,6 +35,8 @@ REQUEST_ID_MAX_CHARACTERS = 128
 TOKEN_MAX_CHARACTERS = 8 * 1024
 # Tokens that are remembered as checked, about 2 KB each.
 KEPT_TOKENS_MAX = 4_096
+# Callers whose rate is known, about 200 bytes each.
+RATED_CALLERS_MAX = 65_536
 
 # The contract promises 24 hours; what is kept longer costs little and forgives a clock that is off.
 CREATE_REQUEST_KEPT_HOURS = 72

@@ -8,6 +8,7 @@ import os
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Literal
 
+from bookstore_grpc.limits import MESSAGE_MAX_BYTES
 from bookstore_grpc.wire import DEFAULT_SERVER
 
 ENVIRONMENT_PREFIX = "BOOKSTORE_"
@@ -85,6 +86,46 @@ class Settings:
         "database; a process that ends is replaced.",
         least=1,
         most=_WORKERS_MAX,
+    )
+    max_concurrent_calls: int = _setting(
+        1_000, "How many calls may be under way in a process; more are refused at once, health excepted.", least=1
+    )
+    max_waiting_calls: int = _setting(
+        500, "How many calls may wait in a process until it gets round to them, before more are turned away.", least=1
+    )
+    max_calls_per_connection: int = _setting(
+        1_000, "How many calls a connection may have under way; a client then holds back the others.", least=1
+    )
+    max_call_seconds: float = _setting(
+        30.0, "How long a call may take, and a statement for it, whatever deadline its caller has set.", least=0.1
+    )
+    rate_limit_per_second: float = _setting(
+        0.0,
+        "How many calls a second one caller may make: a token's subject, a certificate's name, or else an "
+        "address. 0 for any number. Each process counts for itself.",
+        least=0,
+    )
+    rate_limit_burst: int = _setting(100, "How many calls a caller may make at once after a rest.", least=1)
+    max_message_bytes: int = _setting(
+        MESSAGE_MAX_BYTES, "The longest request. A batch of 1,000 books with the longest texts has 6.1 MB.", least=1_024
+    )
+    max_metadata_bytes: int = _setting(
+        16_384, "The most metadata of a call, the token included.", least=1_024, most=1_048_576
+    )
+    max_connection_age_seconds: float = _setting(
+        0.0,
+        "After how long a connection is closed, so that clients spread over the servers anew. 0: never.",
+        least=0,
+    )
+    max_connection_age_grace_seconds: float = _setting(
+        30.0, "How long calls under way may then take to finish.", least=0
+    )
+    keepalive_seconds: float = _setting(
+        60.0, "After how long a silent connection is asked whether its client is still there.", least=1
+    )
+    keepalive_timeout_seconds: float = _setting(20.0, "How long the answer to that may take.", least=1)
+    keepalive_least_seconds: float = _setting(
+        10.0, "How often a client may ask the same, before its connection is closed (too_many_pings).", least=0
     )
     drain_seconds: float = _setting(
         20.0,

@@ -1,13 +1,19 @@
 """Logs: structured lines on standard error, JSON for machines and readable for people."""
 
+import asyncio
+import atexit
 import logging
 import sys
+from contextlib import suppress
 from typing import Any, Literal, TextIO
 
 import structlog
 
 LogFormat = Literal["auto", "json", "console"]
 LogLevel = Literal["debug", "info", "warning", "error"]
+
+# Of characters, most of which are one byte.
+_TOGETHER_MOST_CHARACTERS = 4_000
 
 _stream: TextIO = sys.stderr
 
@@ -36,7 +42,7 @@ def configure_logging(*, level: LogLevel, log_format: LogFormat, worker: int | N
     structlog.configure(
         processors=[*shared, *rendering],
         # Not by way of the standard library's handlers, which take three times as long.
-        logger_factory=lambda *_names: _Output(),
+        logger_factory=lambda *_names: _output,
         # A line below the level costs nothing: its method does nothing.
         wrapper_class=structlog.make_filtering_bound_logger(level),
         cache_logger_on_first_use=True,
@@ -56,13 +62,60 @@ def configure_logging(*, level: LogLevel, log_format: LogFormat, worker: int | N
 
 
 class _Output:
-    """Where the lines of structlog's loggers go, each in one write."""
+    """Where the lines of structlog's loggers go.
 
-    def _write(self, line: str) -> None:
-        _stream.write(line + "\n")
+    Up to information they wait until the event loop has gone once round, and those that came meanwhile are written
+    together: a write lets other threads take over, and to come back costs more than the line. A warning waits for
+    nothing. Pipes keep writes of up to 4 KiB whole, so that the lines of several processes do not mix.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: list[str] = []
+        self._waiting_characters = 0
+
+    def _write_soon(self, line: str) -> None:
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self._write(line + "\n")
+            return
+        if self._waiting_characters + len(line) >= _TOGETHER_MOST_CHARACTERS:
+            self.flush()
+        if not self._waiting:
+            loop.call_soon(self.flush)
+        self._waiting.append(line + "\n")
+        self._waiting_characters += len(line) + 1
+
+    def _write_now(self, line: str) -> None:
+        with suppress(RuntimeError):
+            asyncio.get_running_loop()  # raises in other threads, which must not touch what waits here
+            self.flush()
+        self._write(line + "\n")
+
+    def flush(self) -> None:
+        """Write what waits."""
+        if self._waiting:
+            text = "".join(self._waiting)
+            self._waiting.clear()
+            self._waiting_characters = 0
+            self._write(text)
+
+    def _write(self, text: str) -> None:
+        _stream.write(text)
         _stream.flush()
 
-    debug = info = warning = error = critical = msg = _write
+    debug = info = msg = _write_soon
+    warning = error = critical = _write_now
+
+
+_output = _Output()
+atexit.register(_output.flush)
+
+
+def flush_logs() -> None:
+    """Write every line that waits. Needed only before an end that runs no cleanup."""
+    _output.flush()
+    logging.shutdown()
 
 
 def _adding(**values: Any) -> structlog.typing.Processor:

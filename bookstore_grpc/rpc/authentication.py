@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from bookstore.v1 import books_pb2
 
 from bookstore_grpc.errors import ScopeMissing, TokenInvalid, TokenMissing
-from bookstore_grpc.rpc.calls import Call
+from bookstore_grpc.rpc.calls import HEALTH_PREFIX, Call
 from bookstore_grpc.rpc.tokens import Caller, TokenVerifier
 from bookstore_grpc.wire import AUTHORIZATION_KEY
 
@@ -13,7 +13,6 @@ READ, WRITE = "books.read", "books.write"
 
 # The standard methods that read (AIP-131, 132, 231). Whatever else there is, or comes to be, writes.
 _READING = ("Get", "List", "BatchGet")
-_HEALTH = "/grpc.health.v1.Health/"
 _SCHEME = "bearer"  # RFC 6750; in any case, RFC 9110, 11.1
 _NAMES_IN_CERTIFICATES = ("x509_subject_alternative_name", "x509_common_name")
 
@@ -44,7 +43,7 @@ class Authentication:
 
     async def __call__(self, call: Call) -> None:
         """Find out who calls, and let them pass or raise."""
-        if self._is_health_open and call.method.startswith(_HEALTH):
+        if self._is_health_open and call.method.startswith(HEALTH_PREFIX):
             return
         caller = await self._caller(call)
         call.caller = caller.name

@@ -4,11 +4,10 @@ import logging
 
 import structlog
 
-from bookstore_grpc.rpc.calls import Call, Outcome
+from bookstore_grpc.rpc.calls import HEALTH_PREFIX, Call, Outcome
 
 _log = structlog.stdlib.get_logger("bookstore_grpc.calls")
 
-_HEALTH = "/grpc.health."
 _OURS = "/bookstore."
 
 
@@ -58,7 +57,7 @@ class CallLog:
 def _level_and_event(call: Call, outcome: Outcome) -> tuple[int, str]:
     if outcome.status == "OK":
         # Whoever watches over the service asks every few seconds.
-        return (logging.DEBUG if call.method.startswith(_HEALTH) else logging.INFO), "call answered"
+        return (logging.DEBUG if call.method.startswith(HEALTH_PREFIX) else logging.INFO), "call answered"
     if outcome.status == "CANCELLED":
         return logging.INFO, "call cancelled"
     if outcome.reason == "SERVER_DRAINING":

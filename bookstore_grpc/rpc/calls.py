@@ -4,6 +4,8 @@ from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+HEALTH_PREFIX = "/grpc.health.v1.Health/"
+
 
 @dataclass(slots=True)
 class Call:

@@ -20,10 +20,11 @@ from bookstore_grpc.errors import (
     InternalError,
     MalformedMessage,
     MethodUnknown,
+    ResourceExhausted,
     ServerDraining,
 )
 from bookstore_grpc.limits import REQUEST_ID_MAX_CHARACTERS
-from bookstore_grpc.rpc.calls import Call, Gate, Observer, Outcome
+from bookstore_grpc.rpc.calls import HEALTH_PREFIX, Call, Gate, Observer, Outcome
 from bookstore_grpc.rpc.status import status_from_error
 from bookstore_grpc.wire import REQUEST_ID_KEY, STATUS_DETAILS_KEY
 
@@ -38,12 +39,22 @@ _Guard = Callable[[Any], AbstractAsyncContextManager[Call]]
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Guards every call and knows those under way, so that a draining server can wait for them.
 
-    A call passes the gates in their order; the observers are told of it whatever becomes of it.
+    A call passes the gates in their order; the observers are told of it whatever becomes of it. More unary calls than
+    `max_concurrent_calls` are refused, health excepted, and none takes longer than `max_call_seconds`.
     """
 
-    def __init__(self, *, gates: Sequence[Gate] = (), observers: Sequence[Observer] = ()) -> None:
+    def __init__(
+        self,
+        *,
+        gates: Sequence[Gate] = (),
+        observers: Sequence[Observer] = (),
+        max_concurrent_calls: int = 1_000,
+        max_call_seconds: float = 30,
+    ) -> None:
         self._gates = gates
         self._observers = observers
+        self._max_concurrent_calls = max_concurrent_calls
+        self._max_call_seconds = max_call_seconds
         self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         self._unary_calls: set[asyncio.Task[Any]] = set()
         self._streams: set[asyncio.Task[Any]] = set()
@@ -132,9 +143,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         for observer in self._observers:
             observer.call_began(call)
         try:
-            deadline = asyncio.timeout(context.time_remaining())
+            remaining = context.time_remaining()
+            is_unary = calls is self._unary_calls
+            is_ours = is_unary and (remaining is None or remaining > self._max_call_seconds)
+            deadline = asyncio.timeout(self._max_call_seconds if is_ours else remaining)
             try:
-                if self._is_draining and calls is self._streams:
+                if is_unary:
+                    self._check_room(method)
+                elif self._is_draining:
                     raise ServerDraining
                 async with deadline:
                     for gate in self._gates:
@@ -157,9 +173,20 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 await self._fail(call, started, error)
             except Exception as raised:
                 is_late = deadline.expired() and isinstance(raised, TimeoutError)
-                await self._fail(call, started, DeadlineExceeded() if is_late else raised)
+                await self._fail(call, started, self._deadline_error(is_ours=is_ours) if is_late else raised)
         finally:
             calls.discard(task)
+
+    def _check_room(self, method: str) -> None:
+        if len(self._unary_calls) > self._max_concurrent_calls and not method.startswith(HEALTH_PREFIX):
+            raise ResourceExhausted("The server has too many calls under way; try again.", limit="concurrent_calls")
+
+    def _deadline_error(self, *, is_ours: bool) -> DeadlineExceeded:
+        if is_ours:
+            return DeadlineExceeded(
+                f"The call took longer than the {self._max_call_seconds:g} s that the server allows."
+            )
+        return DeadlineExceeded()
 
     async def _fail(self, call: Call, started: float, error: BaseException) -> None:
         status = status_from_error(error, request_id=call.request_id)

@@ -16,7 +16,6 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_g
 
 from bookstore_grpc.addresses import cannot_listen
 from bookstore_grpc.errors import StartupError, Unavailable
-from bookstore_grpc.limits import MESSAGE_MAX_BYTES
 from bookstore_grpc.rpc.calls import Gate, Observer
 from bookstore_grpc.rpc.interceptors import CallInterceptor
 
@@ -26,18 +25,6 @@ BOOK_SERVICE = books_pb2.DESCRIPTOR.services_by_name["BookService"].full_name
 _REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 
 _STOP_MARGIN_SECONDS = 2
-
-# Flow control, buffers and frames are as gRPC has them: larger ones made no difference that could be told from noise,
-# neither for single books nor for pages of 1,000 (docs/performance.md).
-_OPTIONS = (
-    ("grpc.max_receive_message_length", MESSAGE_MAX_BYTES),
-    # Clients may keep connections alive with a ping every 10 s, in idle times too; the default punishes both.
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    # Find out when a client has gone without saying so.
-    ("grpc.keepalive_time_ms", 60_000),
-    ("grpc.keepalive_timeout_ms", 20_000),
-)
 
 
 class Server:
@@ -58,16 +45,21 @@ class Server:
         observers: Sequence[Observer] = (),
         credentials: grpc.ServerCredentials | None = None,
         has_reflection: bool = True,
-        shares_ports: bool = False,
+        max_concurrent_calls: int = 1_000,
+        max_call_seconds: float = 30,
+        options: Sequence[tuple[str, int]] = (),
     ) -> None:
         self.addresses: list[str] = []
         self._credentials = credentials
         self._probe = probe
         self._probe_interval_seconds = probe_interval_seconds
-        self._calls = CallInterceptor(gates=gates, observers=observers)
+        self._calls = CallInterceptor(
+            gates=gates,
+            observers=observers,
+            max_concurrent_calls=max_concurrent_calls,
+            max_call_seconds=max_call_seconds,
+        )
         self._health = health.aio.HealthServicer()
-        # By gRPC's default two servers share a port without a word, and each answers some of the calls.
-        options = (("grpc.so_reuseport", int(shares_ports)), *_OPTIONS)
         self._server = grpc.aio.server(interceptors=[self._calls], options=options)
         self._monitor: asyncio.Task[None] | None = None
         self.why_not_ready = "starting"

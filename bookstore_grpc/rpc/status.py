@@ -29,8 +29,6 @@ from bookstore_grpc.errors import (
 from bookstore_grpc.limits import ERROR_DETAILS_MAX_BYTES
 from bookstore_grpc.wire import ERROR_DOMAIN
 
-RETRY_DELAY_SECONDS = 1
-
 
 class Status(NamedTuple):
     """What the caller gets: `details` is a serialized google.rpc.Status."""
@@ -81,8 +79,10 @@ def _missing_books(error: BookNotFound) -> Iterable[Message]:
         yield info
 
 
-def _retry_info(_error: BookstoreError) -> Iterable[Message]:
-    return [error_details_pb2.RetryInfo(retry_delay=Duration(seconds=RETRY_DELAY_SECONDS))]
+def _retry_info(error: Unavailable | ResourceExhausted) -> Iterable[Message]:
+    delay = Duration()
+    delay.FromMilliseconds(round(error.retry_seconds * 1_000))
+    return [error_details_pb2.RetryInfo(retry_delay=delay)]
 
 
 def _nothing(_error: BookstoreError) -> Iterable[Message]:

@@ -1,0 +1,38 @@
+"""What gRPC's core is told of limits and keepalive, in its own words.
+
+Flow control, buffers and frames are as gRPC has them: larger ones made no difference that could be told from noise,
+neither for single books nor for pages of 1,000 (docs/performance.md).
+"""
+
+from collections.abc import Sequence
+
+from bookstore_grpc.settings import Settings
+
+_NEVER_MS = 2**31 - 1
+
+
+def server_options(settings: Settings, *, shares_ports: bool) -> Sequence[tuple[str, int]]:
+    """Answer the options of a server; those that all say `shares_ports` may listen on the same addresses."""
+    return (
+        # By gRPC's default two servers share a port without a word, and each answers some of the calls.
+        ("grpc.so_reuseport", int(shares_ports)),
+        ("grpc.max_receive_message_length", settings.max_message_bytes),
+        # Above the first gRPC refuses more and more often, above the second always.
+        ("grpc.max_metadata_size", settings.max_metadata_bytes),
+        ("grpc.absolute_max_metadata_size", settings.max_metadata_bytes),
+        ("grpc.max_concurrent_streams", settings.max_calls_per_connection),
+        ("grpc.server.max_pending_requests", settings.max_waiting_calls),
+        ("grpc.server.max_pending_requests_hard_limit", settings.max_waiting_calls),
+        ("grpc.max_connection_age_ms", _milliseconds(settings.max_connection_age_seconds) or _NEVER_MS),
+        ("grpc.max_connection_age_grace_ms", _milliseconds(settings.max_connection_age_grace_seconds)),
+        # Clients may keep connections alive in idle times too; gRPC's default punishes that.
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", _milliseconds(settings.keepalive_least_seconds)),
+        ("grpc.keepalive_permit_without_calls", 1),
+        # Find out when a client has gone without saying so.
+        ("grpc.keepalive_time_ms", _milliseconds(settings.keepalive_seconds)),
+        ("grpc.keepalive_timeout_ms", _milliseconds(settings.keepalive_timeout_seconds)),
+    )
+
+
+def _milliseconds(seconds: float) -> int:
+    return min(round(seconds * 1_000), _NEVER_MS)

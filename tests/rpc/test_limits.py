@@ -1,0 +1,208 @@
+"""What is bounded: calls under way, their duration and rate, metadata, messages, the age of connections."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from bookstore.v1 import books_pb2
+
+from bookstore_grpc.app import running_server
+from bookstore_grpc.client import BookstoreClient
+from bookstore_grpc.errors import ResourceExhausted
+from bookstore_grpc.rpc.calls import Call
+from bookstore_grpc.rpc.rate_limit import RateLimit
+from bookstore_grpc.rpc.server import Server
+from bookstore_grpc.rpc.servicer import BookServicer
+from tests.conftest import settings_for
+from tests.rpc.calls import Stub, create, get, refusal
+from tests.rpc.obstacles import locked_book
+from tests.tokens import Issuer, bearer, token_settings
+
+HEALTH = "/grpc.health.v1.Health/Check"
+SERVING = b"\x08\x01"
+
+
+@asynccontextmanager
+async def limited(tmp_path: Path, **settings: Any) -> AsyncIterator[tuple[Server, Stub, grpc.aio.Channel]]:
+    values = settings_for(f"sqlite+aiosqlite:///{tmp_path}/bookstore.db", **settings)
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    async with (
+        running_server(values) as server,
+        grpc.aio.insecure_channel(server.addresses[0], options=options) as channel,
+    ):
+        yield server, Stub(channel), channel
+
+
+class Waiting(BookServicer):
+    """Answers when it is told to."""
+
+    def __init__(self) -> None:
+        self.begun = asyncio.Semaphore(0)
+        self.may_go_on = asyncio.Event()
+
+    async def GetBook(self, request: books_pb2.GetBookRequest, context: object) -> books_pb2.Book:  # noqa: N802
+        self.begun.release()
+        await self.may_go_on.wait()
+        return books_pb2.Book(id=request.id)
+
+
+async def check_health(channel: grpc.aio.Channel) -> bytes:
+    check: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(HEALTH)
+    return await check(b"", timeout=10)
+
+
+async def test_more_calls_than_may_be_under_way_are_refused_at_once_and_health_is_not() -> None:
+    async def probe() -> None:
+        pass
+
+    servicer = Waiting()
+    server = Server(servicer, probe=probe, probe_interval_seconds=3_600, max_concurrent_calls=3)
+    await server.start(["127.0.0.1:0"])
+    async with grpc.aio.insecure_channel(server.addresses[0]) as channel:
+        stub = Stub(channel)
+        held = [asyncio.ensure_future(get(stub, number)) for number in range(3)]
+        for _ in held:
+            await servicer.begun.acquire()
+        refused = await refusal(get(stub, 4))
+        assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_REQUESTS")
+        assert refused.metadata["limit"] == "concurrent_calls"
+        assert refused.retry_seconds
+        assert await check_health(channel) == SERVING
+        servicer.may_go_on.set()
+        assert [book.id for book in await asyncio.gather(*held)] == [0, 1, 2]
+        assert (await get(stub, 5)).id == 5
+    await server.drain(delay_seconds=0, grace_seconds=5)
+
+
+async def test_no_call_takes_longer_than_the_server_allows_whatever_its_deadline(tmp_path: Path) -> None:
+    url = f"sqlite+aiosqlite:///{tmp_path}/bookstore.db"
+    async with limited(tmp_path, max_call_seconds=0.3, database_timeout_seconds=20.0) as (_, stub, _):
+        made = await create(stub)
+        update = books_pb2.UpdateBookRequest(book=books_pb2.Book(id=made.id, name="Other"))
+        async with locked_book(url, made.id):
+            for timeout in (None, 15):
+                refused = await refusal(stub.UpdateBook(update, timeout=timeout))
+                assert (refused.code, refused.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED")
+                assert "0.3 s" in refused.message
+        assert await get(stub, made.id) == made
+
+
+async def test_a_watch_on_health_may_last(tmp_path: Path) -> None:
+    async with limited(tmp_path, max_call_seconds=0.2) as (_, _, channel):
+        watch: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream("/grpc.health.v1.Health/Watch")
+        call = watch(b"")
+        assert await call.read() == SERVING
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.6):
+                await call.read()
+
+
+async def test_a_caller_s_rate_is_bounded_and_another_s_is_its_own(tmp_path: Path) -> None:
+    issuer = Issuer()
+    settings = token_settings(issuer.write_jwks(tmp_path / "jwks"))
+    async with limited(tmp_path, **settings, rate_limit_per_second=0.01, rate_limit_burst=3) as (_, stub, channel):
+        busy, other = (bearer(issuer.token(sub=name)) for name in ("busy", "other"))
+        for _ in range(3):
+            await stub.ListBooks(books_pb2.ListBooksRequest(), metadata=busy)
+        refused = await refusal(stub.ListBooks(books_pb2.ListBooksRequest(), metadata=busy))
+        assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_REQUESTS")
+        assert refused.metadata["limit"] == "rate"
+        assert refused.retry_seconds is not None
+        assert refused.retry_seconds > 90
+        await stub.ListBooks(books_pb2.ListBooksRequest(), metadata=other)
+        for _ in range(5):
+            assert await check_health(channel) == SERVING
+
+
+async def test_without_a_name_a_caller_is_its_address(tmp_path: Path) -> None:
+    async with limited(tmp_path, rate_limit_per_second=0.01, rate_limit_burst=2) as (server, stub, _):
+        for _ in range(2):
+            await stub.ListBooks(books_pb2.ListBooksRequest())
+        async with BookstoreClient(server.addresses[0]) as client:  # from another port
+            with pytest.raises(ResourceExhausted) as caught:
+                await client.list_page()
+        assert caught.value.reason == "TOO_MANY_REQUESTS"
+
+
+class Peer:
+    def peer(self) -> str:
+        return "ipv4:127.0.0.1:1"
+
+
+async def test_a_bucket_fills_with_time_and_not_beyond_its_rim() -> None:
+    now = 0.0
+    limit = RateLimit(per_second=2, burst=4, now=lambda: now)
+
+    async def passed() -> int:
+        count = 0
+        with pytest.raises(ResourceExhausted) as caught:  # noqa: PT012  until it is raised
+            while True:
+                await limit(Call("/a/B", "r", (), Peer()))
+                count += 1
+        assert 0 < caught.value.retry_seconds <= 0.5
+        return count
+
+    assert await passed() == 4
+    now = 1.0
+    assert await passed() == 2
+    now = 1_000.0
+    assert await passed() == 4
+
+
+async def test_metadata_beyond_the_limit_is_refused_and_the_next_call_is_answered(tmp_path: Path) -> None:
+    async with limited(tmp_path, max_metadata_bytes=4_096) as (_, stub, _):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.ListBooks(books_pb2.ListBooksRequest(), metadata=(("x", "y" * 5_000),))
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        await stub.ListBooks(books_pb2.ListBooksRequest(), metadata=(("x", "y" * 3_000),))
+
+
+async def test_a_message_beyond_the_limit_is_refused(tmp_path: Path) -> None:
+    async with limited(tmp_path, max_message_bytes=2_000) as (_, stub, _):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.ListBooks(books_pb2.ListBooksRequest(filter="x" * 3_000))
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_a_client_holds_back_calls_beyond_those_that_a_connection_may_have() -> None:
+    async def probe() -> None:
+        pass
+
+    servicer = Waiting()
+    server = Server(servicer, probe=probe, probe_interval_seconds=3_600, options=[("grpc.max_concurrent_streams", 2)])
+    await server.start(["127.0.0.1:0"])
+    async with grpc.aio.insecure_channel(server.addresses[0]) as channel:
+        calls = [asyncio.ensure_future(get(Stub(channel), number)) for number in range(5)]
+        for _ in range(2):
+            await servicer.begun.acquire()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.3):
+                await servicer.begun.acquire()
+        servicer.may_go_on.set()
+        assert len(await asyncio.gather(*calls)) == 5
+    await server.drain(delay_seconds=0, grace_seconds=5)
+
+
+async def test_connections_come_of_age_without_a_failed_call(tmp_path: Path) -> None:
+    peers = set()
+
+    class Seen(Waiting):
+        async def GetBook(self, request: books_pb2.GetBookRequest, context: Any) -> books_pb2.Book:  # noqa: N802
+            peers.add(context.peer())
+            return books_pb2.Book(id=request.id)
+
+    async def probe() -> None:
+        pass
+
+    options = [("grpc.max_connection_age_ms", 200), ("grpc.max_connection_age_grace_ms", 5_000)]
+    server = Server(Seen(), probe=probe, probe_interval_seconds=3_600, options=options)
+    await server.start(["127.0.0.1:0"])
+    async with grpc.aio.insecure_channel(server.addresses[0]) as channel:
+        async with asyncio.timeout(30):
+            while len(peers) < 3:
+                await get(Stub(channel), 1)
+    await server.drain(delay_seconds=0, grace_seconds=5)
