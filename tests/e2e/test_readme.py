@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from bookstore_grpc.settings import ENVIRONMENT_PREFIX, settings_fields
 from tests.executable import BOOKSTORE, GRPCURL, PATIENCE_SECONDS, Serving, environment, serving
 
 pytestmark = pytest.mark.e2e
@@ -72,15 +71,3 @@ def test_the_python_examples_run(server: Serving) -> None:
         for block in blocks("From Python", "python")
     ]
     assert printed == ["1 Dune Messiah 1969\n", "['Dune Messiah']\n"]
-
-
-def test_the_table_of_settings_is_that_of_the_code() -> None:
-    table = README.split("<!-- settings:")[1].split("<!-- end of settings -->")[0].splitlines()[3:]
-    expected = []
-    for setting in settings_fields():
-        default = setting.default
-        shown = " ".join(default) if isinstance(default, tuple) else "off" if default is False else default
-        expected.append(
-            f"| `--{setting.name.replace('_', '-')}` | `{ENVIRONMENT_PREFIX}{setting.name.upper()}` | `{shown}` |"
-        )
-    assert table == expected
