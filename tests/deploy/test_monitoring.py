@@ -1,0 +1,69 @@
+"""Alerts and dashboard: they parse, fire when they should, and ask for metrics that there are."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.metrics import metric_names
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+DASHBOARD = DEPLOY / "grafana/bookstore.json"
+_SUFFIXES = re.compile(r"_(bucket|sum|count)$")
+
+
+def asked(text: str) -> set[str]:
+    return {_SUFFIXES.sub("", name) for name in re.findall(r"\bbookstore_[a-z_]+", text)}
+
+
+def test_alerts_ask_for_metrics_that_there_are() -> None:
+    expressions = "\n".join(
+        line for line in (DEPLOY / "prometheus/alerts.yml").read_text().splitlines() if "summary:" not in line
+    )
+    assert asked(expressions)
+    assert asked(expressions) <= metric_names()
+
+
+def test_the_dashboard_asks_for_all_metrics_that_there_are() -> None:
+    panels = json.loads(DASHBOARD.read_text())["panels"]
+    assert asked(" ".join(target["expr"] for panel in panels for target in panel["targets"])) == metric_names()
+
+
+def test_panels_do_not_lie_on_each_other() -> None:
+    taken: set[tuple[int, int]] = set()
+    for panel in json.loads(DASHBOARD.read_text())["panels"]:
+        at = panel["gridPos"]
+        cells = {(at["x"] + x, at["y"] + y) for x in range(at["w"]) for y in range(at["h"])}
+        assert not cells & taken
+        assert max(x for x, _ in cells) < 24
+        taken |= cells
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("check", "config", "prometheus.yml"),
+        ("check", "rules", "alerts.yml"),
+        ("test", "rules", "alerts_test.yml"),
+    ],
+    ids=" ".join,
+)
+def test_promtool_finds_nothing_wrong(arguments: tuple[str, ...]) -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed (apt install prometheus)")
+    done = subprocess.run(
+        [promtool, *arguments], cwd=DEPLOY / "prometheus", capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_alert_has_a_test() -> None:
+    alerts = re.findall(r"- alert: (\w+)", (DEPLOY / "prometheus/alerts.yml").read_text())
+    tests = (DEPLOY / "prometheus/alerts_test.yml").read_text()
+    fired = re.findall(r"alertname: (\w+)\n +exp_alerts:\n", tests)
+    assert alerts
+    assert set(fired) == set(alerts)
