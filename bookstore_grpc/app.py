@@ -37,6 +37,7 @@ _log = structlog.stdlib.get_logger("bookstore_grpc.app")
 
 _CLOSE_SECONDS = 5
 _HANGING_SECONDS = 1
+_STATEMENT_MARGIN_SECONDS = 1
 
 Tell = Callable[[dict[str, Any]], None]
 
@@ -214,6 +215,8 @@ async def _database(settings: Settings) -> AsyncIterator[Database]:
         settings.database_url,
         pool_size=settings.pool_size,
         timeout_seconds=settings.database_timeout_seconds,
+        # The call's own end comes first and says more.
+        statement_seconds=settings.max_call_seconds + _STATEMENT_MARGIN_SECONDS,
     )
     try:
         yield database

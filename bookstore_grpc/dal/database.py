@@ -4,6 +4,7 @@ Three engines serve three purposes, so that none can starve another: one reads, 
 """
 
 import asyncio
+import math
 import os
 import random
 import time
@@ -16,7 +17,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
 from bookstore_grpc.dal import migrations
 from bookstore_grpc.dal.driver_errors import Conflict, translated_errors
-from bookstore_grpc.dal.engines import parse_database_url, reading_engine, writing_engine
+from bookstore_grpc.dal.engines import Cutoff, parse_database_url, reading_engine, writing_engine
 from bookstore_grpc.dal.inline import InlineReader, Version
 from bookstore_grpc.errors import DatabaseUnavailable
 
@@ -31,22 +32,28 @@ class Database:
     """A database chosen by URL.
 
     Opens nothing before the first call. `pool_size` bounds the reading connections, and the writing ones, of which two
-    are used at most (SQLite writes on one); `timeout_seconds` bounds the wait for a connection and for SQLite's lock.
+    are used at most (SQLite writes on one); `timeout_seconds` bounds the wait for a connection and for SQLite's lock,
+    `statement_seconds` what a read may take.
 
     Raises `StartupError` for a URL that names no supported database, or whose driver is not installed.
     """
 
-    def __init__(self, url: str, *, pool_size: int, timeout_seconds: float) -> None:
+    def __init__(self, url: str, *, pool_size: int, timeout_seconds: float, statement_seconds: float = 60) -> None:
+        self._statement_seconds = statement_seconds
         self.url = parse_database_url(url)
         self.dialect = self.url.get_backend_name()
         self.is_embedded = self.dialect == "sqlite"
         # The fewer groups of calls are under way at once, the larger they are: on PostgreSQL one alone made three times
         # as many books a second as ten. With two, a group that waits for somebody's lock does not hold up all others.
         self.groups_at_once = 1 if self.is_embedded else min(2, pool_size)
-        self._reader = reading_engine(self.url, pool_size=pool_size, timeout_seconds=timeout_seconds)
+        self._reader = reading_engine(
+            self.url, pool_size=pool_size, timeout_seconds=timeout_seconds, statement_seconds=statement_seconds
+        )
         self._inline = InlineReader(self.url, self._reader.dialect) if self.is_embedded else None
         self._writer = writing_engine(self.url, pool_size=pool_size, timeout_seconds=timeout_seconds)
-        self._prober = reading_engine(self.url, pool_size=1, timeout_seconds=timeout_seconds)
+        self._prober = reading_engine(
+            self.url, pool_size=1, timeout_seconds=timeout_seconds, statement_seconds=statement_seconds
+        )
         self._file_identity: tuple[int, int] | None = None
         self._last_away = 0.0
         self._under_way: set[asyncio.Task[Any]] = set()
@@ -73,8 +80,10 @@ class Database:
         """Answer the rows of one statement, in one round trip. Raises `DatabaseUnavailable`."""
         with translated_errors(self.dialect):
             self._require_same_file()
-            rows = self._inline.rows(statement, parameters) if self._inline else None
-            return rows if rows is not None else await self._uninterrupted(self._rows(statement, parameters))
+            if not self._inline:
+                return await self._rows(statement, parameters)
+            rows = self._inline.rows(statement, parameters)
+            return rows if rows is not None else await self._rows_in_thread(statement, parameters)
 
     def version(self) -> Version | None:
         """Answer what changes with every commit of anybody's, or None where it is not known at once.
@@ -148,6 +157,30 @@ class Database:
         async with self._reader.connect() as connection:
             rows: Sequence[Row[Any]] = (await connection.execute(statement, parameters)).all()
             return rows
+
+    async def _rows_in_thread(
+        self, statement: Select[Any], parameters: Mapping[str, object] | None
+    ) -> Sequence[Row[Any]]:
+        """Answer the rows that SQLite finds; for a caller that has left it does not go on looking."""
+        cutoff: Cutoff | None = None
+
+        async def read() -> Sequence[Row[Any]]:
+            nonlocal cutoff
+            async with self._reader.connect() as connection:
+                cutoff = (await connection.get_raw_connection()).driver_connection.cutoff  # type: ignore[union-attr]
+                cutoff.at = time.monotonic() + self._statement_seconds
+                try:
+                    rows: Sequence[Row[Any]] = (await connection.execute(statement, parameters)).all()
+                    return rows
+                finally:
+                    cutoff.at = math.inf
+
+        try:
+            return await self._uninterrupted(read())
+        except asyncio.CancelledError:
+            if cutoff:
+                cutoff.at = 0
+            raise
 
     async def _probe(self) -> None:
         with translated_errors(self.dialect):

@@ -15,6 +15,7 @@ _MARIADB_UNAVAILABLE: set[object] = {
     1044, 1045, 1049, 1129, 1130, 1698,  # access, no such database
     1053, 1158, 1159, 1160, 1161, 1927,  # shutdown, network, connection killed
     1205, 1290, 1836,  # lock wait, read-only
+    1969,  # the statement took too long
     2002, 2003, 2005, 2006, 2013, 2014, 2055, 4031,  # the client's own: connecting and losing the connection
 }
 # fmt: on

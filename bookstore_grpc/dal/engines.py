@@ -1,6 +1,7 @@
 """Database URLs to engines, with what each database needs to behave like the others."""
 
 import asyncio
+import math
 import re
 import sqlite3
 import time
@@ -25,7 +26,16 @@ _NO_FILE = re.compile(r"(file:)?(:memory:)?")
 # Shorter than what firewalls and servers allow a connection to idle.
 _RECYCLE_SECONDS = 1_800
 _BUSY_SECONDS = 2
+# Of SQLite's virtual machine between two looks at the clock: less than a millisecond.
+_STEPS = 10_000
 _BUSY_PAUSE_SECONDS = 0.05
+
+
+class Cutoff:
+    """When, by `time.monotonic`, the statement that a SQLite connection runs is to end; any thread may change it."""
+
+    def __init__(self) -> None:
+        self.at = math.inf
 
 
 def parse_database_url(text: str) -> URL:
@@ -58,9 +68,19 @@ def parse_database_url(text: str) -> URL:
     return url.set(drivername=drivername)
 
 
-def reading_engine(url: URL, *, pool_size: int, timeout_seconds: float) -> AsyncEngine:
-    """Make an engine whose every statement stands by itself: no transaction, one round trip."""
-    engine = _engine(url, timeout_seconds, pool_size=pool_size, isolation_level="AUTOCOMMIT", pool_reset_on_return=None)
+def reading_engine(url: URL, *, pool_size: int, timeout_seconds: float, statement_seconds: float) -> AsyncEngine:
+    """Make an engine whose every statement stands by itself: no transaction, one round trip, ended after a time.
+
+    SQLite ends a statement only where its connection's `cutoff` says so.
+    """
+    engine = _engine(
+        url,
+        timeout_seconds,
+        statement_seconds=statement_seconds,
+        pool_size=pool_size,
+        isolation_level="AUTOCOMMIT",
+        pool_reset_on_return=None,
+    )
     if url.get_backend_name() == "sqlite":
         _on_connect(engine, "PRAGMA query_only = ON")
     return engine
@@ -91,9 +111,11 @@ def writing_engine(url: URL, *, pool_size: int, timeout_seconds: float) -> Async
     return engine
 
 
-def _engine(url: URL, timeout_seconds: float, **options: Any) -> AsyncEngine:
+def _engine(url: URL, timeout_seconds: float, *, statement_seconds: float = 0, **options: Any) -> AsyncEngine:
     backend = url.get_backend_name()
     connect_args: dict[str, Any] = {"timeout": timeout_seconds}
+    if backend == "postgresql" and statement_seconds:
+        connect_args["server_settings"] = {"statement_timeout": f"{statement_seconds * 1_000:.0f}"}
     if backend == "sqlite":
         connect_args["async_creator_fn"] = _sqlite_connect
     if backend == "mariadb":
@@ -101,7 +123,9 @@ def _engine(url: URL, timeout_seconds: float, **options: Any) -> AsyncEngine:
             "async_creator_fn": _mariadb_connect(timeout_seconds),
             "charset": "utf8mb4",
             # It sorts by so many bytes of a value and takes what is alike in them for equal; the default is 1,024.
-            "init_command": f"SET SESSION max_sort_length = {8 * AUTHOR_MAX_CODE_POINTS}",
+            # A call that is cancelled leaves its statement running; 0 would let it run for ever.
+            "init_command": f"SET SESSION max_sort_length = {8 * AUTHOR_MAX_CODE_POINTS}, "
+            f"max_statement_time = {statement_seconds:.3f}",
         }
     if backend != "sqlite":
         options["pool_recycle"] = _RECYCLE_SECONDS
@@ -129,8 +153,12 @@ async def _sqlite_connect(*arguments: Any, **options: Any) -> Any:
     connection = aiosqlite.connect(*arguments, **options)
     thread = connection._thread
     thread.daemon = True
+    cutoff = Cutoff()
     try:
-        return await connection
+        await connection
+        await connection.set_progress_handler(lambda: time.monotonic() > cutoff.at, _STEPS)
+        connection.cutoff = cutoff  # type: ignore[attr-defined]  # the pool hands out the connection and no more
+        return connection
     except sqlite3.Error:
         # Its thread answers once more, and complains on standard error if the event loop is gone by then.
         await asyncio.to_thread(thread.join)
