@@ -75,6 +75,9 @@ _ERRORS_BY_CODE: dict[grpc.StatusCode, type[BookstoreError]] = {
     grpc.StatusCode.PERMISSION_DENIED: PermissionDenied,
     grpc.StatusCode.RESOURCE_EXHAUSTED: ResourceExhausted,
     grpc.StatusCode.UNAVAILABLE: Unavailable,
+    # What gRPC says for a server that has too many calls waiting, or is ending; a call that its own caller cancels
+    # does not come here.
+    grpc.StatusCode.CANCELLED: Unavailable,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
     grpc.StatusCode.UNIMPLEMENTED: MethodUnknown,
     grpc.StatusCode.INTERNAL: InternalError,
@@ -235,6 +238,8 @@ def _error(error: grpc.aio.AioRpcError, status: status_pb2.Status) -> BookstoreE
             detail.Unpack(info)
             detail.Unpack(bad_request)
     message = error.details() or f"The server answered {error.code().name}."
+    if error.code() is grpc.StatusCode.CANCELLED:
+        message = "The server turned the call away before it began; try again."
     reason = info.reason if info.domain == ERROR_DOMAIN else ""
     violations = [Violation(violation.field, violation.description) for violation in bad_request.field_violations]
     match reason:

@@ -156,12 +156,29 @@ async def test_an_update_or_delete_is_never_sent_again(
     [grpc.StatusCode.INTERNAL, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.ABORTED],
     ids=lambda code: code.name,
 )
-async def test_only_unavailable_is_tried_again(losing: Losing, code: grpc.StatusCode) -> None:
+async def test_what_a_server_has_refused_is_not_tried_again(losing: Losing, code: grpc.StatusCode) -> None:
     async with losing(1, code) as (client, lost):
         with pytest.raises(BookstoreError):
             await client.create_book(name="N", author="A", release_year=1)
 
     assert len(lost.requests) == 1
+
+
+async def test_a_call_that_a_server_turned_away_is_tried_again(losing: Losing, books: BookDAL) -> None:
+    """As gRPC does with calls that wait when it ends, or beyond those that may wait."""
+    async with losing(2, grpc.StatusCode.CANCELLED) as (client, lost):
+        await client.create_book(name="N", author="A", release_year=1)
+
+    assert len(lost.requests) == 3
+    assert await count_books(books) == 1
+
+
+async def test_an_update_that_a_server_turned_away_may_be_tried_again_by_its_caller(losing: Losing) -> None:
+    async with losing(0) as (client, _):
+        await client.create_book(name="N", author="A", release_year=1)
+    async with losing(1, grpc.StatusCode.CANCELLED) as (client, _):
+        with pytest.raises(Unavailable, match="turned the call away"):
+            await client.update_book(1, name="New")
 
 
 async def test_after_four_attempts_the_caller_is_told(losing: Losing, books: BookDAL) -> None:
