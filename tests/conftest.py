@@ -44,6 +44,7 @@ SERVER_VARIABLES = {
     "mariadb": "BOOKSTORE_TEST_MARIADB_URL",
 }
 REQUIRE_ALL_VARIABLE = "BOOKSTORE_TEST_REQUIRE_ALL"
+FAULTS_VARIABLE = "BOOKSTORE_TEST_FAULTS"
 
 
 def require(condition: object, reason: str) -> None:
@@ -67,6 +68,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(
             f"Left out: {left_out}. To include them, set {' and '.join(missing)} "
             "(as in postgresql+asyncpg://USER@HOST/DATABASE)."
+        )
+    if not os.environ.get(FAULTS_VARIABLE):
+        terminalreporter.write_line(
+            f"Left out: the suite of faults. To include it, set {FAULTS_VARIABLE}=short or long."
         )
 
 

@@ -51,14 +51,22 @@ def lock_request() -> Iterator[asyncio.Event]:
 
 
 class Network:
-    """A TCP way to a host that can be cut and restored."""
+    """A TCP way to a host that can be cut and restored, and that can stall: it accepts and forwards nothing."""
 
     def __init__(self, host: str, port: int) -> None:
         self._target = (host, port)
         self._server: asyncio.Server | None = None
         self._links: set[asyncio.StreamWriter] = set()
         self._pumps: set[asyncio.Task[None]] = set()
+        self._flows = asyncio.Event()
+        self._flows.set()
         self.port = 0
+
+    def stall(self) -> None:
+        self._flows.clear()
+
+    def flow(self) -> None:
+        self._flows.set()
 
     async def restore(self) -> None:
         self._server = await asyncio.start_server(self._connect, "127.0.0.1", self.port)
@@ -76,6 +84,7 @@ class Network:
         self._server = None
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await self._flows.wait()
         far_reader, far_writer = await asyncio.open_connection(*self._target)
         for source, sink in ((reader, far_writer), (far_reader, writer)):
             pump = asyncio.create_task(self._pump(source, sink))
@@ -87,6 +96,7 @@ class Network:
         try:
             with suppress(ConnectionError):
                 while data := await source.read(65_536):
+                    await self._flows.wait()
                     sink.write(data)
                     await sink.drain()
         finally:

@@ -1,0 +1,177 @@
+"""Servers of PostgreSQL and MariaDB that belong to a test, made from the installed programs and ended at will."""
+
+import glob
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from tests.conftest import require
+
+_START_SECONDS = 60
+
+
+class DatabaseServer:
+    """A database server in a folder of its own, on a port of the loopback that stays the same."""
+
+    def __init__(self, kind: str, folder: Path) -> None:
+        self.kind = kind
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port: int = free.getsockname()[1]
+        self._folder = folder
+        self._user = _account("postgres" if kind == "postgresql" else "mysql")
+        shutil.chown(folder, self._user)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._make()
+
+    @property
+    def url(self) -> str:
+        if self.kind == "postgresql":
+            return f"postgresql+asyncpg://bookstore@127.0.0.1:{self.port}/postgres"
+        return f"mariadb+asyncmy://bookstore@127.0.0.1:{self.port}/bookstore"
+
+    def start(self) -> None:
+        """Start it, and wait until it takes connections."""
+        log = (self._folder / "log").open("ab")
+        self._process = subprocess.Popen(
+            [*_as(self._user), *self._command()], stdout=log, stderr=log, cwd=self._folder, start_new_session=True
+        )
+        log.close()
+        deadline = time.monotonic() + _START_SECONDS
+        while not self._is_ready():
+            assert self._process.poll() is None, (self._folder / "log").read_text()[-2_000:]
+            assert time.monotonic() < deadline, (self._folder / "log").read_text()[-2_000:]
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        """End it as an operator would who does not wait for its clients."""
+        self._end(signal.SIGINT if self.kind == "postgresql" else signal.SIGTERM)
+
+    def kill(self) -> None:
+        self._end(signal.SIGKILL)
+
+    def pause(self) -> None:
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def close(self) -> None:
+        if self._process is not None:
+            self.kill()
+
+    def connections(self) -> int:
+        """Count the connections of services, idle ones too."""
+        if self.kind == "postgresql":
+            query = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'bookstore' AND pid <> pg_backend_pid()"
+        else:
+            query = "SELECT count(*) FROM information_schema.processlist WHERE user = 'bookstore'"
+        return int(self._query(query))
+
+    def open_transactions(self) -> int:
+        if self.kind == "postgresql":
+            return int(self._query("SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'"))
+        return int(self._query("SELECT count(*) FROM information_schema.innodb_trx"))
+
+    def _query(self, sql: str) -> str:
+        if self.kind == "postgresql":
+            client = [_postgresql("psql"), "-h", "127.0.0.1", "-p", str(self.port), "-U", "postgres", "-Atc", sql]
+        else:
+            socket_path = str(self._folder / "socket")
+            client = ["mariadb", "--no-defaults", "-S", socket_path, "-u", "root", "-N", "-B", "-e", sql]
+        done = subprocess.run(client, capture_output=True, timeout=30, check=True, cwd="/")
+        return done.stdout.decode().strip()
+
+    def _make(self) -> None:
+        data = str(self._folder / "data")
+        if self.kind == "postgresql":
+            make = [_postgresql("initdb"), "-D", data, "-A", "trust", "-U", "postgres", "--no-sync", "-E", "UTF8"]
+        else:
+            options = [f"--datadir={data}", "--auth-root-authentication-method=normal", "--skip-test-db"]
+            make = ["mariadb-install-db", "--no-defaults", *options]
+        subprocess.run([*_as(self._user), *make], check=True, capture_output=True, cwd=self._folder, timeout=100)
+        self.start()
+        if self.kind == "postgresql":
+            self._query("CREATE ROLE bookstore SUPERUSER LOGIN")
+        else:
+            self._query(
+                "CREATE DATABASE bookstore; CREATE USER bookstore@'127.0.0.1';GRANT ALL ON *.* TO bookstore@'127.0.0.1'"
+            )
+
+    def _command(self) -> list[str]:
+        data, port = str(self._folder / "data"), str(self.port)
+        if self.kind == "postgresql":
+            return [_postgresql("postgres"), "-D", data, "-p", port, "-h", "127.0.0.1", "-k", str(self._folder)]
+        socket_path = f"--socket={self._folder / 'socket'}"
+        return [
+            *("mariadbd", "--no-defaults", f"--datadir={data}", f"--port={port}", "--bind-address=127.0.0.1"),
+            *(socket_path, "--skip-name-resolve", f"--pid-file={self._folder / 'pid'}"),
+        ]
+
+    def _is_ready(self) -> bool:
+        with suppress(subprocess.CalledProcessError):
+            return self._query("SELECT 1") == "1"
+        return False
+
+    def _signal(self, number: signal.Signals) -> None:
+        # The whole session: PostgreSQL has a process for each connection, and runuser waits for all of it.
+        assert self._process is not None
+        os.killpg(self._process.pid, number)
+        if self.kind == "postgresql" and number in (signal.SIGSTOP, signal.SIGCONT, signal.SIGKILL):
+            for pid in self._backends():
+                with suppress(ProcessLookupError):
+                    os.kill(pid, number)
+
+    def _end(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        if number is signal.SIGKILL:
+            self._signal(number)
+        else:
+            os.kill(self._main_pid(), number)
+        self._process.wait(30)
+        self._process = None
+        (self._folder / "data/postmaster.pid").unlink(missing_ok=True)
+
+    def _main_pid(self) -> int:
+        name = "data/postmaster.pid" if self.kind == "postgresql" else "pid"
+        return int((self._folder / name).read_text().split()[0])
+
+    def _backends(self) -> list[int]:
+        main = self._main_pid()
+        children = Path(f"/proc/{main}/task/{main}/children")
+        return [*map(int, children.read_text().split())] if children.exists() else []
+
+
+@contextmanager
+def database_server(kind: str, folder: Path) -> Iterator[DatabaseServer]:
+    """Run a database server of this kind, or skip the test where its programs are missing."""
+    program = _postgresql("postgres") if kind == "postgresql" else shutil.which("mariadbd")
+    require(program, f"no server of {kind} is installed")
+    require(os.geteuid() == 0 or kind == "postgresql", "MariaDB's server is started by root")
+    # Not under pytest's own folder, which only its owner may enter.
+    server = DatabaseServer(kind, folder)
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+def _postgresql(program: str) -> str:
+    found = sorted(glob.glob(f"/usr/lib/postgresql/*/bin/{program}"))
+    return found[-1] if found else shutil.which(program) or ""
+
+
+def _account(name: str) -> str:
+    """The user to run as: PostgreSQL refuses root, and others cannot choose."""
+    return name if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name
+
+
+def _as(user: str) -> list[str]:
+    return ["runuser", "-u", user, "--"] if os.geteuid() == 0 else []

@@ -1,0 +1,241 @@
+"""Clients that do what no client should: the others are served throughout, and the memory comes back."""
+
+import asyncio
+import os
+import resource
+import socket
+import struct
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack, asynccontextmanager, suppress
+
+import grpc
+import pytest
+from _pytest.mark import ParameterSet
+from bookstore.v1 import books_pb2, books_pb2_grpc
+
+from tests.e2e.conftest import Start
+from tests.faults.conftest import Figures
+from tests.faults.load import defects, resident_megabytes
+
+pytestmark = pytest.mark.e2e
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+DATA, HEADERS, RST_STREAM, SETTINGS, PING, CONTINUATION = 0, 1, 3, 4, 6, 9
+GROWTH_MEGABYTES = 60
+SLOWEST_SECONDS = 5.0
+
+
+def frame(kind: int, payload: bytes = b"", *, flags: int = 0, stream: int = 0) -> bytes:
+    """RFC 9113, section 4.1."""
+    return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
+
+
+def literal(name: str, value: str) -> bytes:
+    """A header as HPACK's literal without indexing: RFC 7541, section 6.2.2. Both are shorter than 127 bytes."""
+    return b"\x00" + bytes([len(name)]) + name.encode() + bytes([len(value)]) + value.encode()
+
+
+def headers(path: str = "/bookstore.v1.BookService/GetBook", method: str = "POST", **others: str) -> bytes:
+    every = {":method": method, ":scheme": "http", ":path": path, ":authority": "a", "te": "trailers"}
+    every |= {"content-type": "application/grpc"} | {name.replace("_", "-"): value for name, value in others.items()}
+    return b"".join(literal(name, value) for name, value in every.items() if value)
+
+
+def opened(address: str) -> socket.socket:
+    host, _, port = address.rpartition(":")
+    connection = socket.create_connection((host, int(port)), timeout=10)
+    connection.sendall(PREFACE + frame(SETTINGS))
+    return connection
+
+
+def reset_flood(connection: socket.socket, count: int) -> None:
+    for stream in range(1, 2 * count, 2):
+        opening = frame(HEADERS, headers(), flags=4, stream=stream)
+        connection.sendall(opening + frame(RST_STREAM, struct.pack(">I", 8), stream=stream))
+
+
+def ping_flood(connection: socket.socket, count: int) -> None:
+    for _ in range(count // 100):
+        connection.sendall(frame(PING, b"12345678") * 100)
+
+
+def settings_flood(connection: socket.socket, count: int) -> None:
+    for _ in range(count // 100):
+        connection.sendall(frame(SETTINGS, struct.pack(">HI", 4, 65_535)) * 100)
+
+
+def continuation_flood(connection: socket.socket, count: int) -> None:
+    connection.sendall(frame(HEADERS, headers(), stream=1))
+    more = frame(CONTINUATION, literal("x", "y" * 100) * 100, stream=1)
+    for _ in range(count):
+        connection.sendall(more)
+
+
+def no_grpc(connection: socket.socket, count: int) -> None:
+    odd = (
+        headers(method="GET"),
+        headers(content_type="text/html"),
+        headers(te=""),
+        headers(path="/" + "%" * 100),
+        headers(path="nonsense"),
+        headers(grpc_timeout="99999999999X"),
+        headers(grpc_encoding="none-such"),
+        headers(grpc_trace_bin="!!!"),
+    )
+    for place in range(count // 10):
+        connection.sendall(frame(HEADERS, odd[place % len(odd)], flags=5, stream=2 * place + 1))
+
+
+def random_bytes(connection: socket.socket, count: int) -> None:
+    for _ in range(count // 100):
+        connection.sendall(os.urandom(1_000))
+
+
+def no_reading(connection: socket.socket, count: int) -> None:
+    """Ask for large pages with the window closed, and read nothing of what comes."""
+    connection.sendall(frame(SETTINGS, struct.pack(">HI", 4, 0)))
+    request = books_pb2.ListBooksRequest(page_size=1_000).SerializeToString()
+    body = b"\x00" + len(request).to_bytes(4, "big") + request
+    for stream in range(1, 2 * min(count, 50), 2):
+        opening = frame(HEADERS, headers("/bookstore.v1.BookService/ListBooks"), flags=4, stream=stream)
+        connection.sendall(opening + frame(DATA, body, flags=1, stream=stream))
+    time.sleep(1)
+
+
+def a_byte_at_a_time(connection: socket.socket, _count: int) -> None:
+    for byte in frame(HEADERS, headers(), flags=4, stream=1)[:3]:
+        connection.sendall(bytes([byte]))
+        time.sleep(1)
+
+
+def _not_yet(flood: Callable[[socket.socket, int], None], reason: str) -> ParameterSet:
+    return pytest.param(flood, marks=pytest.mark.xfail(strict=False, reason=f"{reason} (docs/reliability.md)"))
+
+
+FLOODS = [
+    _not_yet(reset_flood, "calls of others that wait are turned away with those of the flood"),
+    ping_flood,
+    settings_flood,
+    _not_yet(continuation_flood, "others wait long, and some 80 MB stay"),
+    no_grpc,
+    random_bytes,
+    no_reading,
+    a_byte_at_a_time,
+]
+
+
+class Witness:
+    """Another caller: how often it was served, and how long it waited at most."""
+
+    def __init__(self) -> None:
+        self.answered = 0
+        self.slowest_seconds = 0.0
+
+
+@asynccontextmanager
+async def witness(address: str) -> AsyncIterator[Witness]:
+    """Ask on and on while a block runs. Raises the first failure."""
+    seen = Witness()
+    is_over = False
+
+    async def ask() -> None:
+        async with grpc.aio.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+            stub: books_pb2_grpc.BookServiceAsyncStub = books_pb2_grpc.BookServiceStub(channel)
+            while not is_over:
+                began = time.monotonic()
+                await stub.GetBook(books_pb2.GetBookRequest(id=1), timeout=30)
+                seen.slowest_seconds = max(seen.slowest_seconds, time.monotonic() - began)
+                seen.answered += 1
+                await asyncio.sleep(0.01)
+
+    asking = asyncio.create_task(ask())
+    try:
+        yield seen
+    finally:
+        is_over = True
+        await asking
+
+
+async def fill(address: str) -> None:
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub: books_pb2_grpc.BookServiceAsyncStub = books_pb2_grpc.BookServiceStub(channel)
+        book = books_pb2.Book(name="N" * 200, author="A", release_year=1)
+        requests = [books_pb2.CreateBookRequest(book=book)] * 1_000
+        await stub.BatchCreateBooks(books_pb2.BatchCreateBooksRequest(requests=requests), timeout=30)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("flood", FLOODS, ids=lambda value: value.__name__)
+async def test_others_are_served_beside_a_hostile_client(
+    start: Start, sqlite_url: str, flood: Callable[[socket.socket, int], None], is_long: bool, figures: Figures
+) -> None:
+    count, clients, rounds = (20_000, 8, 5) if is_long else (2_000, 4, 1)
+    server = await asyncio.to_thread(start, sqlite_url, "--log-level", "info")
+    await fill(server.address)
+
+    def attack() -> None:
+        # The server may well hang up.
+        with suppress(OSError), opened(server.address) as connection:
+            flood(connection, count)
+
+    before = resident_megabytes(server.process.pid)
+    async with witness(server.address) as seen:
+        for _ in range(rounds):
+            await asyncio.gather(*(asyncio.to_thread(attack) for _ in range(clients)))
+        await asyncio.sleep(1)
+    after = resident_megabytes(server.process.pid)
+
+    figures(
+        rounds=rounds * clients,
+        calls=seen.answered,
+        answered=seen.answered,
+        slowest_seconds=round(seen.slowest_seconds, 2),
+        rss_before_mb=round(before),
+        rss_after_mb=round(after),
+    )
+    assert seen.answered > 1
+    assert seen.slowest_seconds < SLOWEST_SECONDS
+    assert after - before < GROWTH_MEGABYTES
+    assert defects(server) == []
+    assert await asyncio.to_thread(server.stop) == 0
+
+
+@pytest.mark.timeout(120)
+async def test_others_are_served_beside_two_thousand_connections(
+    start: Start, sqlite_url: str, figures: Figures
+) -> None:
+    connections = 2_000
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(8_192, hard), hard))
+    try:
+        server = await asyncio.to_thread(start, sqlite_url)
+        await fill(server.address)
+        before = resident_megabytes(server.process.pid)
+
+        def open_all(stack: ExitStack) -> None:
+            for _ in range(connections):
+                stack.enter_context(opened(server.address))
+
+        async with witness(server.address) as seen:
+            with ExitStack() as stack:
+                await asyncio.to_thread(open_all, stack)
+                await asyncio.sleep(1)
+                during = resident_megabytes(server.process.pid)
+            await asyncio.sleep(2)
+        after = resident_megabytes(server.process.pid)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    figures(
+        connections=connections,
+        calls=seen.answered,
+        answered=seen.answered,
+        slowest_seconds=round(seen.slowest_seconds, 2),
+        rss_before_mb=round(before),
+        rss_during_mb=round(during),
+        rss_after_mb=round(after),
+    )
+    assert seen.answered > 1
+    assert seen.slowest_seconds < SLOWEST_SECONDS
+    assert after - before < 2 * GROWTH_MEGABYTES
+    assert defects(server) == []

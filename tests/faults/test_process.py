@@ -1,0 +1,124 @@
+"""A server that is killed or ended under load loses nothing that it has answered, and stores nothing twice."""
+
+import asyncio
+import signal
+import time
+
+import grpc
+import pytest
+
+from bookstore_grpc.client import BookstoreClient
+from tests.e2e.conftest import Start
+from tests.executable import Serving
+from tests.faults.conftest import Figures
+from tests.faults.load import CALLERS, Tally, load, lost_and_doubled, numbered_request
+
+pytestmark = pytest.mark.e2e
+
+UNDER_LOAD_SECONDS = 0.3
+
+
+async def start_on(start: Start, *arguments: str) -> Serving:
+    return await asyncio.to_thread(start, *arguments, "--migrate")
+
+
+async def run_rounds(start: Start, url: str, number: signal.Signals, rounds: int) -> tuple[Tally, float]:
+    """End a server under load, again and again. Answer the tally and the slowest start after an end."""
+    tally = Tally()
+    slowest_start = 0.0
+    for place in range(rounds):
+        began = time.monotonic()
+        server = await start_on(start, url)
+        slowest_start = max(slowest_start, time.monotonic() - began)
+        answered_before = len(tally.answered)
+        async with load(server.address, tally, until_refused=True):
+            await asyncio.sleep(UNDER_LOAD_SECONDS + 0.037 * place)
+            server.process.send_signal(number)
+            status = await asyncio.to_thread(server.wait)
+        assert len(tally.answered) > answered_before
+        assert status == (-signal.SIGKILL if number is signal.SIGKILL else 0)
+        if number is signal.SIGTERM:
+            assert server.log_lines()[-1]["event"] == "stopped"
+            assert "drain cut off" not in {line["event"] for line in server.log_lines()}
+    return tally, slowest_start
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("any_database_url", ["sqlite", "postgresql", "mariadb"], indirect=True)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["kill", "term"])
+async def test_every_answered_create_outlives_the_server(
+    start: Start, any_database_url: str, number: signal.Signals, is_long: bool, figures: Figures
+) -> None:
+    rounds = 20 if is_long else 2
+    tally, slowest_start = await run_rounds(start, any_database_url, number, rounds)
+
+    server = await start_on(start, any_database_url)
+    answered = len(tally.answered)
+    lost, doubled = await lost_and_doubled(server.address, tally)
+
+    figures(
+        rounds=rounds,
+        calls=tally.calls,
+        answered=answered,
+        lost=lost,
+        doubled=doubled,
+        recovery_seconds=round(slowest_start, 2),
+    )
+    assert (lost, doubled) == (0, 0)
+    assert len(tally.unanswered) == rounds * CALLERS
+    # gRPC cancels what has reached an ending server and not its handlers; clients try that again too.
+    assert tally.refusals.keys() <= {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("any_database_url", ["sqlite", "postgresql"], indirect=True)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["kill", "term"])
+async def test_a_client_of_two_servers_sees_no_failure_while_one_is_replaced(
+    start: Start, any_database_url: str, number: signal.Signals, is_long: bool, figures: Figures
+) -> None:
+    rounds = 20 if is_long else 3
+    servers = [await start_on(start, any_database_url) for _ in range(2)]
+    addresses = [server.address for server in servers]
+    tally = Tally()
+    failures: list[Exception] = []
+    is_over = False
+
+    async def create_on_and_on(client: BookstoreClient) -> None:
+        while not is_over:
+            request = numbered_request(next(tally.numbers), tally.run)
+            tally.calls += 1
+            began = time.monotonic()
+            try:
+                book = await client.create_book(
+                    name=request.book.name, author="Anon", release_year=1, request_id=request.request_id
+                )
+                tally.answered[book.name] = book.id
+            except Exception as error:  # counted, and reported all at once
+                failures.append(error)
+            tally.slowest_seconds = max(tally.slowest_seconds, time.monotonic() - began)
+
+    async with BookstoreClient(f"ipv4:{','.join(addresses)}") as client:
+        callers = [asyncio.create_task(create_on_and_on(client)) for _ in range(8)]
+        for place in range(rounds):
+            await asyncio.sleep(UNDER_LOAD_SECONDS)
+            which = place % 2
+            servers[which].process.send_signal(number)
+            await asyncio.to_thread(servers[which].wait)
+            servers[which] = await start_on(start, any_database_url, "--listen", addresses[which])
+            # The other one is only ended when the client has found this one again.
+            await asyncio.sleep(2)
+        is_over = True
+        await asyncio.gather(*callers)
+
+    lost, doubled = await lost_and_doubled(addresses[0], tally)
+    figures(
+        rounds=rounds,
+        calls=tally.calls,
+        answered=len(tally.answered),
+        failed=len(failures),
+        lost=lost,
+        doubled=doubled,
+        slowest_seconds=round(tally.slowest_seconds, 2),
+    )
+    assert failures == []
+    assert (lost, doubled) == (0, 0)
