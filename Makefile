@@ -7,10 +7,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
 
-.PHONY: help install run test coverage check breaking format generate bench constraints clean build/generated
+.PHONY: help install run test test-faults coverage check breaking format generate bench constraints clean build/generated
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 install: .venv/.dev ## Make .venv with the package and everything that development needs
 
@@ -20,12 +20,17 @@ run: .venv/.server ## Serve the catalogue (ARGS="--listen 0.0.0.0:50051")
 test: .venv/.dev ## Run the tests (PYTEST_ARGS="-k etag")
 	$(BIN)/pytest $(PYTEST_ARGS)
 
+test-faults: .venv/.dev ## Break the server on purpose (FAULTS=short for minutes); figures go to build/faults
+	@rm -rf build/faults
+	BOOKSTORE_TEST_FAULTS=$(or $(FAULTS),long) $(BIN)/pytest tests/faults $(PYTEST_ARGS)
+
 coverage: .venv/.dev ## Run the tests and hold their branch coverage to its gate
 	$(BIN)/pytest --cov $(PYTEST_ARGS)
 
 check: .venv/.dev build/generated breaking ## Check style, types, layers, the contract and the code made of it
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/bandit --quiet --recursive --severity-level medium bookstore_grpc
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/buf lint protos
