@@ -11,14 +11,21 @@ Rules that hold for every RPC:
   `bookstore.v1`, a reason, and the call's `request_id` in its metadata. The reasons are listed at each RPC;
   any RPC may besides end with UNAVAILABLE (`DATABASE_UNAVAILABLE` or `SERVER_DRAINING`, with
   `google.rpc.RetryInfo`), DEADLINE_EXCEEDED (`DEADLINE_EXCEEDED`), INTERNAL (`INTERNAL`), INVALID_ARGUMENT
-  (`MALFORMED_MESSAGE`: the bytes are no such request) or UNIMPLEMENTED (`METHOD_UNKNOWN`).
+  (`MALFORMED_MESSAGE`: the bytes are no such request), UNIMPLEMENTED (`METHOD_UNKNOWN`) or, beyond a limit of
+  calls, RESOURCE_EXHAUSTED (`TOO_MANY_REQUESTS`, with the `limit`, and `google.rpc.RetryInfo`).
+* A server may ask who calls. It then answers UNAUTHENTICATED (`TOKEN_MISSING`, `TOKEN_INVALID`) where it is not
+  told by `authorization: Bearer TOKEN` or a certificate, and PERMISSION_DENIED (`SCOPE_MISSING`, with the
+  `scope`) to a caller without `books.read` (GetBook, ListBooks, BatchGetBooks) or `books.write` (the others).
+  This is decided before a request is read, whatever is in it.
+* gRPC itself may end a call with CANCELLED, without details, that a busy or ending server has not begun: it may be
+  sent again.
 * After UNAVAILABLE or DEADLINE_EXCEEDED a create may be sent again with its `request_id`; whether an update
   or a delete has happened is seen by reading the book.
 * The metadata key `x-request-id` names a call: letters, digits and `._-`, at most 128 of them. The server
   makes one where none comes, and returns it in the trailing metadata.
-* A request may hold 8 MiB; gRPC itself refuses a larger one with RESOURCE_EXHAUSTED, without details. A page
-  stays below the 4 MiB that clients accept unless told otherwise. The answer of a batch may not: for a
-  thousand of the longest books a client has to accept 8 MiB.
+* A request may hold 8 MiB, or less where the server is set up so; gRPC itself refuses a larger one with
+  RESOURCE_EXHAUSTED, without details. A page stays below the 4 MiB that clients accept unless told otherwise. The
+  answer of a batch may not: for a thousand of the longest books a client has to accept 8 MiB.
 """
 
 from bookstore.v1 import books_pb2 as _books_pb2
