@@ -2,20 +2,28 @@
 
 import asyncio
 import atexit
+import json
 import logging
 import sys
+from collections.abc import Callable
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
 
+import orjson
 import structlog
 
 LogFormat = Literal["auto", "json", "console"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
+# Who watches does not notice it, and no more is lost by kill -9.
+_TOGETHER_SECONDS = 0.02
 # Of characters, most of which are one byte.
 _TOGETHER_MOST_CHARACTERS = 4_000
 
 _stream: TextIO = sys.stderr
+_is_json = False
+_in_every_line: dict[str, Any] = {}
 
 
 def configure_logging(*, level: LogLevel, log_format: LogFormat, worker: int | None = None) -> None:
@@ -25,8 +33,10 @@ def configure_logging(*, level: LogLevel, log_format: LogFormat, worker: int | N
     and so does the index of the worker, if this process is one: a context variable would not reach every thread.
     """
     is_console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
-    global _stream  # noqa: PLW0603  one process has one log, and structlog keeps its loggers
+    global _stream, _is_json, _in_every_line  # noqa: PLW0603  one process has one log, and structlog keeps its loggers
     _stream = sys.stderr
+    _is_json = not is_console
+    _in_every_line = {} if worker is None else {"worker": worker}
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -38,7 +48,7 @@ def configure_logging(*, level: LogLevel, log_format: LogFormat, worker: int | N
     if is_console:
         rendering = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
     else:
-        rendering = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(ensure_ascii=False)]
+        rendering = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(_json)]
     structlog.configure(
         processors=[*shared, *rendering],
         # Not by way of the standard library's handlers, which take three times as long.
@@ -61,12 +71,19 @@ def configure_logging(*, level: LogLevel, log_format: LogFormat, worker: int | N
     logging.getLogger("bookstore_grpc").setLevel(level.upper())
 
 
+def _json(event: dict[str, Any], default: Callable[[Any], Any]) -> str:
+    try:
+        return orjson.dumps(event, default=default).decode()
+    except TypeError:  # a lone surrogate, as an odd file name has; the stream shows it in its own way
+        return json.dumps(event, default=default, ensure_ascii=False)
+
+
 class _Output:
     """Where the lines of structlog's loggers go.
 
-    Up to information they wait until the event loop has gone once round, and those that came meanwhile are written
-    together: a write lets other threads take over, and to come back costs more than the line. A warning waits for
-    nothing. Pipes keep writes of up to 4 KiB whole, so that the lines of several processes do not mix.
+    Up to information they wait a moment, and those that came meanwhile are written together: a write lets other
+    threads take over. A warning waits for nothing. Pipes keep writes of up to 4 KiB whole, so that the lines of
+    several processes do not mix.
     """
 
     def __init__(self) -> None:
@@ -82,7 +99,7 @@ class _Output:
         if self._waiting_characters + len(line) >= _TOGETHER_MOST_CHARACTERS:
             self.flush()
         if not self._waiting:
-            loop.call_soon(self.flush)
+            loop.call_later(_TOGETHER_SECONDS, self.flush)
         self._waiting.append(line + "\n")
         self._waiting_characters += len(line) + 1
 
@@ -112,10 +129,25 @@ _output = _Output()
 atexit.register(_output.flush)
 
 
+def write_line(logger: structlog.stdlib.BoundLogger, level: int, event: str, fields: dict[str, Any]) -> None:
+    """Write the line that every call has: what `logger` would write, for a fifth of what its processors take.
+
+    Lines with an exception, and those for people, are left to the logger. Context variables are not looked at.
+    """
+    if not _is_json or "exc_info" in fields:
+        logger.log(level, event, **fields)
+        return
+    fields |= _in_every_line
+    fields["event"] = event
+    fields["level"] = logging.getLevelName(level).lower()
+    fields["timestamp"] = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+    write = _output.warning if level >= logging.WARNING else _output.info
+    write(_json(fields, repr))
+
+
 def flush_logs() -> None:
-    """Write every line that waits. Needed only before an end that runs no cleanup."""
+    """Write every line that waits: for those who cannot wait, or end without cleanup."""
     _output.flush()
-    logging.shutdown()
 
 
 def _adding(**values: Any) -> structlog.typing.Processor:

@@ -25,7 +25,7 @@ from bookstore_grpc.dal.books import BookDAL
 from bookstore_grpc.dal.database import Database
 from bookstore_grpc.rpc.server import Server
 from bookstore_grpc.settings import Settings
-from bookstore_grpc.telemetry import configure_logging
+from bookstore_grpc.telemetry import configure_logging, flush_logs
 
 LogLines = Callable[[], list[dict[str, Any]]]
 
@@ -168,7 +168,13 @@ def log_lines() -> Iterator[LogLines]:
     stream = io.StringIO()
     with redirect_stderr(stream):
         configure_logging(level="debug", log_format="json")
-    yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
+
+    def read() -> list[dict[str, Any]]:
+        flush_logs()
+        return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+    yield read
+    flush_logs()
     logging.captureWarnings(False)
     root.handlers = handlers
     root.setLevel(level)

@@ -5,6 +5,7 @@ import logging
 import structlog
 
 from bookstore_grpc.rpc.calls import HEALTH_PREFIX, Call, Outcome
+from bookstore_grpc.telemetry import write_line
 
 _log = structlog.stdlib.get_logger("bookstore_grpc.calls")
 
@@ -34,6 +35,8 @@ class CallLog:
         if not _log.is_enabled_for(level):
             return
         fields: dict[str, object] = {
+            "request_id": call.request_id,
+            "method": call.method,
             "status": outcome.status,
             "duration_ms": round(outcome.seconds * 1_000, 3),
             "request_bytes": call.request_bytes,
@@ -51,7 +54,7 @@ class CallLog:
             fields["cause"] = repr(outcome.error.__cause__ or outcome.error)
         if outcome.status == "INTERNAL":
             fields["exc_info"] = outcome.error
-        _log.log(level, event, **fields)
+        write_line(_log, level, event, fields)
 
 
 def _level_and_event(call: Call, outcome: Outcome) -> tuple[int, str]:
