@@ -109,6 +109,16 @@ def test_a_line_is_one_write_however_long() -> None:
         assert line.endswith(b"\n")
 
 
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_a_log_that_nobody_reads_any_more_disturbs_nobody(log_format: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    script = _SCRIPT + "\nsys.stderr = None\n"  # else Python itself complains at the end
+    done = subprocess.run([sys.executable, "-c", script, "debug", log_format], stderr=writing, check=False)
+    os.close(writing)
+    assert done.returncode == 0
+
+
 @pytest.mark.parametrize(
     ("level", "shown"),
     [
