@@ -116,6 +116,7 @@ async def running_server(
             has_reflection=settings.reflection == "on",
             max_concurrent_calls=settings.max_concurrent_calls,
             max_call_seconds=settings.max_call_seconds,
+            counts_arrivals=metrics is not None,
             options=server_options(settings, shares_ports=is_worker),
         )
         serving: dict[str, Any] = {}
@@ -188,6 +189,7 @@ def _metrics(settings: Settings) -> "Metrics | None":
 def _sample(metrics: "Metrics", server: Server, database: Database, way_in: Doors) -> None:
     metrics.sample(
         is_ready=not server.why_not_ready,
+        calls_not_taken=server.calls_not_taken(),
         connections=database.connections_in_use(),
         certificate_expires_at=way_in.certificates.expires_at if way_in.certificates else None,
         refresh_failures=way_in.refresh_failures(),

@@ -19,7 +19,7 @@ from prometheus_client import (
     multiprocess,
 )
 
-from bookstore_grpc.errors import DatabaseUnavailable
+from bookstore_grpc.errors import DatabaseUnavailable, ResourceExhausted
 from bookstore_grpc.rpc.calls import Call, Outcome
 
 # Where prometheus_client looks for the folder, at its import.
@@ -50,6 +50,13 @@ class Metrics:
         self._in_flight = Gauge(
             "bookstore_calls_in_flight", "Calls under way.", multiprocess_mode="livesum", registry=registry
         )
+        self._refused = Counter(
+            "bookstore_calls_refused",
+            "Calls beyond a limit. Those beyond waiting_calls gRPC has turned away, and no other metric has them.",
+            ["limit"],
+            registry=registry,
+        )
+        self._turned_away = self._refused.labels("waiting_calls")
         self._request_bytes = Counter("bookstore_request_bytes", "Bytes of requests.", ["method"], registry=registry)
         self._response_bytes = Counter("bookstore_response_bytes", "Bytes of answers.", ["method"], registry=registry)
         self._group_sizes = Histogram(
@@ -90,6 +97,7 @@ class Metrics:
             registry=registry,
         )
         self._seen_failures: dict[str, int] = {}
+        self._not_taken_before = self._counted_turned_away = 0
         build = Gauge(
             "bookstore_build_info",
             "Versions; always 1.",
@@ -128,6 +136,8 @@ class Metrics:
         if isinstance(outcome.error, DatabaseUnavailable):
             cause = outcome.error.__cause__
             self._database_errors.labels(type(getattr(cause, "orig", cause) or outcome.error).__name__).inc()
+        elif isinstance(outcome.error, ResourceExhausted):
+            self._refused.labels(outcome.error.metadata["limit"]).inc()
 
     def group_written(self, size: int) -> None:
         """Count a group of writes by how many calls it served."""
@@ -138,11 +148,18 @@ class Metrics:
         *,
         is_ready: bool,
         connections: Mapping[str, int],
+        calls_not_taken: int = 0,
         certificate_expires_at: float | None = None,
         refresh_failures: Mapping[str, int] | None = None,
     ) -> None:
-        """Take down what is so now. `refresh_failures` are counts since the start."""
+        """Take down what is so now. `calls_not_taken` and `refresh_failures` are counts since the start."""
         self._ready.set(is_ready)
+        # What only waits will soon be taken; what was not taken for two samples was turned away.
+        turned_away = min(calls_not_taken, self._not_taken_before)
+        self._not_taken_before = calls_not_taken
+        if turned_away > self._counted_turned_away:
+            self._turned_away.inc(turned_away - self._counted_turned_away)
+            self._counted_turned_away = turned_away
         for pool, in_use in connections.items():
             self._connections.labels(pool).set(in_use)
         if certificate_expires_at is not None:

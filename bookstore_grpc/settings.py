@@ -88,13 +88,15 @@ class Settings:
         most=_WORKERS_MAX,
     )
     max_concurrent_calls: int = _setting(
-        1_000, "How many calls may be under way in a process; more are refused at once, health excepted.", least=1
+        500, "How many calls may be under way in a process; more are refused or wait, health excepted.", least=1
     )
     max_waiting_calls: int = _setting(
-        500, "How many calls may wait in a process until it gets round to them, before more are turned away.", least=1
+        500,
+        "How many calls of one method may wait in a process until it gets round to them, before more are turned away.",
+        least=1,
     )
     max_calls_per_connection: int = _setting(
-        1_000, "How many calls a connection may have under way; a client then holds back the others.", least=1
+        100, "How many calls a connection may have under way; a client then holds back the others.", least=1
     )
     max_call_seconds: float = _setting(
         30.0, "How long a call may take, and a statement for it, whatever deadline its caller has set.", least=0.1

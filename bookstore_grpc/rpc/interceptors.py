@@ -20,10 +20,10 @@ from bookstore_grpc.errors import (
     InternalError,
     MalformedMessage,
     MethodUnknown,
-    ResourceExhausted,
     ServerDraining,
 )
 from bookstore_grpc.limits import REQUEST_ID_MAX_CHARACTERS
+from bookstore_grpc.rpc.admission import Admission
 from bookstore_grpc.rpc.calls import HEALTH_PREFIX, Call, Gate, Observer, Outcome
 from bookstore_grpc.rpc.status import status_from_error
 from bookstore_grpc.wire import REQUEST_ID_KEY, STATUS_DETAILS_KEY
@@ -39,8 +39,9 @@ _Guard = Callable[[Any], AbstractAsyncContextManager[Call]]
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Guards every call and knows those under way, so that a draining server can wait for them.
 
-    A call passes the gates in their order; the observers are told of it whatever becomes of it. More unary calls than
-    `max_concurrent_calls` are refused, health excepted, and none takes longer than `max_call_seconds`.
+    A call passes the gates in their order; the observers are told of it whatever becomes of it. Unary calls, health
+    excepted, need room by `admission`, and none takes longer than `max_call_seconds`. `taken_calls` counts what gRPC
+    has handed over.
     """
 
     def __init__(
@@ -48,13 +49,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         *,
         gates: Sequence[Gate] = (),
         observers: Sequence[Observer] = (),
-        max_concurrent_calls: int = 1_000,
+        admission: Admission | None = None,
         max_call_seconds: float = 30,
     ) -> None:
         self._gates = gates
         self._observers = observers
-        self._max_concurrent_calls = max_concurrent_calls
+        self._admission = admission or Admission()
         self._max_call_seconds = max_call_seconds
+        self.taken_calls = 0
         self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         self._unary_calls: set[asyncio.Task[Any]] = set()
         self._streams: set[asyncio.Task[Any]] = set()
@@ -67,6 +69,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> "grpc.RpcMethodHandler[Any, Any]":
         """Put the guard around the handler of a call, once for each method."""
+        self.taken_calls += 1
         method = handler_call_details.method
         guarded = self._handlers.get(method)
         if guarded is None:
@@ -140,17 +143,20 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         task = asyncio.current_task()
         assert task is not None  # noqa: S101  gRPC runs each call in a task of its own
         calls.add(task)
+        is_unary = calls is self._unary_calls
+        is_admitted = is_unary and not method.startswith(HEALTH_PREFIX)
+        if is_admitted:
+            self._admission.enter()
         for observer in self._observers:
             observer.call_began(call)
         try:
             remaining = context.time_remaining()
-            is_unary = calls is self._unary_calls
             is_ours = is_unary and (remaining is None or remaining > self._max_call_seconds)
             deadline = asyncio.timeout(self._max_call_seconds if is_ours else remaining)
             try:
-                if is_unary:
-                    self._check_room(method)
-                elif self._is_draining:
+                if is_admitted:
+                    self._admission.check_room()
+                elif self._is_draining and not is_unary:
                     raise ServerDraining
                 async with deadline:
                     for gate in self._gates:
@@ -176,10 +182,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 await self._fail(call, started, self._deadline_error(is_ours=is_ours) if is_late else raised)
         finally:
             calls.discard(task)
-
-    def _check_room(self, method: str) -> None:
-        if len(self._unary_calls) > self._max_concurrent_calls and not method.startswith(HEALTH_PREFIX):
-            raise ResourceExhausted("The server has too many calls under way; try again.", limit="concurrent_calls")
+            if is_admitted:
+                self._admission.leave()
 
     def _deadline_error(self, *, is_ours: bool) -> DeadlineExceeded:
         if is_ours:

@@ -5,19 +5,23 @@ import os
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import structlog
 from bookstore.v1 import books_pb2, books_pb2_grpc
 from google.protobuf import descriptor_pool
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 
 from bookstore_grpc.addresses import cannot_listen
 from bookstore_grpc.errors import StartupError, Unavailable
+from bookstore_grpc.rpc.admission import Admission
 from bookstore_grpc.rpc.calls import Gate, Observer
 from bookstore_grpc.rpc.interceptors import CallInterceptor
+
+if TYPE_CHECKING:
+    from bookstore_grpc.rpc.arrivals import Arrivals
 
 _log = structlog.stdlib.get_logger("bookstore_grpc.server")
 
@@ -45,26 +49,29 @@ class Server:
         observers: Sequence[Observer] = (),
         credentials: grpc.ServerCredentials | None = None,
         has_reflection: bool = True,
-        max_concurrent_calls: int = 1_000,
+        max_concurrent_calls: int = 500,
         max_call_seconds: float = 30,
+        counts_arrivals: bool = False,
         options: Sequence[tuple[str, int]] = (),
     ) -> None:
         self.addresses: list[str] = []
         self._credentials = credentials
         self._probe = probe
         self._probe_interval_seconds = probe_interval_seconds
+        self._admission = Admission(max_concurrent_calls=max_concurrent_calls)
         self._calls = CallInterceptor(
             gates=gates,
             observers=observers,
-            max_concurrent_calls=max_concurrent_calls,
+            admission=self._admission,
             max_call_seconds=max_call_seconds,
         )
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(interceptors=[self._calls], options=options)
+        self._arrivals = _arrivals() if counts_arrivals else None
         self._monitor: asyncio.Task[None] | None = None
         self.why_not_ready = "starting"
         books_pb2_grpc.add_BookServiceServicer_to_server(servicer, self._server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self._register_health()
         if has_reflection:
             self._register_reflection()
 
@@ -76,6 +83,7 @@ class Server:
         for address in addresses:
             self.addresses.append(self._bind(address))
         await self._set_health(is_serving=True)
+        self._admission.govern(asyncio.get_running_loop())
         await self._server.start()
         self._monitor = asyncio.create_task(self._watch_health())
 
@@ -95,6 +103,26 @@ class Server:
         if not await self._calls.drain(grace_seconds=grace_seconds):
             _log.warning("drain cut off", grace_seconds=grace_seconds)
         await stopped
+
+    def calls_not_taken(self) -> int:
+        """Answer how many calls wait for their handlers or never came to them; 0 where arrivals are not counted."""
+        return self._arrivals.count() - self._calls.taken_calls if self._arrivals else 0
+
+    def _register_health(self) -> None:
+        # Not as registered methods, which have queues of their own: whatever is not ours is never held back.
+        methods = {
+            "Check": grpc.unary_unary_rpc_method_handler(
+                self._health.Check,
+                request_deserializer=health_pb2.HealthCheckRequest.FromString,
+                response_serializer=health_pb2.HealthCheckResponse.SerializeToString,
+            ),
+            "Watch": grpc.unary_stream_rpc_method_handler(
+                self._health.Watch,
+                request_deserializer=health_pb2.HealthCheckRequest.FromString,
+                response_serializer=health_pb2.HealthCheckResponse.SerializeToString,
+            ),
+        }
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(health.SERVICE_NAME, methods),))
 
     def _register_reflection(self) -> None:
         reflector = _ReflectionServicer((BOOK_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME))
@@ -145,6 +173,12 @@ class Server:
         status = health_pb2.HealthCheckResponse.SERVING if is_serving else health_pb2.HealthCheckResponse.NOT_SERVING
         for service in ("", BOOK_SERVICE):
             await self._health.set(service, status)
+
+
+def _arrivals() -> "Arrivals":
+    from bookstore_grpc.rpc.arrivals import Arrivals
+
+    return Arrivals()
 
 
 class _ReflectionServicer(reflection.aio.ReflectionServicer):

@@ -19,6 +19,7 @@ __all__ = [
     "Stub",
     "book",
     "books_of",
+    "check_health",
     "create",
     "create_all",
     "delete",
@@ -30,6 +31,7 @@ __all__ = [
     "walk",
 ]
 
+HEALTH = "/grpc.health.v1.Health/Check"
 DETAILS_KEY = "grpc-status-details-bin"
 REQUEST_ID_KEY = "x-request-id"
 
@@ -68,6 +70,11 @@ async def update(
 
 async def delete(stub: Stub, book_id: int, *, etag: str = "") -> None:
     await stub.DeleteBook(books_pb2.DeleteBookRequest(id=book_id, etag=etag))
+
+
+async def check_health(channel: grpc.aio.Channel) -> bytes:
+    check: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(HEALTH)
+    return await check(b"", timeout=10)
 
 
 async def list_page(stub: Stub, **fields: Any) -> books_pb2.ListBooksResponse:

@@ -1,14 +1,17 @@
-"""What stands in a server's way in these tests: locks held in its database, and networks that fail."""
+"""What stands in a server's way in these tests: locks held in its database, networks that fail, calls that last."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
+from bookstore.v1 import books_pb2
 from sqlalchemy import event, text
 from sqlalchemy.engine import Engine
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
+
+from bookstore_grpc.rpc.servicer import BookServicer
 
 _WAIT_SECONDS = 30
 
@@ -104,3 +107,16 @@ class Network:
             with suppress(ConnectionError):
                 await sink.wait_closed()
             self._links.discard(sink)
+
+
+class Waiting(BookServicer):
+    """Answers when it is told to."""
+
+    def __init__(self) -> None:  # it has no books to answer from
+        self.begun = asyncio.Semaphore(0)
+        self.may_go_on = asyncio.Event()
+
+    async def GetBook(self, request: books_pb2.GetBookRequest, context: object) -> books_pb2.Book:  # noqa: N802
+        self.begun.release()
+        await self.may_go_on.wait()
+        return books_pb2.Book(id=request.id)

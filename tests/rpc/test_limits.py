@@ -16,13 +16,11 @@ from bookstore_grpc.errors import ResourceExhausted
 from bookstore_grpc.rpc.calls import Call
 from bookstore_grpc.rpc.rate_limit import RateLimit
 from bookstore_grpc.rpc.server import Server
-from bookstore_grpc.rpc.servicer import BookServicer
 from tests.conftest import settings_for
-from tests.rpc.calls import Stub, create, get, refusal
-from tests.rpc.obstacles import locked_book
+from tests.rpc.calls import Stub, check_health, create, get, refusal
+from tests.rpc.obstacles import Waiting, locked_book
 from tests.tokens import Issuer, bearer, token_settings
 
-HEALTH = "/grpc.health.v1.Health/Check"
 SERVING = b"\x08\x01"
 
 
@@ -35,47 +33,6 @@ async def limited(tmp_path: Path, **settings: Any) -> AsyncIterator[tuple[Server
         grpc.aio.insecure_channel(server.addresses[0], options=options) as channel,
     ):
         yield server, Stub(channel), channel
-
-
-class Waiting(BookServicer):
-    """Answers when it is told to."""
-
-    def __init__(self) -> None:
-        self.begun = asyncio.Semaphore(0)
-        self.may_go_on = asyncio.Event()
-
-    async def GetBook(self, request: books_pb2.GetBookRequest, context: object) -> books_pb2.Book:  # noqa: N802
-        self.begun.release()
-        await self.may_go_on.wait()
-        return books_pb2.Book(id=request.id)
-
-
-async def check_health(channel: grpc.aio.Channel) -> bytes:
-    check: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(HEALTH)
-    return await check(b"", timeout=10)
-
-
-async def test_more_calls_than_may_be_under_way_are_refused_at_once_and_health_is_not() -> None:
-    async def probe() -> None:
-        pass
-
-    servicer = Waiting()
-    server = Server(servicer, probe=probe, probe_interval_seconds=3_600, max_concurrent_calls=3)
-    await server.start(["127.0.0.1:0"])
-    async with grpc.aio.insecure_channel(server.addresses[0]) as channel:
-        stub = Stub(channel)
-        held = [asyncio.ensure_future(get(stub, number)) for number in range(3)]
-        for _ in held:
-            await servicer.begun.acquire()
-        refused = await refusal(get(stub, 4))
-        assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_REQUESTS")
-        assert refused.metadata["limit"] == "concurrent_calls"
-        assert refused.retry_seconds
-        assert await check_health(channel) == SERVING
-        servicer.may_go_on.set()
-        assert [book.id for book in await asyncio.gather(*held)] == [0, 1, 2]
-        assert (await get(stub, 5)).id == 5
-    await server.drain(delay_seconds=0, grace_seconds=5)
 
 
 async def test_no_call_takes_longer_than_the_server_allows_whatever_its_deadline(tmp_path: Path) -> None:

@@ -1,0 +1,25 @@
+"""How many calls have reached gRPC's core, by its own count (channelz): those it turns away no handler ever sees.
+
+Imported only where metrics are wanted.
+"""
+
+from collections.abc import Sequence
+
+from grpc_channelz.v1 import channelz, channelz_pb2
+
+
+class Arrivals:
+    """Counts the calls to the gRPC server that was made last in this process."""
+
+    def __init__(self) -> None:
+        self._server_id = max(server.ref.server_id for server in _servers(from_id=0))
+
+    def count(self) -> int:
+        """Answer how many calls have come, whatever became of them. It takes a third of a millisecond."""
+        return int(_servers(from_id=self._server_id)[0].data.calls_started)
+
+
+def _servers(*, from_id: int) -> Sequence[channelz_pb2.Server]:
+    request = channelz_pb2.GetServersRequest(start_server_id=from_id)
+    response = channelz.ChannelzServicer.GetServers(request, None)  # type: ignore[arg-type]  # it sets no status
+    return response.server
