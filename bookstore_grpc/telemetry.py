@@ -5,6 +5,7 @@ import atexit
 import json
 import logging
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -18,8 +19,9 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 
 # Who watches does not notice it, and no more is lost by kill -9.
 _TOGETHER_SECONDS = 0.02
-# Of characters, most of which are one byte.
-_TOGETHER_MOST_CHARACTERS = 4_000
+_TOGETHER_MOST_LINES = 256
+# Pipes keep writes of up to 4 KiB whole, so that the lines of several processes do not mix. Most characters are one byte.
+_WHOLE_CHARACTERS = 4_000
 
 _stream: TextIO = sys.stderr
 _is_json = False
@@ -82,26 +84,25 @@ class _Output:
     """Where the lines of structlog's loggers go.
 
     Up to information they wait a moment, and those that came meanwhile are written together: a write lets other
-    threads take over. A warning waits for nothing. Pipes keep writes of up to 4 KiB whole, so that the lines of
-    several processes do not mix.
+    threads take over. What a call's line says is put into words only then, which takes a third of the time when many
+    are done in a row. A warning waits for nothing.
     """
 
     def __init__(self) -> None:
-        self._waiting: list[str] = []
-        self._waiting_characters = 0
+        self._waiting: list[str | dict[str, Any]] = []
 
-    def _write_soon(self, line: str) -> None:
+    def write_soon(self, line: str | dict[str, Any]) -> None:
+        """Write a line, or the JSON of what it says, with others."""
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
-            self._write(line + "\n")
+            self._write(_text(line))
             return
-        if self._waiting_characters + len(line) >= _TOGETHER_MOST_CHARACTERS:
-            self.flush()
         if not self._waiting:
             loop.call_later(_TOGETHER_SECONDS, self.flush)
-        self._waiting.append(line + "\n")
-        self._waiting_characters += len(line) + 1
+        self._waiting.append(line)
+        if len(self._waiting) >= _TOGETHER_MOST_LINES:
+            self.flush()
 
     def _write_now(self, line: str) -> None:
         with suppress(RuntimeError):
@@ -111,11 +112,16 @@ class _Output:
 
     def flush(self) -> None:
         """Write what waits."""
-        if self._waiting:
-            text = "".join(self._waiting)
-            self._waiting.clear()
-            self._waiting_characters = 0
-            self._write(text)
+        lines = [_text(line) for line in self._waiting]
+        self._waiting.clear()
+        together = ""
+        for line in lines:
+            if together and len(together) + len(line) > _WHOLE_CHARACTERS:
+                self._write(together)
+                together = ""
+            together += line
+        if together:
+            self._write(together)
 
     def _write(self, text: str) -> None:
         # Whoever read the log may have gone, which is nothing to a call.
@@ -123,7 +129,7 @@ class _Output:
             _stream.write(text)
             _stream.flush()
 
-    debug = info = msg = _write_soon
+    debug = info = msg = write_soon
     warning = error = critical = _write_now
 
 
@@ -139,12 +145,22 @@ def write_line(logger: structlog.stdlib.BoundLogger, level: int, event: str, fie
     if not _is_json or "exc_info" in fields:
         logger.log(level, event, **fields)
         return
-    fields |= _in_every_line
     fields["event"] = event
-    fields["level"] = logging.getLevelName(level).lower()
-    fields["timestamp"] = datetime.now(UTC).isoformat().replace("+00:00", "Z")
-    write = _output.warning if level >= logging.WARNING else _output.info
-    write(_json(fields, repr))
+    fields["level"] = level
+    fields["timestamp"] = time.time()
+    if level >= logging.WARNING:
+        _output.warning(_text(fields).rstrip("\n"))
+    else:
+        _output.write_soon(fields)
+
+
+def _text(line: str | dict[str, Any]) -> str:
+    if isinstance(line, dict):
+        line |= _in_every_line
+        line["level"] = logging.getLevelName(line["level"]).lower()
+        line["timestamp"] = datetime.fromtimestamp(line["timestamp"], UTC).isoformat().replace("+00:00", "Z")
+        line = _json(line, repr)
+    return line + "\n"
 
 
 def flush_logs() -> None:

@@ -109,6 +109,41 @@ def test_a_line_is_one_write_however_long() -> None:
         assert line.endswith(b"\n")
 
 
+_MANY_LINES = """
+import asyncio, logging, time
+import structlog
+from bookstore_grpc.telemetry import configure_logging, write_line
+
+async def main():
+    log = structlog.stdlib.get_logger("bookstore_grpc")
+    for number in range(600):
+        write_line(log, logging.INFO, "answered", {"number": number, "said_at": time.time()})
+        if number == 300:
+            await asyncio.sleep(0.1)
+    write_line(log, logging.WARNING, "slow", {"number": 600, "said_at": time.time()})
+
+configure_logging(level="info", log_format="json")
+asyncio.run(main())
+"""
+
+
+def test_lines_that_wait_are_written_together_in_their_order_and_bear_their_own_time() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # which keeps writes apart
+    with ours, theirs:
+        process = subprocess.Popen([sys.executable, "-c", _MANY_LINES], stderr=theirs.fileno())
+        theirs.close()
+        written = list(iter(lambda: ours.recv(100_000), b""))
+        assert process.wait() == 0
+    assert len(written) < 60
+    assert max(map(len, written)) <= 4_096
+    assert all(text.endswith(b"\n") for text in written)
+    lines = [json.loads(line) for text in written for line in text.splitlines()]
+    assert [line["number"] for line in lines] == list(range(601))
+    for line in lines:
+        assert abs(datetime.fromisoformat(line["timestamp"]).timestamp() - line["said_at"]) < 0.01
+    assert lines[-1]["level"] == "warning"
+
+
 @pytest.mark.parametrize("log_format", ["json", "console"])
 def test_a_log_that_nobody_reads_any_more_disturbs_nobody(log_format: str) -> None:
     reading, writing = os.pipe()
