@@ -27,7 +27,7 @@ test-faults: .venv/.dev ## Break the server on purpose (FAULTS=short for minutes
 coverage: .venv/.dev ## Run the tests and hold their branch coverage to its gate
 	$(BIN)/pytest --cov $(PYTEST_ARGS)
 
-check: .venv/.dev build/generated breaking ## Check style, types, layers, the contract and the code made of it
+check: .venv/.check build/generated breaking ## Check style, types, layers, the contract and the code made of it
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/bandit --quiet --recursive --severity-level medium bookstore_grpc
@@ -62,7 +62,7 @@ constraints: .venv/bin/pip ## Write constraints.txt anew with the newest version
 	@echo 'Resolving the newest versions into constraints.txt ...'
 	@rm -rf build/resolve && $(BIN)/python -m venv build/resolve
 	@env -u PIP_CONSTRAINT -u PIP_BUILD_CONSTRAINT \
-		build/resolve/bin/pip install --quiet --quiet --upgrade setuptools editables hatchling --editable '.[dev,bench]'
+		build/resolve/bin/pip install --quiet --quiet --upgrade setuptools editables hatchling --editable '.[bench,check,dev]'
 	@{ echo '# Exact versions of everything that an extra, a tool or a build may need: written by "make constraints".'; \
 		build/resolve/bin/pip freeze --all --exclude pip --exclude bookstore-grpc; } > constraints.txt
 
@@ -80,6 +80,11 @@ clean: ## Remove .venv and everything else that make has made
 	@echo 'Installing everything for development into .venv ...'
 	@$(PIP) --editable '.[dev]'
 	@touch .venv/.server $@
+
+.venv/.check: pyproject.toml constraints.txt | .venv/.dev
+	@echo 'Installing what only checks need into .venv ...'
+	@$(PIP) --editable '.[check]'
+	@touch $@
 
 .venv/.bench: pyproject.toml constraints.txt | .venv/bin/pip
 	@echo 'Installing the peers into .venv ...'

@@ -1,0 +1,40 @@
+"""The systemd unit: understood by systemd, and as closed as it was."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.deploy.files import UNIT, unit_option
+from tests.executable import BOOKSTORE
+
+# In tenths; a newer systemd may look at more and find more.
+_EXPOSURE_MOST = 12
+
+
+@pytest.fixture
+def unit(tmp_path: Path) -> Path:
+    """The unit with a command that is installed here."""
+    (command,) = unit_option("ExecStart")
+    path = tmp_path / UNIT.name
+    path.write_text(UNIT.read_text().replace(command.split()[0], str(BOOKSTORE)))
+    return path
+
+
+def analyze(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    program = shutil.which("systemd-analyze")
+    if program is None:
+        pytest.skip("systemd-analyze is not installed (apt install systemd)")
+    return subprocess.run([program, *arguments], capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_systemd_finds_nothing_wrong(unit: Path) -> None:
+    done = analyze("verify", unit)
+    # An option that it does not know is only told, and the status is 0.
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+def test_it_is_exposed_no_more_than_it_was(unit: Path) -> None:
+    done = analyze("security", "--offline=true", f"--threshold={_EXPOSURE_MOST}", unit)
+    assert done.returncode == 0, done.stdout + done.stderr
