@@ -33,7 +33,9 @@ _POSTGRESQL_CONNECTIONS = 100 - 3
 
 
 def validate(*paths: Path) -> None:
-    require(importlib.util.find_spec("kubernetes_validate"), "kubernetes-validate is missing (`make check` installs it)")
+    require(
+        importlib.util.find_spec("kubernetes_validate"), "kubernetes-validate is missing (`make check` installs it)"
+    )
     done = subprocess.run(
         [sys.executable, "-m", "kubernetes_validate", "--strict", *map(str, paths)],
         capture_output=True,
