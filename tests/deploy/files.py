@@ -75,26 +75,33 @@ def unit_option(name: str) -> list[str]:
     return re.findall(rf"^{name}=(.*)$", UNIT.read_text(), re.MULTILINE)
 
 
-def ways() -> dict[str, Way]:
-    """Answer the ways of running that deploy/ knows, by their files."""
-    server = compose()["services"]["server"]
+def run_by_docker() -> Way:
     (stop_timeout,) = re.findall(r"--stop-timeout (\d+)", (DEPLOY / "README.md").read_text())
-    unit = dict(assignment.split("=", 1) for assignment in unit_option("Environment"))
-    (unit_grace,) = unit_option("TimeoutStopSec")
-    example = (DEPLOY / "systemd/bookstore.env").read_text()
-    return {
-        "README.md": Way(image_variables() | {"BOOKSTORE_INSECURE": "1"}, float(stop_timeout)),
-        "compose.yaml": Way(
-            image_variables() | bookstore_variables(server["environment"]), seconds(server["stop_grace_period"])
-        ),
-        "kubernetes": Way(kubernetes_variables(), pod("Deployment")["terminationGracePeriodSeconds"]),
-        "bookstore.service": Way(unit, float(unit_grace)),
-        "bookstore.env": Way(unit | _assignments(example.replace("#BOOKSTORE_", "BOOKSTORE_")), float(unit_grace)),
-    }
+    return Way(image_variables() | {"BOOKSTORE_INSECURE": "1"}, float(stop_timeout))
 
 
-def bookstore_variables(variables: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in variables.items() if name.startswith("BOOKSTORE_")}
+def run_by_compose() -> Way:
+    server = compose()["services"]["server"]
+    variables = {name: value for name, value in server["environment"].items() if name.startswith("BOOKSTORE_")}
+    return Way(image_variables() | variables, seconds(server["stop_grace_period"]))
+
+
+def run_by_kubernetes() -> Way:
+    return Way(kubernetes_variables(), pod("Deployment")["terminationGracePeriodSeconds"])
+
+
+def run_by_systemd() -> Way:
+    (grace,) = unit_option("TimeoutStopSec")
+    return Way(dict(assignment.split("=", 1) for assignment in unit_option("Environment")), float(grace))
+
+
+def run_by_systemd_as_the_example_has_it() -> Way:
+    unit = run_by_systemd()
+    example = (DEPLOY / "systemd/bookstore.env").read_text().replace("#BOOKSTORE_", "BOOKSTORE_")
+    return unit._replace(variables=unit.variables | _assignments(example))
+
+
+WAYS = (run_by_docker, run_by_compose, run_by_kubernetes, run_by_systemd, run_by_systemd_as_the_example_has_it)
 
 
 def settings_from(variables: Mapping[str, str]) -> Settings:

@@ -1,7 +1,7 @@
 """What deploy/ says to the server and of it is so: variables, values, ports, and the time that it has to end."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import yaml
@@ -10,7 +10,19 @@ from bookstore_grpc import app, probes
 from bookstore_grpc.addresses import check_addresses
 from bookstore_grpc.cli import main
 from bookstore_grpc.rpc import server
-from tests.deploy.files import DEPLOY, compose, image_variables, pod, resource, settings_from, ways
+from tests.deploy.files import (
+    DEPLOY,
+    WAYS,
+    Way,
+    compose,
+    image_variables,
+    pod,
+    resource,
+    run_by_compose,
+    run_by_kubernetes,
+    run_by_systemd_as_the_example_has_it,
+    settings_from,
+)
 
 # What comes after the last call: gRPC's own stop, the probes' port, the database's connections, a thread that hangs.
 _ENDING_SECONDS = server._STOP_MARGIN_SECONDS + probes._STOP_SECONDS + app._CLOSE_SECONDS + app._HANGING_SECONDS
@@ -35,17 +47,17 @@ def test_every_variable_that_is_named_is_one() -> None:
     assert named <= set(known_variables())
 
 
-@pytest.mark.parametrize("way", ways())
-def test_the_server_takes_the_values_and_would_listen_there(way: str) -> None:
-    variables = ways()[way].variables
+@pytest.mark.parametrize("way", WAYS)
+def test_the_server_takes_the_values_and_would_listen_there(way: Callable[[], Way]) -> None:
+    variables = way().variables
     assert variables
     settings = settings_from(variables)
     check_addresses(settings.listen, encrypted=settings.is_encrypted, insecure=settings.insecure)
 
 
-@pytest.mark.parametrize("way", ways())
-def test_the_server_is_not_killed_while_it_drains(way: str) -> None:
-    variables, grace_seconds = ways()[way]
+@pytest.mark.parametrize("way", WAYS)
+def test_the_server_is_not_killed_while_it_drains(way: Callable[[], Way]) -> None:
+    variables, grace_seconds = way()
     settings = settings_from(variables)
     assert grace_seconds > settings.drain_delay_seconds + settings.drain_seconds + _ENDING_SECONDS
 
@@ -56,11 +68,11 @@ def test_ports_are_those_that_the_server_listens_on() -> None:
     assert set(map(int, exposed)) == listens
     assert re.findall(r"--publish 127\.0\.0\.1:\d+:(\d+)", (DEPLOY / "README.md").read_text()) == exposed
 
-    settings = settings_from(ways()["compose.yaml"].variables)
+    settings = settings_from(run_by_compose().variables)
     targets = {port(published) for published in compose()["services"]["server"]["ports"]}
     assert targets == {*map(port, settings.listen), port(settings.metrics_listen)}
 
-    settings = settings_from(ways()["kubernetes"].variables)
+    settings = settings_from(run_by_kubernetes().variables)
     named = {each["name"]: each["containerPort"] for each in pod("Deployment")["containers"][0]["ports"]}
     assert named == {"grpc": port(settings.listen[0]), "metrics": port(settings.metrics_listen)}
     for name in ("bookstore", "bookstore-headless"):
@@ -74,4 +86,4 @@ def test_ports_are_those_that_the_server_listens_on() -> None:
 def test_prometheus_asks_where_the_units_example_answers() -> None:
     jobs = yaml.safe_load((DEPLOY / "prometheus/prometheus.yml").read_text())["scrape_configs"]
     targets = [target for job in jobs for config in job["static_configs"] for target in config["targets"]]
-    assert targets == [settings_from(ways()["bookstore.env"].variables).metrics_listen]
+    assert targets == [settings_from(run_by_systemd_as_the_example_has_it().variables).metrics_listen]
