@@ -3,6 +3,7 @@
 import importlib.util
 import subprocess
 import sys
+import tomllib
 
 from tests.conftest import require
 from tests.deploy.files import COMPOSE, DEPLOY, compose
@@ -20,6 +21,15 @@ def test_it_is_valid_by_the_schema_of_the_specification() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_image_is_that_of_this_version() -> None:
+    project = tomllib.loads((DEPLOY.parent / "pyproject.toml").read_text())["project"]
+    for name in ("server", "migrate"):
+        assert SERVICES[name]["image"] == f"bookstore-grpc:{project['version']}"
+        # Both from the folder above, where the Dockerfile finds what it copies.
+        build = SERVICES[name]["build"]
+        assert (COMPOSE.parent / build["context"] / build["dockerfile"]).samefile(DEPLOY / "Dockerfile")
 
 
 def test_only_this_machine_reaches_what_is_published() -> None:
