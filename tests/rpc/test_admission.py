@@ -1,6 +1,7 @@
 """How many calls are taken in at once, and what becomes of those beyond that."""
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -138,3 +139,18 @@ def test_refusals_are_earned_again_in_time() -> None:
     assert refused == 500 + 50
     calls.leave()
     assert calls.may_ask()
+
+
+async def test_arrivals_can_be_asked_for_after_the_end_too() -> None:
+    servicer = Waiting()
+    servicer.may_go_on.set()
+    server = Server(servicer, probe=always_there, probe_interval_seconds=3_600, counts_arrivals=True)
+    await server.start(["127.0.0.1:0"])
+    async with grpc.aio.insecure_channel(server.addresses[0]) as channel:
+        await get(Stub(channel), 1)
+        assert await check_health(channel) == SERVING
+    assert server.calls_not_taken() == 0
+    await server.drain(delay_seconds=0, grace_seconds=5)
+    del server._server  # gRPC forgets a server when nobody holds it any more
+    gc.collect()
+    assert server.calls_not_taken() == 0
