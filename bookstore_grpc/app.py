@@ -21,6 +21,7 @@ from bookstore_grpc.dal.driver_errors import startup_errors
 from bookstore_grpc.dal.engines import parse_database_url
 from bookstore_grpc.doors import Doors, doors
 from bookstore_grpc.errors import StartupError
+from bookstore_grpc.memory import give_back_memory
 from bookstore_grpc.rpc.call_log import CallLog
 from bookstore_grpc.rpc.calls import Gate
 from bookstore_grpc.rpc.options import server_options
@@ -38,6 +39,8 @@ _log = structlog.stdlib.get_logger("bookstore_grpc.app")
 _CLOSE_SECONDS = 5
 _HANGING_SECONDS = 1
 _STATEMENT_MARGIN_SECONDS = 1
+_SAMPLE_SECONDS = 1
+_GIVE_BACK_SECONDS = 10
 
 Tell = Callable[[dict[str, Any]], None]
 
@@ -122,7 +125,7 @@ async def running_server(
         serving: dict[str, Any] = {}
         if metrics:
             sample = partial(_sample, metrics, server, database, way_in)
-            await sight.enter_async_context(in_background(_each_second(sample)))
+            await sight.enter_async_context(in_background(_every(_SAMPLE_SECONDS, sample)))
             if not is_worker:
                 serving["metrics"] = await sight.enter_async_context(_probes(settings, server, metrics))
         await _prepare_tables(database, books, migrate=settings.migrate)
@@ -140,7 +143,10 @@ async def running_server(
         else:
             tell_supervisor(serving)
         try:
-            async with in_background(_keep_house(books, housekeeping_interval_seconds)):
+            async with (
+                in_background(_every(_GIVE_BACK_SECONDS, give_back_memory)),
+                in_background(_keep_house(books, housekeeping_interval_seconds)),
+            ):
                 yield server
         finally:
             await server.drain(delay_seconds=settings.drain_delay_seconds, grace_seconds=settings.drain_seconds)
@@ -196,9 +202,9 @@ def _sample(metrics: "Metrics", server: Server, database: Database, way_in: Door
     )
 
 
-async def _each_second(work: Callable[[], None]) -> None:
+async def _every(seconds: float, work: Callable[[], None]) -> None:
     while True:
-        await asyncio.sleep(1)
+        await asyncio.sleep(seconds)
         work()
 
 

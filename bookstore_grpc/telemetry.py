@@ -20,7 +20,7 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 # Who watches does not notice it, and no more is lost by kill -9.
 _TOGETHER_SECONDS = 0.02
 _TOGETHER_MOST_LINES = 256
-# Pipes keep writes of up to 4 KiB whole, so that the lines of several processes do not mix. Most characters are one byte.
+# Pipes keep writes of up to 4 KiB whole, so lines of several processes do not mix. Most characters are one byte.
 _WHOLE_CHARACTERS = 4_000
 
 _stream: TextIO = sys.stderr
