@@ -1,9 +1,7 @@
 """Metrics and probes, asked of the real server over HTTP: with one process, with several, and in bad times."""
 
 import asyncio
-import http.client
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -16,35 +14,13 @@ import pytest
 from bookstore.v1 import books_pb2, books_pb2_grpc
 
 from tests.e2e.conftest import Start
-from tests.executable import Serving, run_bookstore, wait_until
+from tests.executable import run_bookstore, wait_until
+from tests.metrics import ask, metrics_address, number
 from tests.tokens import Issuer
 
 pytestmark = pytest.mark.e2e
 
 METRICS = ("--metrics-listen", "127.0.0.1:0")
-
-
-def metrics_address(server: Serving) -> str:
-    return str(server.wait_for_event("serving")["metrics"])
-
-
-def ask(server: Serving, path: str, method: str = "GET") -> tuple[int, str]:
-    connection = http.client.HTTPConnection(metrics_address(server), timeout=30)
-    try:
-        connection.request(method, path)
-        response = connection.getresponse()
-        return response.status, response.read().decode()
-    finally:
-        connection.close()
-
-
-def number(server: Serving, name: str, **labels: str) -> float:
-    """The sum of a metric's samples that have these labels."""
-    status, text = ask(server, "/metrics")
-    assert status == 200
-    found = re.findall(rf"^{name}(?:{{(.*)}})? (\S+)$", text, re.MULTILINE)
-    wanted = [f'{label}="{value}"' for label, value in labels.items()]
-    return sum(float(value) for given, value in found if all(each in given for each in wanted))
 
 
 async def call_everything(address: str, times: int) -> None:
