@@ -3,6 +3,9 @@
 It needs only the base install and knows nothing of the server's inside.
 """
 
+import asyncio
+import random
+import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
@@ -13,7 +16,7 @@ from bookstore.v1 import books_pb2, books_pb2_grpc
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import DecodeError
 from google.rpc import status_pb2
-from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, ResourceInfo
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, ResourceInfo, RetryInfo
 from grpc_health.v1 import health_pb2
 
 from bookstore_grpc.channel import TLS, TokenFile, call_metadata, open_channel
@@ -87,9 +90,10 @@ _ERRORS_BY_CODE: dict[grpc.StatusCode, type[BookstoreError]] = {
 class BookstoreClient:
     """A connection to the service, as an async context manager.
 
-    `server` is `HOST:PORT` or `unix:PATH`; `timeout_seconds` bounds every call, retries included. With `tls` the calls
-    travel encrypted. `token` is a bearer token, or what answers one at each call, such as a `TokenFile`; where others
-    could read it on its way, it is sent only if `insecure`. Methods raise the errors of `bookstore_grpc.errors`.
+    `server` is `HOST:PORT` or `unix:PATH`; `timeout_seconds` bounds every call, retries included. A call that a limit
+    has refused is sent again when the server said, if that is in time. With `tls` the calls travel encrypted. `token`
+    is a bearer token, or what answers one at each call, such as a `TokenFile`; where others could read it on its way,
+    it is sent only if `insecure`. Methods raise the errors of `bookstore_grpc.errors`.
 
     Raises `ValueError` for files that cannot be used, and for a token that would travel in plaintext.
     """
@@ -210,10 +214,20 @@ class BookstoreClient:
         return health_pb2.HealthCheckResponse.ServingStatus.Name(response.status)
 
     async def _call(self, method: "grpc.aio.UnaryUnaryMultiCallable[Request, Response]", request: Request) -> Response:
-        try:
-            return await method(request, timeout=self._timeout_seconds, metadata=self._metadata())
-        except grpc.aio.AioRpcError as error:
-            raise error_from_rpc_error(error) from error
+        give_up_at = time.monotonic() + self._timeout_seconds
+        while True:
+            try:
+                return await method(request, timeout=give_up_at - time.monotonic(), metadata=self._metadata())
+            except grpc.aio.AioRpcError as error:
+                raised = error_from_rpc_error(error)
+                # What a limit has refused has not begun, so any call may be sent again, when the server said.
+                if not isinstance(raised, ResourceExhausted) or not raised.reason:
+                    raise raised from error
+                # Spread, so that those who were refused together do not come together. It guards no secret.
+                wait_seconds = raised.retry_seconds * random.uniform(1, 1.2)  # noqa: S311
+                if time.monotonic() + wait_seconds >= give_up_at:
+                    raise raised from error
+            await asyncio.sleep(wait_seconds)
 
 
 def error_from_rpc_error(error: grpc.aio.AioRpcError) -> BookstoreError:
@@ -229,7 +243,7 @@ def error_from_rpc_error(error: grpc.aio.AioRpcError) -> BookstoreError:
 
 
 def _error(error: grpc.aio.AioRpcError, status: status_pb2.Status) -> BookstoreError:
-    info, bad_request, resource = ErrorInfo(), BadRequest(), ResourceInfo()
+    info, bad_request, resource, retry = ErrorInfo(), BadRequest(), ResourceInfo(), RetryInfo()
     missing = []
     for detail in status.details:
         if detail.Unpack(resource):
@@ -237,6 +251,7 @@ def _error(error: grpc.aio.AioRpcError, status: status_pb2.Status) -> BookstoreE
         else:
             detail.Unpack(info)
             detail.Unpack(bad_request)
+            detail.Unpack(retry)
     message = error.details() or f"The server answered {error.code().name}."
     if error.code() is grpc.StatusCode.CANCELLED:
         message = "The server turned the call away before it began; try again."
@@ -256,6 +271,8 @@ def _error(error: grpc.aio.AioRpcError, status: status_pb2.Status) -> BookstoreE
     else:
         raised = _ERRORS_BY_REASON.get(reason, _ERRORS_BY_CODE.get(error.code(), BookstoreError))(message)
     raised.reason = reason  # what the service said, if it was the service
+    if isinstance(raised, ResourceExhausted | Unavailable) and retry.HasField("retry_delay"):
+        raised.retry_seconds = retry.retry_delay.ToMilliseconds() / 1_000
     return raised
 
 

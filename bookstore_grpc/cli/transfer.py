@@ -205,8 +205,9 @@ async def _store(client: "BookstoreClient", entries: list[_Entry], refusals: _Re
                 refusals.add(entries[index].row, reason)
             entries = [entry for index, entry in enumerate(entries) if index not in reasons]
         except ResourceExhausted as error:
-            # A row of this size travels alone, so it is this row that the server does not take.
-            if len(entries) > 1:
+            # A reason would tell of a limit on calls. Without one the message is too long, and a row of this size
+            # travels alone, so it is this row that the server does not take.
+            if error.reason or len(entries) > 1:
                 raise
             refusals.add(entries[0].row, error.message.rstrip("."))
             return []

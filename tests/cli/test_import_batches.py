@@ -9,7 +9,7 @@ import pytest
 
 from tests.cli.breaking_line import breaking_line
 from tests.cli.conftest import Catalogue, csv_bytes, numbered_rows
-from tests.executable import BOOKSTORE, PATIENCE_SECONDS, environment
+from tests.executable import BOOKSTORE, PATIENCE_SECONDS, environment, serving
 
 # Enough of them for the line to break long before the end.
 MANY_ROWS = 5_000
@@ -229,3 +229,24 @@ def test_without_a_server_nothing_is_said_to_be_stored(tmp_path: Path, catalogue
     assert finished.status == 1
     assert "127.0.0.1:1" in finished.errors
     assert "books stored, " not in finished.errors
+
+
+@pytest.mark.parametrize("rows", [1, 1_234])
+def test_a_limit_delays_an_import_and_no_row_is_left_out(tmp_path: Path, rows: int) -> None:
+    limits = ("--rate-limit-per-second", "4", "--rate-limit-burst", "1")
+    with serving(f"sqlite+aiosqlite:///{tmp_path}/bookstore.db", tmp_path / "log", *limits) as server:
+        limited = Catalogue(server.address, tmp_path / "bookstore.db")
+        limited.run("list")
+        finished = limited.run("import", "-", stdin=csv_bytes(numbered_rows(rows)))
+        assert (finished.status, limited.rows()) == (0, numbered_rows(rows))
+
+
+def test_a_limit_that_is_not_waited_for_ends_an_import_and_is_no_refusal_of_a_row(tmp_path: Path) -> None:
+    limits = ("--rate-limit-per-second", "0.01", "--rate-limit-burst", "1")
+    with serving(f"sqlite+aiosqlite:///{tmp_path}/bookstore.db", tmp_path / "log", *limits) as server:
+        limited = Catalogue(server.address, tmp_path / "bookstore.db")
+        limited.run("list")
+        finished = limited.run("import", "-", stdin=csv_bytes(numbered_rows(1)))
+        assert finished.status == 1
+        assert "[TOO_MANY_REQUESTS]" in finished.errors
+        assert "refused" not in finished.errors

@@ -1,6 +1,7 @@
 """What the client sends again when an answer is lost: only what is safe."""
 
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from pathlib import Path
@@ -19,9 +20,11 @@ from bookstore_grpc.errors import (
     DatabaseUnavailable,
     DeadlineExceeded,
     InternalError,
+    ResourceExhausted,
     Unavailable,
 )
 from bookstore_grpc.rpc.interceptors import CallInterceptor
+from bookstore_grpc.rpc.server import Server
 from bookstore_grpc.rpc.servicer import BookServicer
 from tests.conftest import settings_for
 
@@ -259,3 +262,32 @@ async def test_the_servers_own_unavailable_keeps_its_reason(tmp_path: Path) -> N
 
     assert raised.value.reason == "DATABASE_UNAVAILABLE"
     assert raised.value.request_id
+
+
+def rate_limited(tmp_path: Path, per_second: float) -> AbstractAsyncContextManager[Server]:
+    url = f"sqlite+aiosqlite:///{tmp_path}/bookstore.db"
+    return running_server(settings_for(url, rate_limit_per_second=per_second, rate_limit_burst=1))
+
+
+async def test_what_a_limit_has_refused_is_sent_again_when_the_server_said_also_an_update(tmp_path: Path) -> None:
+    async with rate_limited(tmp_path, 10.0) as server, BookstoreClient(server.addresses[0]) as client:
+        book = await client.create_book(name="N", author="A", release_year=1)
+        began = time.monotonic()
+        for number in range(5):
+            book = await client.update_book(book.id, name=f"N{number}", etag=book.etag)
+        assert time.monotonic() - began > 0.45
+        assert (await client.get_book(book.id)).name == "N4"
+
+
+async def test_what_could_only_be_sent_again_too_late_is_told_at_once_and_when_to_try(tmp_path: Path) -> None:
+    async with (
+        rate_limited(tmp_path, 0.01) as server,
+        BookstoreClient(server.addresses[0], timeout_seconds=5) as client,
+    ):
+        await client.list_page()
+        began = time.monotonic()
+        with pytest.raises(ResourceExhausted) as caught:
+            await client.list_page()
+        assert time.monotonic() - began < 4
+        assert caught.value.reason == "TOO_MANY_REQUESTS"
+        assert 90 < caught.value.retry_seconds <= 100
