@@ -9,7 +9,7 @@ import grpc
 
 from bookstore_grpc.limits import MESSAGE_MAX_BYTES
 from bookstore_grpc.loopback import is_local
-from bookstore_grpc.wire import AUTHORIZATION_KEY
+from bookstore_grpc.wire import AUTHORIZATION_KEY, Metadata
 
 # A read may always be asked again; a create too, for its request id keeps a second one from making a second book.
 # An update or delete whose answer was lost must be looked into by whoever sent it.
@@ -40,8 +40,6 @@ _OPTIONS = (
     # What is to be sent again must be kept until it is answered; a batch is more than gRPC's own 256 KiB.
     ("grpc.per_rpc_retry_buffer_size", MESSAGE_MAX_BYTES),
 )
-
-Metadata = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,15 +44,17 @@ from bookstore_grpc.errors import (
     Violation,
 )
 from bookstore_grpc.limits import BATCH_MAX, PAGE_SIZE_MAX
+from bookstore_grpc.trace_context import metadata_from_environment, metadata_of_current_span
 from bookstore_grpc.wire import (
     DEFAULT_SERVER,
     DEFAULT_TIMEOUT_SECONDS,
     ERROR_DOMAIN,
     REQUEST_ID_KEY,
     STATUS_DETAILS_KEY,
+    Metadata,
 )
 
-__all__ = ["TLS", "BookstoreClient", "TokenFile", "error_from_rpc_error"]
+__all__ = ["TLS", "BookstoreClient", "TokenFile", "error_from_rpc_error", "metadata_from_environment"]
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -93,7 +95,9 @@ class BookstoreClient:
     `server` is `HOST:PORT` or `unix:PATH`; `timeout_seconds` bounds every call, retries included. A call that a limit
     has refused is sent again when the server said, if that is in time. With `tls` the calls travel encrypted. `token`
     is a bearer token, or what answers one at each call, such as a `TokenFile`; where others could read it on its way,
-    it is sent only if `insecure`. Methods raise the errors of `bookstore_grpc.errors`.
+    it is sent only if `insecure`. A call joins the trace of the program's current span, if it traces by OpenTelemetry,
+    and else the one of `trace_context`, metadata as `metadata_from_environment` answers it. Methods raise the errors of
+    `bookstore_grpc.errors`.
 
     Raises `ValueError` for files that cannot be used, and for a token that would travel in plaintext.
     """
@@ -106,9 +110,11 @@ class BookstoreClient:
         tls: TLS | None = None,
         token: str | Callable[[], str] = "",
         insecure: bool = False,
+        trace_context: Metadata = (),
     ) -> None:
         self.server = server
         self._timeout_seconds = timeout_seconds
+        self._trace_context = trace_context
         self._metadata = call_metadata(server, token=token, is_encrypted=tls is not None, insecure=insecure)
         self._channel = open_channel(server, tls)
         self._stub = books_pb2_grpc.BookServiceStub(self._channel)
@@ -217,7 +223,8 @@ class BookstoreClient:
         give_up_at = time.monotonic() + self._timeout_seconds
         while True:
             try:
-                return await method(request, timeout=give_up_at - time.monotonic(), metadata=self._metadata())
+                metadata = self._metadata() + (metadata_of_current_span() or self._trace_context)
+                return await method(request, timeout=give_up_at - time.monotonic(), metadata=metadata)
             except grpc.aio.AioRpcError as error:
                 raised = error_from_rpc_error(error)
                 # What a limit has refused has not begun, so any call may be sent again, when the server said.

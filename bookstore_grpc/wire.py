@@ -6,4 +6,8 @@ DEFAULT_TIMEOUT_SECONDS = 10.0
 ERROR_DOMAIN = "bookstore.v1"
 AUTHORIZATION_KEY = "authorization"
 REQUEST_ID_KEY = "x-request-id"
+TRACEPARENT_KEY = "traceparent"
+TRACESTATE_KEY = "tracestate"
 STATUS_DETAILS_KEY = "grpc-status-details-bin"
+
+Metadata = tuple[tuple[str, str], ...]

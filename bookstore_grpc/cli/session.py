@@ -102,7 +102,7 @@ def _client(
     token_file: str,
     insecure: bool,
 ) -> "BookstoreClient":
-    from bookstore_grpc.client import TLS, BookstoreClient, TokenFile
+    from bookstore_grpc.client import TLS, BookstoreClient, TokenFile, metadata_from_environment
 
     try:
         return BookstoreClient(
@@ -112,6 +112,7 @@ def _client(
             # Only a variable: `ps` shows arguments to everyone.
             token=TokenFile(token_file) if token_file else os.environ.get("BOOKSTORE_TOKEN", ""),
             insecure=insecure,
+            trace_context=metadata_from_environment(os.environ),
         )
     except OSError as error:
         raise click.ClickException(f"Cannot connect to {server}: {error.filename}: {error.strerror}.") from error

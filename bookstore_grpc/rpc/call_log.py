@@ -46,6 +46,8 @@ class CallLog:
             fields["caller"] = call.caller
         else:
             fields["peer"] = call.context.peer()
+        if call.trace_id:
+            fields["trace_id"] = call.trace_id
         if outcome.reason:
             fields["reason"] = outcome.reason
         if is_slow:

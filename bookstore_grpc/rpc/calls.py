@@ -11,7 +11,8 @@ HEALTH_PREFIX = "/grpc.health.v1.Health/"
 class Call:
     """One call under way. `method` is its full name, or "unknown" for one that the server does not have.
 
-    `caller` is who makes it, once a gate has found out: a token's subject, or the name in a certificate.
+    `caller` is who makes it, once a gate has found out: a token's subject, or the name in a certificate. `trace_id` is
+    that of the trace which its caller says that it belongs to, or which an observer has begun.
     """
 
     method: str
@@ -19,6 +20,7 @@ class Call:
     metadata: Collection[tuple[str, str | bytes]]
     context: Any
     caller: str = ""
+    trace_id: str = ""
     request_bytes: int = 0
     response_bytes: int = 0
 

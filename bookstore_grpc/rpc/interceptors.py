@@ -26,7 +26,8 @@ from bookstore_grpc.limits import REQUEST_ID_MAX_CHARACTERS
 from bookstore_grpc.rpc.admission import Admission
 from bookstore_grpc.rpc.calls import HEALTH_PREFIX, Call, Gate, Observer, Outcome
 from bookstore_grpc.rpc.status import status_from_error
-from bookstore_grpc.wire import REQUEST_ID_KEY, STATUS_DETAILS_KEY
+from bookstore_grpc.trace_context import trace_id_from_traceparent
+from bookstore_grpc.wire import REQUEST_ID_KEY, STATUS_DETAILS_KEY, TRACEPARENT_KEY
 
 UNKNOWN_METHOD = "unknown"
 
@@ -138,7 +139,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     async def _call(self, method: str, context: Any, calls: set[asyncio.Task[Any]]) -> AsyncIterator[Call]:
         started = time.perf_counter()
         metadata = context.invocation_metadata() or ()
-        call = Call(method, _request_id(metadata), metadata, context)
+        request_id, trace_id = _ids(metadata)
+        call = Call(method, request_id, metadata, context, trace_id=trace_id)
         context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
         task = asyncio.current_task()
         assert task is not None  # noqa: S101  gRPC runs each call in a task of its own
@@ -257,8 +259,12 @@ def _reader(method: str, handler: Any) -> Callable[[Call, Any], Any]:
     return read_each if handler.request_streaming else read
 
 
-def _request_id(metadata: Collection[tuple[str, str | bytes]]) -> str:
+def _ids(metadata: Collection[tuple[str, str | bytes]]) -> tuple[str, str]:
+    """Answer the request id, a new one where the caller has chosen none, and the trace's id, or "" for no trace."""
+    request_id = trace_id = ""
     for key, value in metadata:
         if key == REQUEST_ID_KEY and isinstance(value, str) and _SANE_REQUEST_ID.fullmatch(value):
-            return value
-    return os.urandom(16).hex()
+            request_id = request_id or value
+        elif key == TRACEPARENT_KEY and isinstance(value, str):
+            trace_id = trace_id_from_traceparent(value)
+    return request_id or os.urandom(16).hex(), trace_id

@@ -138,3 +138,14 @@ async def test_a_method_s_name_makes_no_lines_of_its_own(tmp_path: Path, log_lin
         await refusal(call(b""))
     (line,) = calls(log_lines)
     assert (line["method"], line["level"]) == ("unknown", "info")
+
+
+async def test_the_line_bears_the_id_of_the_trace_that_the_caller_names(stub: Stub, log_lines: LogLines) -> None:
+    trace_id = "4bf92f3577b34da6a3ce929d0e0e4736"
+    for traceparent in (f"00-{trace_id}-00f067aa0ba902b7-00", "00-nonsense-00f067aa0ba902b7-01"):
+        await stub.ListBooks(books_pb2.ListBooksRequest(), metadata=(("traceparent", traceparent),))
+    await stub.ListBooks(books_pb2.ListBooksRequest())
+    named, garbled, silent = calls(log_lines)
+    assert named["trace_id"] == trace_id
+    assert "trace_id" not in garbled
+    assert "trace_id" not in silent
