@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -33,6 +33,7 @@ from bookstore_grpc.telemetry import flush_logs
 
 if TYPE_CHECKING:
     from bookstore_grpc.metrics import Metrics
+    from bookstore_grpc.traces import Traces
 
 _log = structlog.stdlib.get_logger("bookstore_grpc.app")
 
@@ -106,7 +107,10 @@ async def running_server(
         check_addresses(settings.listen, encrypted=settings.is_encrypted, insecure=settings.insecure)
     async with doors(settings) as way_in, _database(settings) as database, AsyncExitStack() as sight:
         metrics = _metrics(settings)
-        books = BookDAL(database, clock=clock, on_group_written=metrics.group_written if metrics else None)
+        traces = await sight.enter_async_context(_tracing(settings, database)) if settings.trace_endpoint else None
+        books = BookDAL(
+            database, clock=clock, on_group_written=metrics.group_written if metrics else None, observer=traces
+        )
         call_log = CallLog(slow_call_seconds=settings.slow_call_seconds)
         server = Server(
             BookServicer(books),
@@ -114,7 +118,8 @@ async def running_server(
             probe_interval_seconds=settings.health_interval_seconds,
             # A call passes the gates in this order.
             gates=(*way_in.gates, *_rate_limit(settings)),
-            observers=(call_log, metrics) if metrics else (call_log,),
+            # And these observers: the log tells of the trace.
+            observers=[observer for observer in (traces, call_log, metrics) if observer],
             credentials=way_in.certificates.server_credentials() if way_in.certificates else None,
             has_reflection=settings.reflection == "on",
             max_concurrent_calls=settings.max_concurrent_calls,
@@ -190,6 +195,28 @@ def _metrics(settings: Settings) -> "Metrics | None":
     from bookstore_grpc.metrics import Metrics
 
     return Metrics()
+
+
+def _tracing(settings: Settings, database: Database) -> AbstractAsyncContextManager["Traces"]:
+    try:
+        from bookstore_grpc.traces import database_attributes, server_attributes, tracing
+    except ModuleNotFoundError as error:
+        raise StartupError(
+            f"Traces need more than the server (no module {error.name!r}): pip install 'bookstore-grpc[otel]'."
+        ) from error
+    url = database.url
+    return tracing(
+        settings.trace_endpoint,
+        ratio=settings.trace_ratio,
+        server=server_attributes(settings.listen[0]),
+        database=database_attributes(
+            database.dialect,
+            # A file's path says more of the machine than of the database.
+            name=None if database.is_embedded else url.database,
+            host=url.host,
+            port=url.port,
+        ),
+    )
 
 
 def _sample(metrics: "Metrics", server: Server, database: Database, way_in: Doors) -> None:

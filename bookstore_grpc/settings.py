@@ -143,6 +143,17 @@ class Settings:
         "",
         "HOST:PORT that answers /metrics (Prometheus), /livez and /readyz over HTTP, to everyone who can reach it.",
     )
+    trace_endpoint: str = _setting(
+        "",
+        "Where traces are sent: the http or https URL of an OpenTelemetry collector (OTLP over gRPC), as in "
+        "http://127.0.0.1:4317. Needs the extra [otel].",
+    )
+    trace_ratio: float = _setting(
+        1.0,
+        "Which share of calls begin a trace here. A call that says whether its trace is wanted is believed.",
+        least=0,
+        most=1,
+    )
     health_interval_seconds: float = _setting(
         1.0, "How often the database is asked whether it is there, for the health service.", least=0.1
     )

@@ -1,15 +1,17 @@
 """BookDAL: every operation on books, one method each. A read is one statement; writes are done in groups."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from sqlalchemy import bindparam, delete, select
+from sqlalchemy import Select, bindparam, delete, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bookstore_grpc.dal.database import Database
 from bookstore_grpc.dal.groups import Group, Groups
 from bookstore_grpc.dal.kept_pages import KeptPages
 from bookstore_grpc.dal.models import SELECT_BOOKS, Book, CreateRequest
+from bookstore_grpc.dal.observer import DatabaseObserver
 from bookstore_grpc.dal.paging import (
     page_statement,
     page_token_from_record,
@@ -17,7 +19,15 @@ from bookstore_grpc.dal.paging import (
     position_from_page_token,
 )
 from bookstore_grpc.dal.records import BookChanges, BookDraft, BookPage, BookRecord
-from bookstore_grpc.dal.writes import CreateBooks, DeleteBook, GroupOfWrites, Operation, UpdateBook, Written
+from bookstore_grpc.dal.writes import (
+    CreateBooks,
+    DeleteBook,
+    GroupOfWrites,
+    Operation,
+    UpdateBook,
+    Written,
+    summary_of_writes,
+)
 from bookstore_grpc.errors import BookNotFound
 from bookstore_grpc.limits import (
     AUTHOR_MAX_CODE_POINTS,
@@ -30,6 +40,7 @@ from bookstore_grpc.limits import (
 )
 
 _MICROSECONDS_PER_HOUR = 3_600_000_000
+_READ_SUMMARY = "SELECT books"
 
 # Built once: building a statement costs more than running it. The parameters' names are not the columns', which
 # SQLAlchemy keeps for itself.
@@ -49,7 +60,8 @@ def microseconds_now() -> int:
 class BookDAL:
     """The books of a database. `clock` answers microseconds since 1970-01-01T00:00:00Z.
 
-    `on_group_written` is told how many calls a transaction has served.
+    `on_group_written` is told how many calls a transaction has served, `observer` of all that goes to the database
+    for calls.
     Every method may raise `DatabaseUnavailable`; a write that did so has not happened, or may be retried with
     its request id.
     """
@@ -60,12 +72,19 @@ class BookDAL:
         *,
         clock: Callable[[], int] = microseconds_now,
         on_group_written: Callable[[int], None] | None = None,
+        observer: DatabaseObserver | None = None,
     ) -> None:
         self._database = database
         self._clock = clock
         self._on_group_written = on_group_written
+        self._observer = observer
         self._kept_pages = KeptPages(most=KEPT_PAGES_MAX_BOOKS)
-        self._writes = Groups(self._write, at_once=database.groups_at_once, most=WRITE_GROUP_MAX)
+        self._writes = Groups(
+            self._write,
+            at_once=database.groups_at_once,
+            most=WRITE_GROUP_MAX,
+            on_ended=self._tell_of_group if observer else None,
+        )
 
     async def create_book(self, draft: BookDraft) -> BookRecord:
         """Store a book. Raises `RequestIdReused` as `create_books` does."""
@@ -82,14 +101,14 @@ class BookDAL:
 
     async def get_book(self, book_id: int) -> BookRecord:
         """Answer one book. Raises `BookNotFound`."""
-        rows = await self._database.read(_GET, {"book_id": book_id})
+        rows = await self._read(_GET, {"book_id": book_id})
         if not rows:
             raise BookNotFound([book_id])
         return BookRecord._make(rows[0])
 
     async def get_books(self, ids: Sequence[int]) -> list[BookRecord]:
         """Answer books in the order of their ids, repeats repeated. Raises `BookNotFound` with all that are missing."""
-        rows = await self._database.read(_GET_MANY, {"ids": sorted(set(ids))})
+        rows = await self._read(_GET_MANY, {"ids": sorted(set(ids))})
         found = {row[0]: BookRecord._make(row) for row in rows}
         if missing := [book_id for book_id in dict.fromkeys(ids) if book_id not in found]:
             raise BookNotFound(missing)
@@ -139,11 +158,29 @@ class BookDAL:
         order = parse_order_by(order_by)
         position = position_from_page_token(page_token, filter=filter, order=order) if page_token else {}
         statement = page_statement(filter, order, dialect=self._database.dialect, continued=bool(position))
-        rows = await self._database.read(statement, {"limit": page_size + 1, **position})
+        rows = await self._read(statement, {"limit": page_size + 1, **position})
         books = _first_that_fit([BookRecord._make(row) for row in rows[:page_size]])
         if len(books) == len(rows):
             return BookPage(books, "")
         return BookPage(books, page_token_from_record(books[-1], filter=filter, order=order))
+
+    async def _read(self, statement: Select[Any], parameters: Mapping[str, object]) -> Sequence[Sequence[Any]]:
+        if self._observer is None:
+            return await self._database.read(statement, parameters)
+        started_ns = time.time_ns()
+        error: BaseException | None = None
+        try:
+            return await self._database.read(statement, parameters)
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            self._observer.read_ended(_READ_SUMMARY, started_ns, error)
+
+    def _tell_of_group(self, group: Group[Operation], started_ns: int, error: BaseException | None) -> None:
+        assert self._observer is not None  # noqa: S101  else this is not called
+        summary = summary_of_writes(member.item for member in group.members)
+        self._observer.group_ended(summary, group.callers(), started_ns, error)
 
     async def _write(self, group: Group[Operation]) -> list[Written | Exception]:
         async def work(connection: AsyncConnection) -> list[Written | Exception]:

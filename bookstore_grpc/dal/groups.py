@@ -4,8 +4,10 @@ There is no timer. A call that comes alone starts at once; under load a group is
 """
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextvars import Context, copy_context
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from bookstore_grpc.errors import BookstoreError
@@ -18,6 +20,7 @@ class _Member(NamedTuple):
     item: Any
     size: int
     future: asyncio.Future[Any]
+    context: Context | None
 
     @property
     def is_waited_for(self) -> bool:
@@ -59,6 +62,10 @@ class Group(Generic[Item]):
         self.members = [member for member in self.members if member.is_waited_for]
         return [member.item for member in self.members]
 
+    def callers(self) -> list[Context]:
+        """Answer the contexts of those whose items these are, where they are kept."""
+        return [member.context for member in self.members if member.context is not None]
+
     def settle(self, outcomes: Sequence[Any]) -> None:
         """Give each member its outcome."""
         for member, outcome in zip(self.members, outcomes, strict=True):
@@ -76,12 +83,21 @@ class Groups(Generic[Item, Outcome]):
     `work` answers an outcome for each item that the group has in the end, an exception for one that failed. What it
     raises instead concerns all; if that is no error meant for callers, the items are tried one by one, so that a
     defect that one of them meets does not fail the others. It is cancelled when no caller is left.
+
+    `on_ended` is told of each group that has members, when it began, in nanoseconds since 1970-01-01T00:00:00Z, and
+    what its work has raised, before the callers know.
     """
 
     def __init__(
-        self, work: Callable[[Group[Item]], Awaitable[Sequence[Outcome | Exception]]], *, at_once: int, most: int
+        self,
+        work: Callable[[Group[Item]], Awaitable[Sequence[Outcome | Exception]]],
+        *,
+        at_once: int,
+        most: int,
+        on_ended: Callable[[Group[Item], int, BaseException | None], None] | None = None,
     ) -> None:
         self._work = work
+        self._on_ended = on_ended
         self._at_once = at_once
         self._most = most
         self._waiting: deque[_Member] = deque()
@@ -90,7 +106,7 @@ class Groups(Generic[Item, Outcome]):
     async def outcome(self, item: Item, *, size: int = 1) -> Outcome:
         """Wait until an item is done and answer its outcome, or raise it."""
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Member(item, size, future))
+        self._waiting.append(_Member(item, size, future, copy_context() if self._on_ended else None))
         self._start_group()
         try:
             return await future
@@ -119,17 +135,28 @@ class Groups(Generic[Item, Outcome]):
                 task.cancel()
 
     async def _do(self, group: Group[Item]) -> None:
+        started_ns = time.time_ns()
         try:
-            group.settle(await self._work(group))
+            outcomes = await self._work(group)
+            self._tell(group, started_ns, None)
+            group.settle(outcomes)
+        except asyncio.CancelledError as cancelled:
+            self._tell(group, started_ns, cancelled)
+            raise
         except Exception as error:
             if group.is_gathering:
                 group.join()
+            self._tell(group, started_ns, error)
             if len(group.members) == 1 or isinstance(error, BookstoreError):
                 group.settle([error] * len(group.members))
             else:
                 await self._do_one_by_one(group.members)
         finally:
             group.has_ended = True
+
+    def _tell(self, group: Group[Item], started_ns: int, error: BaseException | None) -> None:
+        if self._on_ended and group.members:
+            self._on_ended(group, started_ns, error)
 
     async def _do_one_by_one(self, members: Sequence[_Member]) -> None:
         for member in members:

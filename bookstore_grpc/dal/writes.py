@@ -6,7 +6,7 @@ written, one statement for each kind. So an operation that is refused has writte
 nothing.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import NamedTuple, TypeVar
@@ -58,6 +58,11 @@ class DeleteBook(NamedTuple):
 
 
 Operation = CreateBooks | UpdateBook | DeleteBook
+_SUMMARIES: dict[type[Operation], str] = {
+    CreateBooks: "INSERT books",
+    UpdateBook: "UPDATE books",
+    DeleteBook: "DELETE books",
+}
 #: The books that a create made, or the one book as an update left it or a delete found it.
 Written = list[BookRecord]
 
@@ -69,6 +74,12 @@ class _Made:
     digest: bytes
     create_time: int
     book_id: int = 0
+
+
+def summary_of_writes(operations: Iterable[Operation]) -> str:
+    """Answer what a group does, as in "INSERT books UPDATE books"."""
+    kinds = {type(operation) for operation in operations}
+    return " ".join(summary for kind, summary in _SUMMARIES.items() if kind in kinds)
 
 
 class GroupOfWrites:

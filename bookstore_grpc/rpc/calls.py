@@ -12,7 +12,8 @@ class Call:
     """One call under way. `method` is its full name, or "unknown" for one that the server does not have.
 
     `caller` is who makes it, once a gate has found out: a token's subject, or the name in a certificate. `trace_id` is
-    that of the trace which its caller says that it belongs to, or which an observer has begun.
+    that of the trace which its caller says that it belongs to, or which an observer has begun, and `span` its place
+    there, as that observer has it.
     """
 
     method: str
@@ -21,6 +22,7 @@ class Call:
     context: Any
     caller: str = ""
     trace_id: str = ""
+    span: Any = None
     request_bytes: int = 0
     response_bytes: int = 0
 
