@@ -31,6 +31,21 @@ def check_addresses(addresses: Sequence[str], *, encrypted: bool, insecure: bool
         _log.warning("serving in plaintext to other machines", address=address)
 
 
+def check_channelz_address(address: str, *, worker_count: int) -> None:
+    """Raise `StartupError` for what is no address, can be reached by other machines, or would be shared by workers."""
+    _check_form(address)
+    if not is_local(address):
+        raise StartupError(
+            f"{address} can be reached from other machines, and channelz tells who is connected. "
+            "Give --channelz-listen 127.0.0.1:PORT or unix:PATH."
+        )
+    if worker_count > 1 and (address.startswith("unix:") or not address.endswith(":0")):
+        raise StartupError(
+            f"Several workers cannot share {address}, for each knows its own connections only. "
+            "With port 0 (--channelz-listen 127.0.0.1:0) each takes a free one and says in the log which."
+        )
+
+
 @contextmanager
 def reserved(addresses: Sequence[str]) -> Iterator[tuple[str, ...]]:
     """Hold addresses for processes that share them by SO_REUSEPORT; answer them with a real port in place of port 0.
@@ -60,7 +75,7 @@ def cannot_listen(address: str) -> StartupError:
     """Make the error of an address that cannot be had."""
     return StartupError(
         f"Cannot listen on {address}: the address is in use or not this machine's. "
-        "Stop what listens there, or choose another (--listen, --metrics-listen)."
+        "Stop what listens there, or choose another (--listen, --metrics-listen, --channelz-listen)."
     )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from bookstore_grpc.addresses import check_addresses
+from bookstore_grpc.addresses import check_addresses, check_channelz_address
 from bookstore_grpc.background import in_background
 from bookstore_grpc.dal import backup, migrations
 from bookstore_grpc.dal.books import BookDAL, microseconds_now
@@ -105,6 +105,8 @@ async def running_server(
     is_worker = tell_supervisor is not None
     if not is_worker:
         check_addresses(settings.listen, encrypted=settings.is_encrypted, insecure=settings.insecure)
+    if settings.channelz_listen:
+        check_channelz_address(settings.channelz_listen, worker_count=settings.worker_count)
     async with doors(settings) as way_in, _database(settings) as database, AsyncExitStack() as sight:
         metrics = _metrics(settings)
         traces = await sight.enter_async_context(_tracing(settings, database)) if settings.trace_endpoint else None
@@ -133,6 +135,12 @@ async def running_server(
             await sight.enter_async_context(in_background(_every(_SAMPLE_SECONDS, sample)))
             if not is_worker:
                 serving["metrics"] = await sight.enter_async_context(_probes(settings, server, metrics))
+        if settings.channelz_listen:
+            from bookstore_grpc.rpc.channelz import serving_channelz
+
+            serving["channelz"] = await sight.enter_async_context(serving_channelz(settings.channelz_listen))
+            if is_worker:
+                _log.info("serving channelz", address=serving.pop("channelz"))
         await _prepare_tables(database, books, migrate=settings.migrate)
         await server.start(settings.listen)
         serving |= {

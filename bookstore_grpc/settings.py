@@ -143,6 +143,11 @@ class Settings:
         "",
         "HOST:PORT that answers /metrics (Prometheus), /livez and /readyz over HTTP, to everyone who can reach it.",
     )
+    channelz_listen: str = _setting(
+        "",
+        "HOST:PORT of this machine alone, or unix:PATH, that answers gRPC's channelz: connections, calls and sockets. "
+        "With several workers port 0: each takes one and logs it.",
+    )
     trace_endpoint: str = _setting(
         "",
         "Where traces are sent: the http or https URL of an OpenTelemetry collector (OTLP over gRPC), as in "

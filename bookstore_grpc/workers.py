@@ -34,11 +34,11 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _PAUSE_LEAST_SECONDS, _PAUSE_MOST_SECONDS = 1, 30
 
 
-async def serve(settings: Settings, *, kill_margin_seconds: float = 10) -> bool:
+async def serve(settings: Settings, *, kill_margin_seconds: float = 15) -> bool:
     """Serve with several workers until SIGTERM or SIGINT, then let them drain. A second signal ends all at once.
 
-    After the time of its drain a worker has the margin to close its server and its database, both of which are bounded,
-    and then it is killed. Answer whether none had to be.
+    After the time of its drain a worker has the margin to close its server, its traces and its database, each of which
+    is bounded, and then it is killed. Answer whether none had to be.
 
     Raises `StartupError` where the service cannot start as it is set up, and `ModuleNotFoundError` where a worker lacks
     a package.

@@ -166,6 +166,7 @@ def log_lines() -> Iterator[LogLines]:
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     stream = io.StringIO()
+    flush_logs()  # what others have left
     with redirect_stderr(stream):
         configure_logging(level="debug", log_format="json")
 

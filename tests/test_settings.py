@@ -50,6 +50,7 @@ _VALUES: dict[str, tuple[tuple[str, Any], tuple[str, Any]]] = {
     "drain_seconds": (("1.5", 1.5), ("0", 0.0)),
     "drain_delay_seconds": (("1.5", 1.5), ("2", 2.0)),
     "metrics_listen": (("127.0.0.1:1", "127.0.0.1:1"), ("127.0.0.1:2", "127.0.0.1:2")),
+    "channelz_listen": (("127.0.0.1:1", "127.0.0.1:1"), ("unix:/tmp/x", "unix:/tmp/x")),
     "trace_endpoint": (("http://a:1", "http://a:1"), ("https://b", "https://b")),
     "trace_ratio": (("0", 0.0), ("0.5", 0.5)),
     "health_interval_seconds": (("0.1", 0.1), ("2", 2.0)),

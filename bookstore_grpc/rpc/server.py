@@ -81,7 +81,7 @@ class Server:
         Raises `StartupError` where one cannot be had.
         """
         for address in addresses:
-            self.addresses.append(self._bind(address))
+            self.addresses.append(bind(self._server, address, self._credentials))
         await self._set_health(is_serving=True)
         self._admission.govern(asyncio.get_running_loop())
         await self._server.start()
@@ -137,18 +137,6 @@ class Server:
             [grpc.method_handlers_generic_handler(_REFLECTION_V1, {"ServerReflectionInfo": v1})]
         )
 
-    def _bind(self, address: str) -> str:
-        _refuse_socket_in_use(address)
-        try:
-            if self._credentials is None or address.startswith("unix:"):
-                port = self._server.add_insecure_port(address)
-            else:
-                port = self._server.add_secure_port(address, self._credentials)
-        except RuntimeError as error:
-            raise cannot_listen(address) from error
-        host, colon, wanted = address.rpartition(":")
-        return f"{host}{colon}{port}" if wanted == "0" else address
-
     async def _watch_health(self) -> None:
         is_serving = True
         while True:
@@ -179,6 +167,20 @@ def _arrivals() -> "Arrivals":
     from bookstore_grpc.rpc.arrivals import Arrivals
 
     return Arrivals()
+
+
+def bind(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None = None) -> str:
+    """Let a server listen on an address, and answer it with its real port. Raises `StartupError`."""
+    _refuse_socket_in_use(address)
+    try:
+        if credentials is None or address.startswith("unix:"):
+            port = server.add_insecure_port(address)
+        else:
+            port = server.add_secure_port(address, credentials)
+    except RuntimeError as error:
+        raise cannot_listen(address) from error
+    host, colon, wanted = address.rpartition(":")
+    return f"{host}{colon}{port}" if wanted == "0" else address
 
 
 class _ReflectionServicer(reflection.aio.ReflectionServicer):

@@ -1,0 +1,154 @@
+"""Traces through the real executable: from a verb to SQL, with one process and with several."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.collector import CLIENT, SERVER, Collector, collecting
+from tests.e2e.conftest import Start
+from tests.executable import BOOKSTORE, GRPCURL, PATIENCE_SECONDS, environment, run_bookstore, wait_until
+
+pytestmark = pytest.mark.e2e
+
+PARENT_ID = "00f067aa0ba902b7"
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    with collecting() as collector:
+        yield collector
+
+
+def trace_id(number: int) -> str:
+    return f"{number + 1:032x}"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_verb_joins_the_trace_of_its_shell_and_so_does_what_it_sets_off(
+    start: Start, sqlite_url: str, collector: Collector, workers: int
+) -> None:
+    server = start(sqlite_url, "--trace-endpoint", collector.endpoint, "--trace-ratio", "0", "--workers", str(workers))
+    verbs = 1 if workers == 1 else 12  # each is a connection, which the kernel gives to one of the workers
+    for number in range(verbs):
+        variables = {"TRACEPARENT": f"00-{trace_id(number)}-{PARENT_ID}-01", "TRACESTATE": f"vendor={number}"}
+        done = run_bookstore(
+            "create",
+            "--name",
+            "N",
+            "--author",
+            "A",
+            "--release-year",
+            1,
+            "--server",
+            server.address,
+            variables=variables,
+        )
+        assert (done.status, done.errors) == (0, "")
+    untraced = run_bookstore("list", "--server", server.address, variables={"TRACEPARENT": "nonsense"})
+    assert untraced.status == 0
+    assert server.stop() == 0  # what waits is sent at the end
+    spans = collector.spans()
+    assert len(spans) == 2 * verbs
+    for number in range(verbs):
+        call, written = sorted(
+            (each for each in spans if each.trace_id == trace_id(number)), key=lambda span: span.kind
+        )
+        assert (call.kind, call.parent_id, call.trace_state) == (SERVER, PARENT_ID, f"vendor={number}")
+        assert (written.kind, written.name, written.parent_id) == (CLIENT, "INSERT books", call.span_id)
+    assert len({span.resource["process.pid"] for span in spans}) == workers
+    logged = [line["trace_id"] for line in server.log_lines() if line.get("method", "").endswith("CreateBook")]
+    assert sorted(logged) == [trace_id(number) for number in range(verbs)]
+
+
+def test_a_collector_that_is_away_is_one_line_and_a_good_end(start: Start, sqlite_url: str) -> None:
+    with collecting() as collector:
+        endpoint = collector.endpoint
+    server = start(
+        sqlite_url,
+        "--trace-endpoint",
+        endpoint,
+        "--workers",
+        "2",
+        OTEL_BSP_SCHEDULE_DELAY="100",
+        OTEL_EXPORTER_OTLP_TIMEOUT="1",
+    )
+    assert run_bookstore("list", "--server", server.address).status == 0
+    server.wait_for_event("traces not sent")
+    assert run_bookstore("list", "--server", server.address).status == 0
+    assert server.stop() == 0
+    told = [line["event"] for line in server.log_lines() if line["level"] in ("warning", "error")]
+    assert set(told) == {"traces not sent"}
+    assert len(told) <= 2  # one of each worker
+    assert "Traceback" not in server.log_text()
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_without_the_extra_it_is_told_what_to_install(sqlite_url: str, tmp_path: Path, workers: str) -> None:
+    # Found before every other, as if it were not installed.
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['opentelemetry.sdk'] = None\n")
+    done = subprocess.run(
+        [BOOKSTORE, "serve", "--listen", "127.0.0.1:0", "--workers", workers, "--trace-endpoint", "http://127.0.0.1:1"],
+        capture_output=True,
+        text=True,
+        env=environment(BOOKSTORE_DATABASE_URL=sqlite_url, PYTHONPATH=str(tmp_path)),
+        timeout=PATIENCE_SECONDS,
+        check=False,
+    )
+    assert done.returncode == 1
+    (sentence,) = done.stderr.splitlines()
+    assert re.search(r"^Error: Traces need .*pip install 'bookstore-grpc\[otel\]'\.$", sentence)
+
+
+_SERVE_AND_CALL = """
+import asyncio, sys
+from pathlib import Path
+from bookstore_grpc.app import running_server
+from bookstore_grpc.client import BookstoreClient
+from bookstore_grpc.settings import Settings
+
+async def main():
+    settings = Settings(database_url=sys.argv[1], listen=("127.0.0.1:0",))
+    async with running_server(settings) as server, BookstoreClient(server.addresses[0]) as client:
+        await client.create_book(name="N", author="A", release_year=1)
+        await client.list_page()
+
+asyncio.run(main())
+print(sorted(name for name in sys.modules if name.startswith(("opentelemetry", "grpc_channelz"))))
+"""
+
+
+def test_without_traces_and_channelz_nothing_of_them_is_imported(sqlite_url: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _SERVE_AND_CALL, sqlite_url], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["[]"]), done.stderr
+
+
+def test_each_worker_answers_channelz_for_itself(start: Start, sqlite_url: str) -> None:
+    server = start(sqlite_url, "--workers", "2", "--channelz-listen", "127.0.0.1:0")
+
+    def lines() -> "dict[int, str]":
+        told = (line for line in server.log_lines() if line["event"] == "serving channelz")
+        return {line["worker"]: line["address"] for line in told}
+
+    wait_until(lambda: len(lines()) == 2, "both have told")
+    calls = 12
+    for _ in range(calls):
+        assert run_bookstore("list", "--server", server.address).status == 0
+    started = []
+    for address in lines().values():
+        told = grpcurl(address, "grpc.channelz.v1.Channelz/GetServers")
+        (of_service,) = json.loads(told)["server"]
+        started.append(int(of_service["data"].get("calls_started", 0)))
+    assert sum(started) == calls
+    assert all(started)
+
+
+def grpcurl(address: str, method: str) -> str:
+    command = [GRPCURL, "-plaintext", "-d", "{}", address, method]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE_SECONDS).stdout
