@@ -18,10 +18,15 @@ class Layers(NamedTuple):
     token: str = ""
 
 
-def layers(folder: Path) -> Sequence[Layers]:
-    """Answer none of the layers, each by itself, and all of them; `folder` keeps the key that tokens are checked by."""
+def layers(folder: Path, *, trace_endpoint: str) -> Sequence[Layers]:
+    """Answer none of the layers, each by itself, and together, with and without traces.
+
+    `folder` keeps the key that tokens are checked by; spans are sent to `trace_endpoint`.
+    """
     logs = ["--log-level", "info"]
     metrics = ["--metrics-listen", "127.0.0.1:0"]
+    traces = ["--trace-endpoint", trace_endpoint]
+    tenth = [*traces, "--trace-ratio", "0.1"]
     tokens, token = _tokens(folder / "jwks.json")
     return (
         Layers("none", []),
@@ -29,6 +34,9 @@ def layers(folder: Path) -> Sequence[Layers]:
         Layers("metrics", metrics),
         Layers("tokens", tokens, token),
         Layers("all", [*logs, *metrics, *tokens], token),
+        Layers("traces, 1 call in 10", tenth),
+        Layers("traces, every call", traces),
+        Layers("all and 1 call in 10", [*logs, *metrics, *tokens, *tenth], token),
     )
 
 

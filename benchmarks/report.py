@@ -226,7 +226,8 @@ def _layers(found: Mapping[str, Rounds]) -> str:
     headers = ("operation", "layers", "calls/s", "CPU µs/call", "p50 ms", "of the CPU with none")
     intro = (
         "Ours on SQLite. Logs: a line for each call. Metrics: kept for Prometheus. Tokens: RS256, one for all calls, "
-        "as of a service that calls."
+        "as of a service that calls. Traces: a span for each call and one for what it makes the database do, sent to a "
+        "collector that only counts them."
     )
     return f"## What the layers around a call cost\n\n{intro}\n\n{_table(headers, rows)}" if rows else ""
 

@@ -20,6 +20,7 @@ from benchmarks.operations import (
     Operation,
 )
 from benchmarks.servers import FLOOR, OURS, TEXTBOOK, Contender, Server
+from benchmarks.span_sink import sinking_spans
 from benchmarks.storage import Databases, DatabaseStorage, SQLite
 
 T = TypeVar("T")
@@ -154,19 +155,20 @@ def compare_workers(bench: Bench, databases: Databases, *, rounds: int, progress
 def compare_layers(bench: Bench, databases: Databases, *, rounds: int, progress: Progress) -> dict[str, Rounds]:
     """Measure ours with some of the layers around each call; answer by operation and layers."""
     results: dict[str, Rounds] = {operation.key: {} for operation in LAYERS_OPERATIONS}
-    variants = layers(bench.folder)
-    task = progress.add_task("Layers", total=rounds * len(variants) * len(LAYERS_OPERATIONS))
-    for number in range(rounds):
-        for variant in _alternately(variants, number):
-            with (
-                databases.copy(OURS.tables, SIZE) as storage,
-                bench.serving(OURS, storage, SIZE, arguments=variant.arguments, token=variant.token) as target,
-            ):
-                for operation in LAYERS_OPERATIONS:
-                    measured = bench.measure(target, operation)
-                    if measured is not None:
-                        results[operation.key].setdefault(variant.name, []).append(measured)
-                    progress.update(task, advance=1, refresh=True)
+    with sinking_spans() as sink:
+        variants = layers(bench.folder, trace_endpoint=sink.endpoint)
+        task = progress.add_task("Layers", total=rounds * len(variants) * len(LAYERS_OPERATIONS))
+        for number in range(rounds):
+            for variant in _alternately(variants, number):
+                with (
+                    databases.copy(OURS.tables, SIZE) as storage,
+                    bench.serving(OURS, storage, SIZE, arguments=variant.arguments, token=variant.token) as target,
+                ):
+                    for operation in LAYERS_OPERATIONS:
+                        measured = bench.measure(target, operation)
+                        if measured is not None:
+                            results[operation.key].setdefault(variant.name, []).append(measured)
+                        progress.update(task, advance=1, refresh=True)
     return results
 
 

@@ -150,5 +150,5 @@ def test_each_worker_answers_channelz_for_itself(start: Start, sqlite_url: str) 
 
 
 def grpcurl(address: str, method: str) -> str:
-    command = [GRPCURL, "-plaintext", "-d", "{}", address, method]
+    command = [str(GRPCURL), "-plaintext", "-d", "{}", address, method]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE_SECONDS).stdout
