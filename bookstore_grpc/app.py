@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -109,7 +109,7 @@ async def running_server(
         check_channelz_address(settings.channelz_listen, worker_count=settings.worker_count)
     async with doors(settings) as way_in, _database(settings) as database, AsyncExitStack() as sight:
         metrics = _metrics(settings)
-        traces = await sight.enter_async_context(_tracing(settings, database)) if settings.trace_endpoint else None
+        traces = await sight.enter_async_context(_traces(settings, database))
         books = BookDAL(
             database, clock=clock, on_group_written=metrics.group_written if metrics else None, observer=traces
         )
@@ -205,26 +205,26 @@ def _metrics(settings: Settings) -> "Metrics | None":
     return Metrics()
 
 
-def _tracing(settings: Settings, database: Database) -> AbstractAsyncContextManager["Traces"]:
+@asynccontextmanager
+async def _traces(settings: Settings, database: Database) -> AsyncIterator["Traces | None"]:
+    if not settings.trace_endpoint:
+        yield None
+        return
     try:
-        from bookstore_grpc.traces import database_attributes, server_attributes, tracing
+        from bookstore_grpc.trace_export import exporting_spans
+        from bookstore_grpc.traces import Traces, database_attributes, server_attributes
     except ModuleNotFoundError as error:
         raise StartupError(
             f"Traces need more than the server (no module {error.name!r}): pip install 'bookstore-grpc[otel]'."
         ) from error
-    url = database.url
-    return tracing(
-        settings.trace_endpoint,
-        ratio=settings.trace_ratio,
-        server=server_attributes(settings.listen[0]),
-        database=database_attributes(
-            database.dialect,
-            # A file's path says more of the machine than of the database.
-            name=None if database.is_embedded else url.database,
-            host=url.host,
-            port=url.port,
-        ),
-    )
+    # A file's path says more of the machine than of the database.
+    name = None if database.is_embedded else database.url.database
+    async with exporting_spans(settings.trace_endpoint, ratio=settings.trace_ratio) as tracer:
+        yield Traces(
+            tracer,
+            server=server_attributes(settings.listen[0]),
+            database=database_attributes(database.dialect, name=name, host=database.url.host, port=database.url.port),
+        )
 
 
 def _sample(metrics: "Metrics", server: Server, database: Database, way_in: Doors) -> None:

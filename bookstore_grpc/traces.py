@@ -1,56 +1,36 @@
-"""Traces by OpenTelemetry: a span for each call, and one for what then goes to the database.
+"""The spans of traces: one for each call, and one for what then goes to the database.
 
 Imported only where traces are wanted. Names and attributes are those of OpenTelemetry's conventions for gRPC
 (https://opentelemetry.io/docs/specs/semconv/rpc/grpc/) and for SQL (https://opentelemetry.io/docs/specs/semconv/db/sql/).
 Neither contents nor parameters nor tokens are ever among them.
 """
 
-import asyncio
-import logging
-import os
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from collections.abc import Mapping, Sequence
 from contextvars import Context as Variables
-from importlib.metadata import version
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
-import structlog
 from opentelemetry.context import Context, attach
-from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-from opentelemetry.sdk.resources import OTELResourceDetector, Resource
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
-from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased, Sampler, SamplingResult, TraceIdRatioBased
+from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import (
     Link,
     Span,
     SpanKind,
     StatusCode,
     Tracer,
-    TraceState,
     format_trace_id,
     get_current_span,
     set_span_in_context,
 )
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-from opentelemetry.util.types import Attributes, AttributeValue
+from opentelemetry.util.types import AttributeValue
 
-from bookstore_grpc.errors import StartupError
 from bookstore_grpc.rpc.calls import HEALTH_PREFIX, Call, Outcome
 from bookstore_grpc.rpc.interceptors import UNKNOWN_METHOD
 from bookstore_grpc.wire import TRACEPARENT_KEY, TRACESTATE_KEY
 
-_log = structlog.stdlib.get_logger("bookstore_grpc.traces")
-
 _PROPAGATOR = TraceContextTextMapPropagator()
 # Whatever else a call ends with is its caller's doing, says the convention.
 _ERRORS = {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
-_FLUSH_SECONDS = 3
-# Where OpenTelemetry tells of a collector that is away, again and again; of spans for which there was no room; and of
-# what callers have sent, which has no place in a log.
-_EXPORTER_LOGGER = "opentelemetry.exporter.otlp.proto.grpc.exporter"
-_QUEUE_LOGGER = "opentelemetry.sdk._shared_internal"
-_PARSER_LOGGERS = ("opentelemetry.trace.span", "opentelemetry.trace.propagation.tracecontext")
 
 
 class Traces:
@@ -87,7 +67,8 @@ class Traces:
         # For good: the call's task, and with it what is current, ends with the call.
         attach(set_span_in_context(span, context))
         call.span = span
-        call.trace_id = format_trace_id(span.get_span_context().trace_id)
+        trace_id = span.get_span_context().trace_id  # 0 where a variable has turned OpenTelemetry off
+        call.trace_id = format_trace_id(trace_id) if trace_id else ""
 
     def call_ended(self, call: Call, outcome: Outcome) -> None:
         """End the call's span. Only what is the server's fault is an error."""
@@ -132,6 +113,9 @@ class Traces:
         attributes: Mapping[str, AttributeValue],
     ) -> None:
         is_shared = len(callers) > 1
+        if not is_shared and isinstance(callers[0], ReadableSpan):
+            # One who has joined a group late finds it begun before its own call.
+            started_ns = max(started_ns, callers[0].start_time or 0)
         span = self._tracer.start_span(
             summary,
             Context() if is_shared else set_span_in_context(callers[0], Context()),
@@ -150,36 +134,6 @@ class Traces:
                     caller.add_link(span.get_span_context())
 
 
-@asynccontextmanager
-async def tracing(
-    endpoint: str,
-    *,
-    ratio: float,
-    server: Mapping[str, AttributeValue],
-    database: Mapping[str, AttributeValue],
-) -> AsyncIterator[Traces]:
-    """Answer what makes spans, and send them to a collector; at the end those that wait, if that does not take long.
-
-    Headers, certificates, compression, sizes and times are OpenTelemetry's own variables (OTEL_EXPORTER_OTLP_…,
-    OTEL_BSP_…), and so is what describes this process (OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES).
-
-    Raises `StartupError` for a URL or a variable that cannot be used.
-    """
-    failures = _Failures()
-    with ExitStack() as stack:
-        stack.enter_context(_filtered(_EXPORTER_LOGGER, failures.filter))
-        exporter = _Exporter(_exporter(endpoint, failures), endpoint, failures)
-        stack.enter_context(_filtered(_QUEUE_LOGGER, lambda _record: not exporter.fails))
-        for name in _PARSER_LOGGERS:
-            stack.enter_context(_filtered(name, lambda _record: False))
-        provider = TracerProvider(ParentBased(_Roots(ratio)), _resource(), shutdown_on_exit=False)
-        provider.add_span_processor(BatchSpanProcessor(exporter))
-        try:
-            yield Traces(provider.get_tracer("bookstore_grpc", _version()), server=server, database=database)
-        finally:
-            await _close(provider, exporter)
-
-
 def server_attributes(address: str) -> Mapping[str, AttributeValue]:
     """Answer what tells which server has answered, from an address that it listens on."""
     if address.startswith("unix:"):
@@ -194,119 +148,6 @@ def database_attributes(
     """Answer what tells which database it was."""
     given = {"db.system.name": system, "db.namespace": name, "server.address": host, "server.port": port}
     return {key: value for key, value in given.items() if value is not None}
-
-
-class _Roots(Sampler):
-    """Decides where no parent has: by a ratio, but what was done for calls that are traced is always wanted."""
-
-    def __init__(self, ratio: float) -> None:
-        self._by_ratio = TraceIdRatioBased(ratio)
-
-    def should_sample(  # noqa: PLR0917  OpenTelemetry's
-        self,
-        parent_context: Context | None,
-        trace_id: int,
-        name: str,
-        kind: SpanKind | None = None,
-        attributes: Attributes = None,
-        links: Sequence[Link] | None = None,
-        trace_state: TraceState | None = None,
-    ) -> SamplingResult:
-        """Decide by links, or by ratio."""
-        sampler = ALWAYS_ON if links else self._by_ratio
-        return sampler.should_sample(parent_context, trace_id, name, kind, attributes, links)
-
-    def get_description(self) -> str:
-        """Say by what it decides."""
-        return f"links, or {self._by_ratio.get_description()}"
-
-
-@contextmanager
-def _filtered(name: str, passes: Callable[[logging.LogRecord], bool]) -> Iterator[None]:
-    logger = logging.getLogger(name)
-    logger.addFilter(passes)
-    try:
-        yield
-    finally:
-        logger.removeFilter(passes)
-
-
-class _Failures:
-    """Takes what the exporter would have in the log, and keeps the last of it."""
-
-    last = ""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Let nothing through."""
-        self.last = record.getMessage()
-        return False
-
-
-class _Exporter(SpanExporter):
-    """Sends spans, and says in the log when that begins to fail and when it works again. Runs in a thread."""
-
-    def __init__(self, exporter: SpanExporter, endpoint: str, failures: _Failures) -> None:
-        self._exporter = exporter
-        self._endpoint = endpoint
-        self._failures = failures
-        self.fails = False
-        self._has_ended = False
-
-    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Send spans, or give them up."""
-        result = SpanExportResult.FAILURE
-        try:
-            result = self._exporter.export(spans)
-        except Exception as error:  # a channel that is closed meanwhile, or a defect; the calls do not depend on it
-            self._failures.last = repr(error)
-        fails = result is not SpanExportResult.SUCCESS
-        if fails and not self.fails:
-            _log.warning("traces not sent", endpoint=self._endpoint, cause=self._failures.last)
-        elif self.fails and not fails:
-            _log.info("traces sent again", endpoint=self._endpoint)
-        self.fails = fails
-        return result
-
-    def shutdown(self) -> None:
-        """Give up what is under way, and take no more."""
-        if not self._has_ended:
-            self._has_ended = True
-            self._exporter.shutdown()
-
-
-def _exporter(endpoint: str, failures: _Failures) -> SpanExporter:
-    url = urlsplit(endpoint)
-    if url.scheme not in ("http", "https") or not url.netloc:
-        raise StartupError(f"--trace-endpoint {endpoint!r} is no URL such as http://127.0.0.1:4317.")
-    try:
-        exporter = OTLPSpanExporter(endpoint)
-    except Exception as error:
-        raise StartupError(f"Traces cannot be sent as OpenTelemetry's variables want it: {error}.") from error
-    if failures.last:
-        raise StartupError(f"Traces cannot be sent as OpenTelemetry's variables want it: {failures.last}")
-    return exporter
-
-
-def _resource() -> Resource:
-    ours: dict[str, AttributeValue] = {
-        "service.name": "bookstore",
-        "service.version": _version(),
-        "process.pid": os.getpid(),
-    }
-    # What the variables say goes before.
-    return Resource.create({**ours, **OTELResourceDetector().detect().attributes})
-
-
-async def _close(provider: TracerProvider, exporter: SpanExporter) -> None:
-    closing = asyncio.create_task(asyncio.to_thread(provider.shutdown))
-    await asyncio.wait([closing], timeout=_FLUSH_SECONDS)
-    # A collector that is away would be tried for ten seconds, and waited for even longer.
-    exporter.shutdown()
-    await closing
-
-
-def _version() -> str:
-    return version("bookstore-grpc")
 
 
 def _carrier(call: Call) -> dict[str, str]:

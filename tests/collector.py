@@ -30,21 +30,26 @@ class Span:
     is_error: bool
     attributes: dict[str, object]
     resource: dict[str, object] = field(repr=False)
-    seconds: float
+    started_ns: int
+    ended_ns: int
 
 
 class Collector:
     """Keeps what is sent to it."""
 
-    def __init__(self, port: int = 0) -> None:
+    def __init__(self, port: int = 0, credentials: grpc.ServerCredentials | None = None) -> None:
         self._lock = threading.Lock()
         self._spans: list[Span] = []
         self.headers: dict[str, str | bytes] = {}
         self.text = ""
         self._server = grpc.server(ThreadPoolExecutor(2))
         trace_service_pb2_grpc.add_TraceServiceServicer_to_server(self, self._server)  # type: ignore[no-untyped-call]  # not in its stubs
-        self.address = f"127.0.0.1:{self._server.add_insecure_port(f'127.0.0.1:{port}')}"
-        self.endpoint = f"http://{self.address}"
+        address = f"127.0.0.1:{port}"
+        if credentials:
+            self.port = self._server.add_secure_port(address, credentials)
+        else:
+            self.port = self._server.add_insecure_port(address)
+        self.endpoint = f"{'https' if credentials else 'http'}://127.0.0.1:{self.port}"
         self._server.start()
 
     def Export(  # noqa: N802
@@ -74,8 +79,8 @@ class Collector:
 
 
 @contextmanager
-def collecting(port: int = 0) -> Iterator[Collector]:
-    collector = Collector(port)
+def collecting(port: int = 0, credentials: grpc.ServerCredentials | None = None) -> Iterator[Collector]:
+    collector = Collector(port, credentials)
     try:
         yield collector
     finally:
@@ -94,7 +99,8 @@ def _span(message: SpanMessage, resource: dict[str, object]) -> Span:
         message.status.code == 2,
         _plain(message.attributes),
         resource,
-        (message.end_time_unix_nano - message.start_time_unix_nano) / 1e9,
+        message.start_time_unix_nano,
+        message.end_time_unix_nano,
     )
 
 

@@ -1,6 +1,7 @@
 """Traces: from the caller over the call to SQL, as a collector gets them from a real server."""
 
 import asyncio
+import socket
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -17,6 +18,8 @@ from bookstore_grpc.app import running_server
 from bookstore_grpc.client import BookstoreClient
 from bookstore_grpc.errors import StartupError
 from bookstore_grpc.rpc.server import Server
+from bookstore_grpc.traces import database_attributes, server_attributes
+from tests.certificates import Authority
 from tests.collector import CLIENT, SERVER, Collector, Span, collecting
 from tests.conftest import LogLines, settings_for
 from tests.rpc.calls import Stub, book, create, delete, get, list_page, refusal, update
@@ -77,7 +80,7 @@ async def test_a_call_is_in_its_callers_trace_and_its_statement_beneath_it(colle
     (read,) = [span for span in collector.spans() if span.parent_id == call.span_id]
     assert (read.name, read.kind, read.trace_id) == ("SELECT books", CLIENT, TRACE_ID)
     assert read.attributes == {"db.system.name": "sqlite", "db.query.summary": "SELECT books"}
-    assert 0 < read.seconds < call.seconds
+    assert call.started_ns <= read.started_ns < read.ended_ns <= call.ended_ns
     assert {call.is_error, read.is_error} == {False}
     assert call.resource["service.name"] == "bookstore"
     assert call.resource["service.version"] == "0.1.0"
@@ -122,10 +125,18 @@ async def test_a_read_that_takes_longer_and_runs_in_a_thread_has_one_too(collect
     assert (read.name, read.parent_id) == ("SELECT books", call.span_id)
 
 
-async def test_what_one_transaction_does_for_several_calls_is_linked_with_them(collector: Collector, url: str) -> None:
+@pytest.mark.parametrize("ratio", [1.0, 0.0])
+async def test_what_one_transaction_does_for_several_calls_is_linked_with_them(
+    collector: Collector, url: str, ratio: float
+) -> None:
     calls = 30
-    async with traced(url, collector) as stub:
-        await asyncio.gather(*(create(stub, f"N{number}") for number in range(calls)))
+    async with traced(url, collector, trace_ratio=ratio) as stub:
+
+        async def create_traced(number: int) -> None:
+            request = books_pb2.CreateBookRequest(book=book(f"N{number}"))
+            await stub.CreateBook(request, metadata=(traceparent(trace_id=f"{number + 1:032x}"),))
+
+        await asyncio.gather(*map(create_traced, range(calls)))
     spans = collector.spans()
     callers = {(span.trace_id, span.span_id): span for span in of_kind(SERVER, spans)}
     assert len(callers) == calls
@@ -152,6 +163,7 @@ async def test_a_transaction_for_one_traced_call_among_others_is_that_ones(colle
     call, written = sorted(collector.spans(), key=lambda span: span.kind)
     assert (call.trace_id, call.parent_id) == (TRACE_ID, PARENT_ID)
     assert (written.trace_id, written.parent_id, written.links) == (TRACE_ID, call.span_id, frozenset())
+    assert call.started_ns <= written.started_ns < written.ended_ns <= call.ended_ns
 
 
 async def test_only_what_is_the_servers_fault_is_an_error(collector: Collector, tmp_path: Path, url: str) -> None:
@@ -326,8 +338,12 @@ async def test_opentelemetrys_variables_count_where_no_setting_says_otherwise(
 @pytest.mark.parametrize(
     ("endpoint", "variables", "told"),
     [
-        ("127.0.0.1:4317", {}, "--trace-endpoint '127.0.0.1:4317' is no URL"),
-        ("ftp://127.0.0.1", {}, "--trace-endpoint 'ftp://127.0.0.1' is no URL"),
+        ("127.0.0.1:4317", {}, "is no URL"),
+        ("ftp://127.0.0.1", {}, "is no URL"),
+        ("http://127.0.0.1:port", {}, "is no URL"),
+        ("http://user:hunter2@127.0.0.1:1", {}, "is no URL"),
+        ("http://127.0.0.1:1", {"OTEL_BSP_MAX_QUEUE_SIZE": "100"}, "max_export_batch_size must be"),
+        ("http://127.0.0.1:1", {"OTEL_BSP_SCHEDULE_DELAY": "soon"}, "OTEL_BSP_SCHEDULE_DELAY"),
         ("http://127.0.0.1:1", {"OTEL_EXPORTER_OTLP_COMPRESSION": "zip"}, "zip"),
         ("http://127.0.0.1:1", {"OTEL_EXPORTER_OTLP_TIMEOUT": "soon"}, "soon"),
         ("https://127.0.0.1:1", {"OTEL_EXPORTER_OTLP_CERTIFICATE": "/no/such.pem"}, "/no/such.pem"),
@@ -343,9 +359,10 @@ async def test_what_cannot_be_used_is_told_at_the_start(
 ) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(StartupError, match=told):
+    with pytest.raises(StartupError, match=told) as caught:
         async with running_server(settings_for(url, trace_endpoint=endpoint)):
             pass
+    assert SECRET not in caught.value.message
     assert not [line for line in log_lines() if line["level"] in ("warning", "error")]
 
 
@@ -355,7 +372,7 @@ async def test_a_collector_that_is_away_is_told_once_and_holds_up_nobody(
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
     with collecting() as collector:
-        endpoint, port = collector.endpoint, int(collector.address.rpartition(":")[2])
+        endpoint, port = collector.endpoint, collector.port
 
     def events() -> list[str]:
         return [line["event"] for line in log_lines() if line["event"].startswith("traces ")]
@@ -386,9 +403,55 @@ async def test_a_collector_that_is_away_is_told_once_and_holds_up_nobody(
     assert not [line for line in log_lines() if "exception" in line]
 
 
-async def test_a_collector_that_is_away_does_not_hold_up_the_end(url: str, log_lines: LogLines) -> None:
-    with collecting() as collector:
-        endpoint = collector.endpoint
+async def test_a_collector_can_be_reached_by_tls(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    authority = Authority()
+    pem, key = authority.server()
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_CERTIFICATE", authority.write(tmp_path))
+    with collecting(credentials=grpc.ssl_server_credentials([(key, pem)])) as collector:
+        async with traced(url, collector) as stub:
+            await list_page(stub)
+        assert len(collector.spans()) == 2
+
+
+async def test_opentelemetry_can_be_turned_off_by_its_own_variable(
+    url: str, collector: Collector, log_lines: LogLines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+    async with traced(url, collector) as stub:
+        await list_page(stub)
+        await stub.ListBooks(books_pb2.ListBooksRequest(), metadata=(traceparent(),))
+    assert collector.spans() == []
+    untraced, named = (line for line in log_lines() if line["event"] == "call answered")
+    assert "trace_id" not in untraced
+    assert named["trace_id"] == TRACE_ID
+
+
+def test_what_tells_which_server_and_which_database() -> None:
+    assert server_attributes("[::1]:50051") == {"server.address": "::1", "server.port": 50051}
+    assert server_attributes("localhost:0") == {"server.address": "localhost"}
+    assert server_attributes("unix:/run/bookstore") == {"server.address": "/run/bookstore"}
+    assert database_attributes("postgresql", name="books", host="db.example", port=5433) == {
+        "db.system.name": "postgresql",
+        "db.namespace": "books",
+        "server.address": "db.example",
+        "server.port": 5433,
+    }
+
+
+@pytest.mark.parametrize("is_silent", [False, True], ids=["away", "silent"])
+async def test_a_collector_that_takes_nothing_does_not_hold_up_the_end(
+    url: str, log_lines: LogLines, *, is_silent: bool
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        endpoint = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        if not is_silent:
+            listening.close()
+        await _call_and_end(url, endpoint)
+    events = [line["event"] for line in log_lines() if line["level"] not in ("debug", "info")]
+    assert events == ["traces not sent"]
+
+
+async def _call_and_end(url: str, endpoint: str) -> None:
     async with (
         running_server(settings_for(url, trace_endpoint=endpoint)) as server,
         grpc.aio.insecure_channel(server.addresses[0]) as channel,
@@ -397,5 +460,3 @@ async def test_a_collector_that_is_away_does_not_hold_up_the_end(url: str, log_l
             await list_page(Stub(channel))
         before = time.perf_counter()
     assert time.perf_counter() - before < 5
-    events = [line["event"] for line in log_lines() if line["level"] not in ("debug", "info")]
-    assert events == ["traces not sent"]

@@ -1,0 +1,179 @@
+"""Where spans go: to a collector, by OpenTelemetry's SDK and its exporter over gRPC, in a thread of theirs.
+
+Imported only where traces are wanted. Headers, certificates, compression, sizes and times are OpenTelemetry's own
+variables (OTEL_EXPORTER_OTLP_…, OTEL_BSP_…), and so is what describes this process (OTEL_SERVICE_NAME,
+OTEL_RESOURCE_ATTRIBUTES).
+"""
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from importlib.metadata import version
+from urllib.parse import urlsplit
+
+import structlog
+from opentelemetry.context import Context
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased, Sampler, SamplingResult, TraceIdRatioBased
+from opentelemetry.trace import Link, SpanKind, Tracer, TraceState
+from opentelemetry.util.types import Attributes, AttributeValue
+
+from bookstore_grpc.errors import StartupError
+
+_log = structlog.stdlib.get_logger("bookstore_grpc.trace_export")
+
+_FLUSH_SECONDS = 3
+_VARIABLES = "Traces cannot be sent as OpenTelemetry's variables want it"
+# Where OpenTelemetry tells of variables that it cannot read and of a collector that is away, the latter again and
+# again; of spans for which there was no room; and of what callers have sent, which has no place in a log.
+_EXPORT_LOGGERS = ("opentelemetry.exporter.otlp.proto.grpc.exporter", "opentelemetry.sdk.trace.export")
+_QUEUE_LOGGER = "opentelemetry.sdk._shared_internal"
+_PARSER_LOGGERS = ("opentelemetry.trace.span", "opentelemetry.trace.propagation.tracecontext")
+
+
+@asynccontextmanager
+async def exporting_spans(endpoint: str, *, ratio: float) -> AsyncIterator[Tracer]:
+    """Answer what makes spans, and send them to a collector; at the end those that wait, if that does not take long.
+
+    Calls that no parent has decided on are sampled by the ratio. Raises `StartupError` for a URL or a variable that
+    cannot be used.
+    """
+    failures = _Failures()
+    with ExitStack() as stack:
+        for name in _EXPORT_LOGGERS:
+            stack.enter_context(_filtered(name, failures.filter))
+        for name in _PARSER_LOGGERS:
+            stack.enter_context(_filtered(name, lambda _record: False))
+        exporter, provider = _exporter_and_provider(endpoint, ratio, failures)
+        stack.enter_context(_filtered(_QUEUE_LOGGER, lambda _record: not exporter.fails))
+        try:
+            yield provider.get_tracer("bookstore_grpc", version("bookstore-grpc"))
+        finally:
+            await _close(provider, exporter)
+
+
+class _Roots(Sampler):
+    """Decides where no parent has: by a ratio, but what was done for calls that are traced is always wanted."""
+
+    def __init__(self, ratio: float) -> None:
+        self._by_ratio = TraceIdRatioBased(ratio)
+
+    def should_sample(  # noqa: PLR0917  OpenTelemetry's
+        self,
+        parent_context: Context | None,
+        trace_id: int,
+        name: str,
+        kind: SpanKind | None = None,
+        attributes: Attributes = None,
+        links: Sequence[Link] | None = None,
+        trace_state: TraceState | None = None,
+    ) -> SamplingResult:
+        """Decide by links, or by ratio."""
+        sampler = ALWAYS_ON if links else self._by_ratio
+        return sampler.should_sample(parent_context, trace_id, name, kind, attributes, links)
+
+    def get_description(self) -> str:
+        """Say by what it decides."""
+        return f"links, or {self._by_ratio.get_description()}"
+
+
+@contextmanager
+def _filtered(name: str, passes: Callable[[logging.LogRecord], bool]) -> Iterator[None]:
+    logger = logging.getLogger(name)
+    logger.addFilter(passes)
+    try:
+        yield
+    finally:
+        logger.removeFilter(passes)
+
+
+class _Failures:
+    """Takes what the exporter would have in the log, and keeps the last of it."""
+
+    last = ""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Let nothing through."""
+        self.last = record.getMessage()
+        return False
+
+
+class _Exporter(SpanExporter):
+    """Sends spans, and says in the log when that begins to fail and when it works again. Runs in a thread."""
+
+    def __init__(self, exporter: SpanExporter, endpoint: str, failures: _Failures) -> None:
+        self._exporter = exporter
+        self._endpoint = endpoint
+        self._failures = failures
+        self.fails = False
+        self._has_ended = False
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """Send spans, or give them up."""
+        result = SpanExportResult.FAILURE
+        try:
+            result = self._exporter.export(spans)
+        except Exception as error:  # a channel that is closed meanwhile, or a defect; the calls do not depend on it
+            self._failures.last = repr(error)
+        fails = result is not SpanExportResult.SUCCESS
+        if fails and not self.fails:
+            _log.warning("traces not sent", endpoint=self._endpoint, cause=self._failures.last)
+        elif self.fails and not fails:
+            _log.info("traces sent again", endpoint=self._endpoint)
+        self.fails = fails
+        return result
+
+    def shutdown(self) -> None:
+        """Give up what is under way, and take no more."""
+        if not self._has_ended:
+            self._has_ended = True
+            self._exporter.shutdown()
+
+
+def _exporter_and_provider(endpoint: str, ratio: float, failures: _Failures) -> tuple[_Exporter, TracerProvider]:
+    if not _is_url(endpoint):
+        # What was given is not repeated: it may hold a key.
+        raise StartupError(
+            "--trace-endpoint is no URL such as http://127.0.0.1:4317. A key belongs in OTEL_EXPORTER_OTLP_HEADERS."
+        )
+    try:
+        exporter = _Exporter(OTLPSpanExporter(endpoint), endpoint, failures)
+        provider = TracerProvider(ParentBased(_Roots(ratio)), _resource(), shutdown_on_exit=False)
+        provider.add_span_processor(BatchSpanProcessor(exporter))
+    except Exception as error:
+        raise StartupError(f"{_VARIABLES}: {error}.") from error
+    if failures.last:
+        provider.shutdown()
+        raise StartupError(f"{_VARIABLES}: {failures.last}")
+    return exporter, provider
+
+
+def _is_url(endpoint: str) -> bool:
+    try:
+        url = urlsplit(endpoint)
+        return url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0 and url.username is None
+    except ValueError:
+        return False
+
+
+def _resource() -> Resource:
+    ours: dict[str, AttributeValue] = {
+        "service.name": "bookstore",
+        "service.version": version("bookstore-grpc"),
+        "process.pid": os.getpid(),
+    }
+    # What the variables say goes before.
+    return Resource.create({**ours, **OTELResourceDetector().detect().attributes})
+
+
+async def _close(provider: TracerProvider, exporter: SpanExporter) -> None:
+    closing = asyncio.create_task(asyncio.to_thread(provider.shutdown))
+    await asyncio.wait([closing], timeout=_FLUSH_SECONDS)
+    # A collector that is away would be tried for ten seconds, and waited for even longer.
+    exporter.shutdown()
+    await closing
