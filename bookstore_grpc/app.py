@@ -120,7 +120,6 @@ async def running_server(
             probe_interval_seconds=settings.health_interval_seconds,
             # A call passes the gates in this order.
             gates=(*way_in.gates, *_rate_limit(settings)),
-            # And these observers: the log tells of the trace.
             observers=[observer for observer in (traces, call_log, metrics) if observer],
             credentials=way_in.certificates.server_credentials() if way_in.certificates else None,
             has_reflection=settings.reflection == "on",

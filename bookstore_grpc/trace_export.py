@@ -43,14 +43,19 @@ async def exporting_spans(endpoint: str, *, ratio: float) -> AsyncIterator[Trace
     Calls that no parent has decided on are sampled by the ratio. Raises `StartupError` for a URL or a variable that
     cannot be used.
     """
-    failures = _Failures()
+    if not _is_url(endpoint):
+        # What was given is not repeated: it may hold a key.
+        raise StartupError(
+            "--trace-endpoint is no URL such as http://127.0.0.1:4317. A key belongs in OTEL_EXPORTER_OTLP_HEADERS."
+        )
+    exporter = _Exporter(endpoint)
     with ExitStack() as stack:
         for name in _EXPORT_LOGGERS:
-            stack.enter_context(_filtered(name, failures.filter))
+            stack.enter_context(_filtered(name, exporter.hear))
         for name in _PARSER_LOGGERS:
             stack.enter_context(_filtered(name, lambda _record: False))
-        exporter, provider = _exporter_and_provider(endpoint, ratio, failures)
         stack.enter_context(_filtered(_QUEUE_LOGGER, lambda _record: not exporter.fails))
+        provider = _provider(exporter, ratio)
         try:
             yield provider.get_tracer("bookstore_grpc", version("bookstore-grpc"))
         finally:
@@ -92,65 +97,70 @@ def _filtered(name: str, passes: Callable[[logging.LogRecord], bool]) -> Iterato
         logger.removeFilter(passes)
 
 
-class _Failures:
-    """Takes what the exporter would have in the log, and keeps the last of it."""
-
-    last = ""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Let nothing through."""
-        self.last = record.getMessage()
-        return False
-
-
 class _Exporter(SpanExporter):
-    """Sends spans, and says in the log when that begins to fail and when it works again. Runs in a thread."""
+    """Sends spans, and says in the log when that begins to fail and when it works again. Works in a thread.
 
-    def __init__(self, exporter: SpanExporter, endpoint: str, failures: _Failures) -> None:
-        self._exporter = exporter
+    What OpenTelemetry would say goes to `hear`, and no further; until `is_begun` it is about the set-up.
+    """
+
+    def __init__(self, endpoint: str) -> None:
         self._endpoint = endpoint
-        self._failures = failures
+        self.heard = ""
+        self.is_begun = False
         self.fails = False
         self._has_ended = False
+        self._exporter: SpanExporter | None = None
+
+    def hear(self, record: logging.LogRecord) -> bool:
+        """Take what is to be logged, and let none of it through."""
+        self.heard = record.getMessage()
+        if self.is_begun:
+            self._begin_to_fail()
+        return False
+
+    def open(self) -> None:
+        """Read OpenTelemetry's variables; connect with the first spans. Raises whatever that raises."""
+        self._exporter = OTLPSpanExporter(self._endpoint)
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Send spans, or give them up."""
-        result = SpanExportResult.FAILURE
+        assert self._exporter is not None  # noqa: S101  it was opened
         try:
             result = self._exporter.export(spans)
         except Exception as error:  # a channel that is closed meanwhile, or a defect; the calls do not depend on it
-            self._failures.last = repr(error)
-        fails = result is not SpanExportResult.SUCCESS
-        if fails and not self.fails:
-            _log.warning("traces not sent", endpoint=self._endpoint, cause=self._failures.last)
-        elif self.fails and not fails:
+            self.heard = repr(error)
+            result = SpanExportResult.FAILURE
+        if result is not SpanExportResult.SUCCESS:
+            self._begin_to_fail()
+        elif self.fails:
+            self.fails = False
             _log.info("traces sent again", endpoint=self._endpoint)
-        self.fails = fails
         return result
 
     def shutdown(self) -> None:
         """Give up what is under way, and take no more."""
-        if not self._has_ended:
+        if self._exporter and not self._has_ended:
             self._has_ended = True
             self._exporter.shutdown()
 
+    def _begin_to_fail(self) -> None:
+        if not self.fails:
+            self.fails = True
+            _log.warning("traces not sent", endpoint=self._endpoint, cause=self.heard)
 
-def _exporter_and_provider(endpoint: str, ratio: float, failures: _Failures) -> tuple[_Exporter, TracerProvider]:
-    if not _is_url(endpoint):
-        # What was given is not repeated: it may hold a key.
-        raise StartupError(
-            "--trace-endpoint is no URL such as http://127.0.0.1:4317. A key belongs in OTEL_EXPORTER_OTLP_HEADERS."
-        )
+
+def _provider(exporter: _Exporter, ratio: float) -> TracerProvider:
     try:
-        exporter = _Exporter(OTLPSpanExporter(endpoint), endpoint, failures)
+        exporter.open()
         provider = TracerProvider(ParentBased(_Roots(ratio)), _resource(), shutdown_on_exit=False)
         provider.add_span_processor(BatchSpanProcessor(exporter))
     except Exception as error:
         raise StartupError(f"{_VARIABLES}: {error}.") from error
-    if failures.last:
+    if exporter.heard:
         provider.shutdown()
-        raise StartupError(f"{_VARIABLES}: {failures.last}")
-    return exporter, provider
+        raise StartupError(f"{_VARIABLES}: {exporter.heard}")
+    exporter.is_begun = True
+    return provider
 
 
 def _is_url(endpoint: str) -> bool:
