@@ -218,9 +218,10 @@ async def _traces(settings: Settings, database: Database) -> AsyncIterator["Trac
         ) from error
     # A file's path says more of the machine than of the database.
     name = None if database.is_embedded else database.url.database
-    async with exporting_spans(settings.trace_endpoint, ratio=settings.trace_ratio) as tracer:
+    async with exporting_spans(settings.trace_endpoint) as tracer:
         yield Traces(
             tracer,
+            ratio=settings.trace_ratio,
             server=server_attributes(settings.listen[0]),
             database=database_attributes(database.dialect, name=name, host=database.url.host, port=database.url.port),
         )

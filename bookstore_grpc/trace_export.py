@@ -14,14 +14,13 @@ from importlib.metadata import version
 from urllib.parse import urlsplit
 
 import structlog
-from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
-from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased, Sampler, SamplingResult, TraceIdRatioBased
-from opentelemetry.trace import Link, SpanKind, Tracer, TraceState
-from opentelemetry.util.types import Attributes, AttributeValue
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON
+from opentelemetry.trace import Tracer
+from opentelemetry.util.types import AttributeValue
 
 from bookstore_grpc.errors import StartupError
 
@@ -37,10 +36,10 @@ _PARSER_LOGGERS = ("opentelemetry.trace.span", "opentelemetry.trace.propagation.
 
 
 @asynccontextmanager
-async def exporting_spans(endpoint: str, *, ratio: float) -> AsyncIterator[Tracer]:
+async def exporting_spans(endpoint: str) -> AsyncIterator[Tracer]:
     """Answer what makes spans, and send them to a collector; at the end those that wait, if that does not take long.
 
-    Calls that no parent has decided on are sampled by the ratio. Raises `StartupError` for a URL or a variable that
+    All of them: whoever makes a span has decided that it is wanted. Raises `StartupError` for a URL or a variable that
     cannot be used.
     """
     if not _is_url(endpoint):
@@ -55,36 +54,11 @@ async def exporting_spans(endpoint: str, *, ratio: float) -> AsyncIterator[Trace
         for name in _PARSER_LOGGERS:
             stack.enter_context(_filtered(name, lambda _record: False))
         stack.enter_context(_filtered(_QUEUE_LOGGER, lambda _record: not exporter.fails))
-        provider = _provider(exporter, ratio)
+        provider = _provider(exporter)
         try:
             yield provider.get_tracer("bookstore_grpc", version("bookstore-grpc"))
         finally:
             await _close(provider, exporter)
-
-
-class _Roots(Sampler):
-    """Decides where no parent has: by a ratio, but what was done for calls that are traced is always wanted."""
-
-    def __init__(self, ratio: float) -> None:
-        self._by_ratio = TraceIdRatioBased(ratio)
-
-    def should_sample(  # noqa: PLR0917  OpenTelemetry's
-        self,
-        parent_context: Context | None,
-        trace_id: int,
-        name: str,
-        kind: SpanKind | None = None,
-        attributes: Attributes = None,
-        links: Sequence[Link] | None = None,
-        trace_state: TraceState | None = None,
-    ) -> SamplingResult:
-        """Decide by links, or by ratio."""
-        sampler = ALWAYS_ON if links else self._by_ratio
-        return sampler.should_sample(parent_context, trace_id, name, kind, attributes, links)
-
-    def get_description(self) -> str:
-        """Say by what it decides."""
-        return f"links, or {self._by_ratio.get_description()}"
 
 
 @contextmanager
@@ -149,10 +123,10 @@ class _Exporter(SpanExporter):
             _log.warning("traces not sent", endpoint=self._endpoint, cause=self.heard)
 
 
-def _provider(exporter: _Exporter, ratio: float) -> TracerProvider:
+def _provider(exporter: _Exporter) -> TracerProvider:
     try:
         exporter.open()
-        provider = TracerProvider(ParentBased(_Roots(ratio)), _resource(), shutdown_on_exit=False)
+        provider = TracerProvider(ALWAYS_ON, _resource(), shutdown_on_exit=False)
         provider.add_span_processor(BatchSpanProcessor(exporter))
     except Exception as error:
         raise StartupError(f"{_VARIABLES}: {error}.") from error

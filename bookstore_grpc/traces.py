@@ -5,6 +5,7 @@ Imported only where traces are wanted. Names and attributes are those of OpenTel
 Neither contents nor parameters nor tokens are ever among them.
 """
 
+import random
 from collections.abc import Mapping, Sequence
 from contextvars import Context as Variables
 from urllib.parse import unquote
@@ -38,19 +39,35 @@ class Traces:
 
     A call's span is a part of the trace that its caller names, and is current while the call runs. What is done for one
     call is its child. What is done for several that are traced is in a trace of its own; links lead there and back.
+
+    A caller decides whether its trace is kept. Of calls that name none, `ratio` is the share that begin one.
     """
 
     def __init__(
-        self, tracer: Tracer, *, server: Mapping[str, AttributeValue], database: Mapping[str, AttributeValue]
+        self,
+        tracer: Tracer,
+        *,
+        ratio: float,
+        server: Mapping[str, AttributeValue],
+        database: Mapping[str, AttributeValue],
     ) -> None:
         self._tracer = tracer
+        self._ratio = ratio
         self._server = server
         self._database = database
         self._by_method: dict[str, Mapping[str, AttributeValue]] = {}
 
     def call_began(self, call: Call) -> None:
-        """Begin the call's span; health has none."""
+        """Begin the call's span, if it is wanted; health has none."""
         if call.method.startswith(HEALTH_PREFIX):
+            return
+        # The SDK's samplers decide alike, but only when most of the work is done.
+        context = _PROPAGATOR.extract(_carrier(call), Context()) if call.trace_id else Context()
+        if call.trace_id:
+            is_wanted = get_current_span(context).get_span_context().trace_flags.sampled
+        else:
+            is_wanted = random.random() < self._ratio  # noqa: S311  it guards no secret
+        if not is_wanted:
             return
         attributes = self._by_method.get(call.method)
         if attributes is None:
@@ -60,7 +77,6 @@ class Traces:
                 "rpc.method": method,
                 **self._server,
             }
-        context = _PROPAGATOR.extract(_carrier(call), Context()) if call.trace_id else Context()
         # The convention has a method that there is not share its name with the others of its kind.
         name = "grpc" if call.method == UNKNOWN_METHOD else str(attributes["rpc.method"])
         span = self._tracer.start_span(name, context, SpanKind.SERVER, attributes)
@@ -73,7 +89,7 @@ class Traces:
     def call_ended(self, call: Call, outcome: Outcome) -> None:
         """End the call's span. Only what is the server's fault is an error."""
         span: Span | None = call.span
-        if span is None or not span.is_recording():
+        if span is None:
             return
         attributes = {
             "bookstore.request_id": call.request_id,

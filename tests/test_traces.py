@@ -279,10 +279,18 @@ async def test_a_caller_decides_and_the_ratio_for_those_who_do_not(
         await stub.ListBooks(books_pb2.ListBooksRequest(), metadata=metadata)
     assert len(collector.spans()) == (2 if is_sampled else 0)
     (line,) = [line for line in log_lines() if line["event"] == "call answered"]
-    trace_id = line["trace_id"]
-    assert (trace_id == TRACE_ID) == bool(flags)
-    if is_sampled:
-        assert {span.trace_id for span in collector.spans()} == {trace_id}
+    traces = {span.trace_id for span in collector.spans()}
+    assert line.get("trace_id") == (TRACE_ID if flags else next(iter(traces), None))
+    assert traces <= {line.get("trace_id")}
+
+
+async def test_the_ratio_is_the_share_of_calls_that_begin_a_trace(collector: Collector, url: str) -> None:
+    calls, ratio = 400, 0.25
+    async with traced(url, collector, trace_ratio=ratio) as stub:
+        for _ in range(calls):
+            await list_page(stub)
+    spans = len(of_kind(SERVER, collector.spans()))
+    assert abs(spans - calls * ratio) < 60  # seven times the deviation that is to be expected
 
 
 @pytest.mark.parametrize("garbled", ["nonsense", f"00-{'0' * 32}-{PARENT_ID}-01", f"ff-{TRACE_ID}-{PARENT_ID}-01"])
