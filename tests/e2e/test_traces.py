@@ -1,7 +1,9 @@
 """Traces through the real executable: from a verb to SQL, with one process and with several."""
 
+import asyncio
 import json
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from bookstore_grpc.client import BookstoreClient
 from tests.collector import CLIENT, SERVER, Collector, collecting
 from tests.e2e.conftest import Start
 from tests.executable import BOOKSTORE, GRPCURL, PATIENCE_SECONDS, environment, run_bookstore, wait_until
@@ -78,13 +81,32 @@ def test_a_collector_that_is_away_is_one_line_and_a_good_end(start: Start, sqlit
         OTEL_EXPORTER_OTLP_TIMEOUT="1",
     )
     assert run_bookstore("list", "--server", server.address).status == 0
-    server.wait_for_event("traces not sent")
+    line = server.wait_for_event("traces not sent")
+    assert line["endpoint"] == endpoint
+    assert "UNAVAILABLE" in line["cause"]
     assert run_bookstore("list", "--server", server.address).status == 0
     assert server.stop() == 0
     told = [line["event"] for line in server.log_lines() if line["level"] in ("warning", "error")]
     assert set(told) == {"traces not sent"}
     assert len(told) <= 2  # one of each worker
     assert "Traceback" not in server.log_text()
+
+
+async def call(address: str, times: int) -> None:
+    async with BookstoreClient(address) as client:
+        for _ in range(times):
+            await client.list_page()
+
+
+def test_spans_for_which_there_is_no_room_are_told_of_once(start: Start, sqlite_url: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        room = {"OTEL_BSP_MAX_QUEUE_SIZE": "10", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "10"}
+        server = start(sqlite_url, "--trace-endpoint", endpoint, **room)
+        asyncio.run(call(server.address, times=30))
+        assert server.stop() == 0
+    told = [line["event"] for line in server.log_lines() if line["level"] in ("warning", "error")]
+    assert told == ["Queue full, dropping Span.", "traces not sent"]
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
