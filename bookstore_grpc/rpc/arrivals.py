@@ -3,7 +3,7 @@
 Imported only where metrics are wanted.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 
 from grpc_channelz.v1 import channelz, channelz_pb2
 
@@ -17,13 +17,18 @@ class Arrivals:
 
     def count(self) -> int:
         """Answer how many calls have come, whatever became of them. It takes a third of a millisecond."""
-        for server in _servers(from_id=self._server_id):
-            if server.ref.server_id == self._server_id:  # after its end it is there no more
-                self._count = server.data.calls_started
+        server = next(_servers(from_id=self._server_id), None)
+        if server is not None and server.ref.server_id == self._server_id:  # after its end it is there no more
+            self._count = server.data.calls_started
         return self._count
 
 
-def _servers(*, from_id: int) -> Sequence[channelz_pb2.Server]:
-    request = channelz_pb2.GetServersRequest(start_server_id=from_id)
-    response = channelz.ChannelzServicer.GetServers(request, None)  # type: ignore[arg-type]  # it sets no status
-    return response.server
+def _servers(*, from_id: int) -> Iterator[channelz_pb2.Server]:
+    is_end = False
+    while not is_end:
+        request = channelz_pb2.GetServersRequest(start_server_id=from_id)
+        page = channelz.ChannelzServicer.GetServers(request, None)  # type: ignore[arg-type]  # it sets no status
+        yield from page.server
+        is_end = page.end or not page.server
+        if not is_end:
+            from_id = page.server[-1].ref.server_id + 1

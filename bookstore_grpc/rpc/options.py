@@ -16,8 +16,8 @@ def server_options(settings: Settings, *, shares_ports: bool) -> Sequence[tuple[
     return (
         # By gRPC's default two servers share a port without a word, and each answers some of the calls.
         ("grpc.so_reuseport", int(shares_ports)),
-        # By default the core keeps account of every connection, whether anybody can ask or not.
-        ("grpc.enable_channelz", int(bool(settings.channelz_listen))),
+        # By default the core keeps account of everything, whether anybody asks or not; the metrics ask for arrivals.
+        ("grpc.enable_channelz", int(bool(settings.channelz_listen or settings.metrics_listen))),
         ("grpc.max_receive_message_length", settings.max_message_bytes),
         # Above the first gRPC refuses more and more often, above the second always.
         ("grpc.max_metadata_size", settings.max_metadata_bytes),
