@@ -240,7 +240,10 @@ def _sample(metrics: "Metrics", server: Server, database: Database, way_in: Door
 async def _every(seconds: float, work: Callable[[], None]) -> None:
     while True:
         await asyncio.sleep(seconds)
-        work()
+        try:
+            work()
+        except Exception:  # a defect, and none of those who call is to pay for it
+            _log.exception("background work failed")
 
 
 @asynccontextmanager

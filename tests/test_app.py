@@ -245,6 +245,19 @@ async def test_housekeeping_that_cannot_write_is_logged_and_serving_goes_on(
                 await stub.ListBooks(books_pb2.ListBooksRequest())
 
 
+async def test_a_sample_that_fails_is_logged_and_the_next_is_taken(
+    file_url: str, log_lines: LogLines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "_SAMPLE_SECONDS", 0.01)
+    async with running_server(settings_for(file_url, metrics_listen="127.0.0.1:0")) as server:
+        monkeypatch.setattr(server, "calls_not_taken", lambda: 1 // 0)
+        await _until(lambda: sum(line["event"] == "background work failed" for line in log_lines()) > 1)
+    assert (
+        "ZeroDivisionError"
+        in next(line for line in log_lines() if line["event"] == "background work failed")["exception"]
+    )
+
+
 async def test_port_is_free_again_after_a_start_that_failed(file_url: str) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
