@@ -1,12 +1,14 @@
-"""Whether the suite of faults runs and how long, and where its figures go.
+"""Whether the suite of faults runs and how long, and where its figures go and the logs of what failed.
 
 BOOKSTORE_TEST_FAULTS says short or long; without it the suite is left out. `make test-faults` says long.
 """
 
 import json
 import os
+import re
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
@@ -18,9 +20,26 @@ __all__ = ["any_database_url", "sqlite_file", "sqlite_url", "start"]
 
 collect_ignore_glob = [] if os.environ.get(FAULTS_VARIABLE) else ["test_*.py"]
 
-FIGURES = Path(__file__).parents[2] / "build/faults/figures.jsonl"
+FOLDER = Path(__file__).parents[2] / "build/faults"
+FIGURES = FOLDER / "figures.jsonl"
 
 Figures = Callable[..., None]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Keep the logs of the servers of a test that has failed, in a folder of its name."""
+    report = yield
+    folder = getattr(item, "funcargs", {}).get("tmp_path")
+    if report.failed and folder:
+        kept = FOLDER / re.sub(r"[^\w.-]+", "-", item.name)
+        kept.mkdir(parents=True, exist_ok=True)
+        for log in folder.glob("log*"):
+            shutil.copy(log, kept)
+        (kept / "failure.txt").write_text(report.longreprtext)
+    return report
 
 
 @pytest.fixture(scope="session")
