@@ -195,13 +195,21 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return DeadlineExceeded()
 
     async def _fail(self, call: Call, started: float, error: BaseException) -> None:
+        if call.context.done():
+            # The deadline came while a servicer of gRPC's own was telling its refusal.
+            self._tell(call, started, call.context.code().name)
+            raise asyncio.CancelledError from error
         status = status_from_error(error, request_id=call.request_id)
         self._tell(call, started, status.code.name, reason=status.reason, error=error)
-        await call.context.abort(
-            status.code,
-            status.message,
-            trailing_metadata=((REQUEST_ID_KEY, call.request_id), (STATUS_DETAILS_KEY, status.details)),
-        )
+        try:
+            await call.context.abort(
+                status.code,
+                status.message,
+                trailing_metadata=((REQUEST_ID_KEY, call.request_id), (STATUS_DETAILS_KEY, status.details)),
+            )
+        except grpc.aio.InternalError as failed:
+            # The caller has gone, which gRPC takes for a defect if it learns it this way first.
+            raise asyncio.CancelledError from failed
 
     def _tell(
         self, call: Call, started: float, status: str, *, reason: str = "", error: BaseException | None = None
