@@ -11,14 +11,15 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
-from sqlalchemy import Row, Select, event, exc, literal, select
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
-from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
+from sqlalchemy import Row, Select, literal, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.pool import QueuePool
 
 from bookstore_grpc.dal import migrations
 from bookstore_grpc.dal.driver_errors import Conflict, translated_errors
 from bookstore_grpc.dal.engines import Cutoff, parse_database_url, reading_engine, writing_engine
 from bookstore_grpc.dal.inline import InlineReader, Version
+from bookstore_grpc.dal.outages import Outages
 from bookstore_grpc.errors import DatabaseUnavailable
 
 T = TypeVar("T")
@@ -55,11 +56,11 @@ class Database:
             self.url, pool_size=1, timeout_seconds=timeout_seconds, statement_seconds=statement_seconds
         )
         self._file_identity: tuple[int, int] | None = None
-        self._last_away = 0.0
         self._under_way: set[asyncio.Task[Any]] = set()
+        self._outages = Outages()
         if not self.is_embedded:
             for engine in (self._reader, self._writer):
-                self._replace_connections_of_before_an_outage(engine)
+                self._outages.replace_connections_of_before(engine)
 
     @property
     def description(self) -> str:
@@ -81,7 +82,7 @@ class Database:
         with translated_errors(self.dialect):
             self._require_same_file()
             if not self._inline:
-                return await self._rows(statement, parameters)
+                return await self._answered(self._rows(statement, parameters))
             rows = self._inline.rows(statement, parameters)
             return rows if rows is not None else await self._rows_in_thread(statement, parameters)
 
@@ -107,21 +108,27 @@ class Database:
                 # Spread, so that those who met do not meet again. It guards no secret.
                 await asyncio.sleep(random.uniform(0, 0.01 * 2**attempt))  # noqa: S311
             try:
-                return await self._uninterrupted(self._transaction(work))
+                return await self._answered(self._transaction(work))
             except Conflict as error:
                 conflict = error
         raise conflict
 
     async def ping(self) -> None:
-        """Raise `DatabaseUnavailable` unless the database answers within two seconds."""
+        """Raise `DatabaseUnavailable` unless the database answers within two seconds.
+
+        Calls that wait for PostgreSQL or MariaDB then end too, and those that come until a ping succeeds do not wait
+        for long.
+        """
         try:
             async with asyncio.timeout(_PROBE_SECONDS):
-                await self._uninterrupted(self._probe())
+                await self._detached(self._probe())
         except (DatabaseUnavailable, TimeoutError) as error:
-            self._last_away = time.monotonic()
+            if not self.is_embedded:
+                self._outages.began()
             if isinstance(error, DatabaseUnavailable):
                 raise
             raise DatabaseUnavailable("The database does not answer; try again.") from error
+        self._outages.ended()
 
     async def migrate(self) -> str:
         """Bring the tables to the newest migration, in a transaction, and answer its revision.
@@ -176,7 +183,7 @@ class Database:
                     cutoff.at = math.inf
 
         try:
-            return await self._uninterrupted(read())
+            return await self._detached(read())
         except asyncio.CancelledError:
             if cutoff:
                 cutoff.at = 0
@@ -194,29 +201,26 @@ class Database:
             async with self._writer.begin() as connection:
                 return await work(connection)
 
-    async def _uninterrupted(self, calls: Coroutine[Any, Any, T]) -> T:
-        """Let calls to the database end by themselves although their caller is cancelled.
+    async def _answered(self, calls: Coroutine[Any, Any, T]) -> T:
+        """Wait for calls to the database, until it is found to be away. Raises `DatabaseUnavailable`."""
+        async with self._outages.waiting():
+            return await self._detached(calls)
 
-        Only on SQLite, whose statements run in a thread. Cut off from it, an unfinished statement holds the
-        connection open and the file locked until the garbage collector comes by.
+    async def _detached(self, calls: Coroutine[Any, Any, T]) -> T:
+        """Run calls to the database in a task of their own, so that a caller who leaves need not wait for their end.
+
+        SQLite's statements run in a thread: cut off from it, an unfinished one holds the connection open and the file
+        locked until the garbage collector comes by. So there the calls end by themselves. Elsewhere they are cancelled,
+        and take seconds to take leave of a server that does not answer.
         """
-        if not self.is_embedded:
-            return await calls
         task = asyncio.create_task(calls)
         self._under_way.add(task)
         task.add_done_callback(self._under_way.discard)
-        return await asyncio.shield(task)
-
-    def _replace_connections_of_before_an_outage(self, engine: AsyncEngine) -> None:
-        # A pool learns that its connections are dead from a call that fails; the probe knows it before.
-        @event.listens_for(engine.sync_engine, "connect")
-        def remember(_connection: object, record: ConnectionPoolEntry) -> None:
-            record.info["made"] = time.monotonic()
-
-        @event.listens_for(engine.sync_engine, "checkout")
-        def check(_connection: object, record: ConnectionPoolEntry, _proxy: object) -> None:
-            if record.info["made"] <= self._last_away:
-                raise exc.DisconnectionError
+        try:
+            return await asyncio.shield(task)
+        finally:
+            if not self.is_embedded:
+                task.cancel()
 
     def _remember_file(self) -> None:
         self._file_identity = self._stat_file()
