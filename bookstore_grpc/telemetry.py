@@ -70,7 +70,7 @@ def configure_logging(*, level: LogLevel, log_format: LogFormat, worker: int | N
     logging.captureWarnings(True)
     # It repeats what MariaDB remarks on, such as the name of Alembic's primary key.
     logging.getLogger("asyncmy").setLevel(logging.ERROR)
-    # Of every connection that it finds broken it writes a traceback. That the database is away is told in a line of ours.
+    # It writes a traceback for every connection that it finds broken; that the database is away has a line of ours.
     logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
     logging.getLogger("bookstore_grpc").setLevel(level.upper())
 

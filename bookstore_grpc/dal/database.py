@@ -51,7 +51,7 @@ class Database:
             self.url, pool_size=pool_size, timeout_seconds=timeout_seconds, statement_seconds=statement_seconds
         )
         self._inline = InlineReader(self.url, self._reader.dialect) if self.is_embedded else None
-        self._writer = writing_engine(self.url, pool_size=pool_size, timeout_seconds=timeout_seconds)
+        self._writer = writing_engine(self.url, pool_size=self.groups_at_once, timeout_seconds=timeout_seconds)
         self._prober = reading_engine(
             self.url, pool_size=1, timeout_seconds=timeout_seconds, statement_seconds=statement_seconds
         )
@@ -215,12 +215,17 @@ class Database:
         """
         task = asyncio.create_task(calls)
         self._under_way.add(task)
-        task.add_done_callback(self._under_way.discard)
+        task.add_done_callback(self._have_ended)
         try:
             return await asyncio.shield(task)
         finally:
             if not self.is_embedded:
                 task.cancel()
+
+    def _have_ended(self, task: asyncio.Task[Any]) -> None:
+        self._under_way.discard(task)
+        if not task.cancelled():
+            task.exception()  # else asyncio logs what nobody waits for any more
 
     def _remember_file(self) -> None:
         self._file_identity = self._stat_file()

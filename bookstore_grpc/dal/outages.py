@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from sqlalchemy import event, exc
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -61,6 +62,10 @@ class Outages:
             record.info["made"] = time.monotonic()
 
         @event.listens_for(engine.sync_engine, "checkout")
-        def check(_connection: object, record: ConnectionPoolEntry, _proxy: object) -> None:
-            if record.info["made"] <= self._last_away:
-                raise exc.DisconnectionError
+        def check(connection: Any, record: ConnectionPoolEntry, _proxy: object) -> None:
+            if record.info["made"] > self._last_away:
+                return
+            if engine.dialect.name == "postgresql":
+                # Else asyncpg would take leave first, and give a silent server two seconds to answer.
+                connection.driver_connection.terminate()
+            raise exc.DisconnectionError

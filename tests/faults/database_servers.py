@@ -64,7 +64,7 @@ class DatabaseServer:
         self._signal(signal.SIGCONT)
 
     def close(self) -> None:
-        if self._process is not None:
+        if self._process is not None and self._process.poll() is None:
             self.kill()
 
     def connections(self) -> int:
@@ -79,6 +79,13 @@ class DatabaseServer:
         if self.kind == "postgresql":
             return int(self._query("SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'"))
         return int(self._query("SELECT count(*) FROM information_schema.innodb_trx"))
+
+    def activity(self) -> str:
+        """Tell what the connections do."""
+        if self.kind == "postgresql":
+            columns = "pid, state, state_change, client_port, left(query, 40)"
+            return self._query(f"SELECT {columns} FROM pg_stat_activity WHERE usename = 'bookstore'")
+        return self._query("SHOW FULL PROCESSLIST")
 
     def _query(self, sql: str) -> str:
         if self.kind == "postgresql":
@@ -121,32 +128,41 @@ class DatabaseServer:
         return False
 
     def _signal(self, number: signal.Signals) -> None:
-        # The whole session: PostgreSQL has a process for each connection, and runuser waits for all of it.
+        # PostgreSQL has a process for each connection; none of them may live on, or go on.
         assert self._process is not None
-        os.killpg(self._process.pid, number)
-        if self.kind == "postgresql" and number in (signal.SIGSTOP, signal.SIGCONT, signal.SIGKILL):
-            for pid in self._backends():
-                with suppress(ProcessLookupError):
-                    os.kill(pid, number)
+        processes = [self._process.pid, *self._backends()]
+        for pid in processes:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     def _end(self, number: signal.Signals) -> None:
         assert self._process is not None
+        backends = self._backends()
         if number is signal.SIGKILL:
             self._signal(number)
         else:
-            os.kill(self._main_pid(), number)
+            self._process.send_signal(number)
         self._process.wait(30)
         self._process = None
+        deadline = time.monotonic() + 30
+        while any(map(_is_alive, backends)):
+            assert time.monotonic() < deadline, "a process of the database does not end"
+            time.sleep(0.01)
         (self._folder / "data/postmaster.pid").unlink(missing_ok=True)
 
-    def _main_pid(self) -> int:
-        name = "data/postmaster.pid" if self.kind == "postgresql" else "pid"
-        return int((self._folder / name).read_text().split()[0])
-
     def _backends(self) -> list[int]:
-        main = self._main_pid()
+        assert self._process is not None
+        main = self._process.pid
         children = Path(f"/proc/{main}/task/{main}/children")
-        return [*map(int, children.read_text().split())] if children.exists() else []
+        return [*map(int, children.read_text().split())] if self.kind == "postgresql" and children.exists() else []
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
 
 
 @contextmanager
@@ -174,4 +190,5 @@ def _account(name: str) -> str:
 
 
 def _as(user: str) -> list[str]:
-    return ["runuser", "-u", user, "--"] if os.geteuid() == 0 else []
+    # It becomes the program, where runuser stays as its parent. Popen's own `user` forks, which gRPC's threads forbid.
+    return ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"] if os.geteuid() == 0 else []

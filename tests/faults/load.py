@@ -2,26 +2,42 @@
 
 import asyncio
 import itertools
+import time
+import urllib.request
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 from bookstore.v1 import books_pb2, books_pb2_grpc
 
 from bookstore_grpc.client import BookstoreClient
 from tests.executable import Serving
+from tests.faults.database_servers import DatabaseServer
 
 CALLERS = 16
+# The default of --pool-size.
+POOL = 10
+
+Call = Callable[["books_pb2_grpc.BookServiceAsyncStub", float], Awaitable[bool]]
 
 
 def numbered_request(number: int, run: str = "") -> books_pb2.CreateBookRequest:
     book = books_pb2.Book(name=f"Book {run}{number}", author="Anon", release_year=number % 9_000)
     return books_pb2.CreateBookRequest(book=book, request_id=str(uuid.uuid4()))
+
+
+class Ended(NamedTuple):
+    """A call that has ended; when, by `time.monotonic`."""
+
+    method: str
+    began: float
+    at: float
+    code: grpc.StatusCode
 
 
 @dataclass
@@ -35,43 +51,74 @@ class Tally:
     unanswered: list[books_pb2.CreateBookRequest] = field(default_factory=list)
     refusals: Counter[grpc.StatusCode] = field(default_factory=Counter)
     slowest_seconds: float = 0.0
+    ended: list[Ended] = field(default_factory=list)
 
     async def create(self, stub: "books_pb2_grpc.BookServiceAsyncStub", timeout_seconds: float) -> bool:
         """Send one create; answer whether it was answered."""
         request = numbered_request(next(self.numbers), self.run)
         self.calls += 1
-        began = asyncio.get_running_loop().time()
         try:
-            book = await stub.CreateBook(request, timeout=timeout_seconds)
-        except grpc.aio.AioRpcError as error:
-            self.refusals[error.code()] += 1
+            with self._timed("CreateBook"):
+                book = await stub.CreateBook(request, timeout=timeout_seconds)
+        except grpc.aio.AioRpcError:
             self.unanswered.append(request)
             return False
-        finally:
-            self.slowest_seconds = max(self.slowest_seconds, asyncio.get_running_loop().time() - began)
         self.answered[book.name] = book.id
         return True
+
+    async def read(self, stub: "books_pb2_grpc.BookServiceAsyncStub", timeout_seconds: float) -> bool:
+        """Ask for a page; answer whether it was answered."""
+        try:
+            with self._timed("ListBooks"):
+                await stub.ListBooks(books_pb2.ListBooksRequest(page_size=5), timeout=timeout_seconds)
+        except grpc.aio.AioRpcError:
+            return False
+        return True
+
+    @contextmanager
+    def _timed(self, method: str) -> Iterator[None]:
+        began, code = time.monotonic(), grpc.StatusCode.OK
+        try:
+            yield
+        except grpc.aio.AioRpcError as error:
+            code = error.code()
+            self.refusals[code] += 1
+            raise
+        except asyncio.CancelledError:
+            code = grpc.StatusCode.CANCELLED
+            raise
+        finally:
+            ended = Ended(method, began, time.monotonic(), code)
+            self.ended.append(ended)
+            self.slowest_seconds = max(self.slowest_seconds, ended.at - began)
 
 
 @asynccontextmanager
 async def load(
-    target: str, tally: Tally, *, callers: int = CALLERS, timeout_seconds: float = 30, until_refused: bool = False
+    target: str,
+    tally: Tally,
+    *,
+    callers: int = CALLERS,
+    readers: int = 0,
+    timeout_seconds: float = 30,
+    until_refused: bool = False,
 ) -> AsyncIterator[None]:
-    """Create books from many callers while a block runs; a call under way at its end is finished."""
+    """Create and read books from many callers while a block runs; a call under way at its end is finished."""
     is_over = False
 
     async with grpc.aio.insecure_channel(target, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
         stub: books_pb2_grpc.BookServiceAsyncStub = books_pb2_grpc.BookServiceStub(channel)
 
-        async def on_and_on() -> None:
+        async def on_and_on(call: Call) -> None:
             while not is_over:
-                is_answered = await tally.create(stub, timeout_seconds)
+                is_answered = await call(stub, timeout_seconds)
                 if not is_answered:
                     if until_refused:
                         return
                     await asyncio.sleep(0.05)
 
-        tasks = [asyncio.create_task(on_and_on()) for _ in range(callers)]
+        calls = [tally.create] * callers + [tally.read] * readers
+        tasks = [asyncio.create_task(on_and_on(call)) for call in calls]
         try:
             yield
             is_over = True
@@ -103,6 +150,45 @@ async def lost_and_doubled(address: str, tally: Tally) -> tuple[int, int]:
     lost = sum(book not in stored for book in tally.answered.items())
     names = Counter(name for name, _ in stored.elements())
     return lost, sum(count - 1 for count in names.values())
+
+
+async def read_at_once(channel: grpc.aio.Channel, count: int = 2 * POOL) -> float:
+    """Read so many long pages at once, more than there are connections, and answer how long the slowest took."""
+    stub: books_pb2_grpc.BookServiceAsyncStub = books_pb2_grpc.BookServiceStub(channel)
+    began = time.monotonic()
+    reads: list[Awaitable[object]] = [
+        stub.ListBooks(books_pb2.ListBooksRequest(page_size=1_000), timeout=30) for _ in range(count)
+    ]
+    await asyncio.gather(*reads)
+    return time.monotonic() - began
+
+
+async def check_pool_is_whole(server: Serving) -> None:
+    """Raise unless as many calls at once as there are connections are answered, and all of them are given back then."""
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        tally = Tally()
+        creates = (tally.create(books_pb2_grpc.BookServiceStub(channel), 30) for _ in range(2 * POOL))
+        await asyncio.gather(read_at_once(channel), *creates)
+    assert len(tally.answered) == 2 * POOL
+    url = f"http://{server.wait_for_event('serving')['metrics']}/metrics"
+    async with asyncio.timeout(10):
+        while await asyncio.to_thread(_connections_in_use, url):  # noqa: ASYNC110  another process's
+            await asyncio.sleep(0.2)
+
+
+async def check_connections(database: DatabaseServer) -> None:
+    """Raise unless the database soon knows no transaction, and no more connections than the service may have."""
+    most = POOL + 2 + 1  # those of readers and of writers, and the probe's
+    give_up = time.monotonic() + 10
+    while (counts := (database.connections(), database.open_transactions()))[0] > most or counts[1]:
+        assert time.monotonic() < give_up, f"{counts[0]} connections, {counts[1]} transactions: {database.activity()}"
+        await asyncio.sleep(0.05)
+
+
+def _connections_in_use(url: str) -> float:
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith("bookstore_database_connections_in_use{"))
 
 
 def defects(server: Serving) -> list[dict[str, Any]]:

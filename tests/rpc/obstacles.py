@@ -54,21 +54,31 @@ def lock_request() -> Iterator[asyncio.Event]:
 
 
 class Network:
-    """A TCP way to a host that can be cut and restored, and that can stall: it accepts and forwards nothing."""
+    """A TCP way to a host that can be cut and restored, and that can stall: it accepts and forwards nothing.
+
+    It may forget what it has stalled, as a firewall does that starts anew: connections from before stay silent.
+    """
 
     def __init__(self, host: str, port: int) -> None:
         self._target = (host, port)
         self._server: asyncio.Server | None = None
         self._links: set[asyncio.StreamWriter] = set()
         self._pumps: set[asyncio.Task[None]] = set()
+        self._arriving: set[asyncio.Task[Any]] = set()
         self._flows = asyncio.Event()
         self._flows.set()
+        self._forgotten: list[asyncio.Event] = []
         self.port = 0
 
     def stall(self) -> None:
         self._flows.clear()
 
     def flow(self) -> None:
+        self._flows.set()
+
+    def forget(self) -> None:
+        self._forgotten.append(self._flows)
+        self._flows = asyncio.Event()
         self._flows.set()
 
     async def restore(self) -> None:
@@ -81,25 +91,39 @@ class Network:
         self._server.close()
         for link in self._links:
             link.transport.abort()
+        for forgotten in self._forgotten:
+            forgotten.set()
+        for arriving in self._arriving:
+            arriving.cancel()
         while self._pumps:
             await asyncio.wait(self._pumps)
         await self._server.wait_closed()
         self._server = None
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await self._flows.wait()
-        far_reader, far_writer = await asyncio.open_connection(*self._target)
+        flows = self._flows
+        task = asyncio.current_task()
+        assert task is not None
+        self._arriving.add(task)
+        try:
+            await flows.wait()
+            far_reader, far_writer = await asyncio.open_connection(*self._target)
+        except (OSError, asyncio.CancelledError):
+            writer.transport.abort()
+            return
+        finally:
+            self._arriving.discard(task)
         for source, sink in ((reader, far_writer), (far_reader, writer)):
-            pump = asyncio.create_task(self._pump(source, sink))
+            pump = asyncio.create_task(self._pump(source, sink, flows))
             self._pumps.add(pump)
             pump.add_done_callback(self._pumps.discard)
 
-    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, flows: asyncio.Event) -> None:
         self._links.add(sink)
         try:
             with suppress(ConnectionError):
                 while data := await source.read(65_536):
-                    await self._flows.wait()
+                    await flows.wait()
                     sink.write(data)
                     await sink.drain()
         finally:

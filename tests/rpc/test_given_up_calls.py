@@ -96,7 +96,8 @@ async def test_callers_that_have_gone_when_they_are_refused_are_no_defect(log_li
         with grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
             for _ in range(2_000):
                 # As short as a call takes: some callers go in the very moment in which they are refused.
-                channel.unary_unary("/unknown").future(b"", timeout=chance.uniform(0, 0.002)).exception()
+                call: Any = channel.unary_unary("/unknown")
+                call.future(b"", timeout=chance.uniform(0, 0.002)).exception()
 
     async with server_with(HangingServicer()) as server:
         await asyncio.gather(*(asyncio.to_thread(call_and_go, server.addresses[0]) for _ in range(3)))
