@@ -190,6 +190,13 @@ class Database:
             raise
 
     async def _probe(self) -> None:
+        try:
+            await self._select_one()
+        except DatabaseUnavailable:
+            # Its connection may be from before an outage that is over.
+            await self._select_one()
+
+    async def _select_one(self) -> None:
         with translated_errors(self.dialect):
             self._require_same_file()
             async with self._prober.connect() as connection:
