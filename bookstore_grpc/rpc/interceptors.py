@@ -33,6 +33,8 @@ UNKNOWN_METHOD = "unknown"
 
 _SANE_REQUEST_ID = re.compile(rf"[A-Za-z0-9._-]{{1,{REQUEST_ID_MAX_CHARACTERS}}}")
 _CUT_OFF_SECONDS = 1
+_LULL_SECONDS = 0.05
+_MOST_LULLS_WAITED_FOR = 6
 
 _Guard = Callable[[Any], AbstractAsyncContextManager[Call]]
 
@@ -63,6 +65,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._streams: set[asyncio.Task[Any]] = set()
         self._is_draining = False
         self._is_cutting_off = False
+        self._refused_while_draining = 0
 
     async def intercept_service(
         self,
@@ -80,6 +83,15 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 return self._unknown_method(method)
             guarded = self._handlers[method] = self._guarded(method, handler)
         return guarded
+
+    async def refuse(self) -> None:
+        """Refuse every call that comes from now on, health excepted, and return when few come, or after a moment."""
+        self._is_draining = True
+        for _ in range(_MOST_LULLS_WAITED_FOR):
+            refused = self._refused_while_draining
+            await asyncio.sleep(_LULL_SECONDS)
+            if self._refused_while_draining == refused:
+                return
 
     async def drain(self, *, grace_seconds: float) -> bool:
         """End the streams, which have no end of their own, and wait for the unary calls; then cut off what is left.
@@ -156,10 +168,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             is_ours = is_unary and (remaining is None or remaining > self._max_call_seconds)
             deadline = asyncio.timeout(self._max_call_seconds if is_ours else remaining)
             try:
+                self._check_drain(is_health_check=is_unary and not is_admitted)
                 if is_admitted:
                     self._admission.check_room()
-                elif self._is_draining and not is_unary:
-                    raise ServerDraining
                 async with deadline:
                     for gate in self._gates:
                         await gate(call)
@@ -186,6 +197,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             calls.discard(task)
             if is_admitted:
                 self._admission.leave()
+
+    def _check_drain(self, *, is_health_check: bool) -> None:
+        # Health tells the truth to the end; but whoever watches it would hold that up.
+        if self._is_draining and not is_health_check:
+            self._refused_while_draining += 1
+            raise ServerDraining
 
     def _deadline_error(self, *, is_ours: bool) -> DeadlineExceeded:
         if is_ours:

@@ -97,6 +97,8 @@ class Server:
         self.why_not_ready = "draining"
         await self._health.enter_graceful_shutdown()
         await asyncio.sleep(delay_seconds)
+        # What has reached gRPC and no handler when it stops it cancels, which callers take for their own doing.
+        await self._calls.refuse()
         # gRPC's own cut comes after ours, which tells the callers why; and it may return before the handlers have
         # (grpc/grpc#37239), so they are waited for too.
         stopped = asyncio.create_task(self._server.stop(grace_seconds + _STOP_MARGIN_SECONDS))
