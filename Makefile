@@ -20,9 +20,10 @@ run: .venv/.server ## Serve the catalogue (ARGS="--listen 0.0.0.0:50051")
 test: .venv/.dev ## Run the tests (PYTEST_ARGS="-k etag")
 	$(BIN)/pytest $(PYTEST_ARGS)
 
-test-faults: .venv/.dev ## Break the server on purpose (FAULTS=short for minutes); figures go to build/faults
+test-faults: .venv/.dev ## Break the server on purpose (FAULTS=short for minutes); build/faults has figures and logs
 	@rm -rf build/faults
 	BOOKSTORE_TEST_FAULTS=$(or $(FAULTS),long) $(BIN)/pytest tests/faults $(PYTEST_ARGS)
+	@if [ -e build/faults/figures.jsonl ]; then $(BIN)/python -m tests.faults.report; fi
 
 coverage: .venv/.dev ## Run the tests and hold their branch coverage to its gate
 	$(BIN)/pytest --cov $(PYTEST_ARGS)

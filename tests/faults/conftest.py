@@ -9,19 +9,18 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Generator
-from pathlib import Path
 
 import pytest
 
 from tests.conftest import FAULTS_VARIABLE
 from tests.e2e.conftest import any_database_url, sqlite_file, sqlite_url, start
+from tests.faults.report import FIGURES
 
 __all__ = ["any_database_url", "sqlite_file", "sqlite_url", "start"]
 
 collect_ignore_glob = [] if os.environ.get(FAULTS_VARIABLE) else ["test_*.py"]
 
-FOLDER = Path(__file__).parents[2] / "build/faults"
-FIGURES = FOLDER / "figures.jsonl"
+FOLDER = FIGURES.parent
 
 Figures = Callable[..., None]
 

@@ -99,7 +99,7 @@ async def test_calls_are_refused_soon_and_the_service_recovers_by_itself(
         load(server.address, tally, callers=8, readers=4, timeout_seconds=60),
     ):
         for _ in range(rounds):
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(1.5)  # the probe has had its connection
             gone = time.monotonic()
             try:
                 await asyncio.to_thread(away)
