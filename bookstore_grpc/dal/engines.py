@@ -188,8 +188,12 @@ def _mariadb_connect(timeout_seconds: float) -> Callable[..., Any]:
     async def connect(**arguments: Any) -> Any:
         import asyncmy  # an extra: not there for every database
 
-        async with asyncio.timeout(timeout_seconds):
-            return await asyncmy.connect(**arguments)
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                return await asyncmy.connect(**arguments)
+        except RuntimeError as error:
+            # What it says under uvloop where a server, or a proxy before it, hangs up at once.
+            raise ConnectionError(*error.args) from error
 
     return connect
 

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
+import uvloop
 from sqlalchemy import exc, literal, select, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -205,6 +206,21 @@ async def test_server_that_accepts_and_says_nothing_is_unavailable_after_the_tim
             with pytest.raises(DatabaseUnavailable):
                 await database.ping()
         await database.close()
+
+
+async def test_server_that_hangs_up_at_once_is_unavailable(server_url: str) -> None:
+    def hang_up(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.transport.abort()
+
+    async def on_the_loop_of_production() -> None:
+        async with (
+            await asyncio.start_server(hang_up, "127.0.0.1", 0) as rude,
+            _opened(make_url(server_url).set(host="127.0.0.1", port=rude.sockets[0].getsockname()[1])) as database,
+        ):
+            await _is_unavailable(database)
+
+    # Drivers meet what the loop makes of it, and uvloop makes another thing of it.
+    await asyncio.to_thread(uvloop.run, on_the_loop_of_production())
 
 
 async def test_host_without_an_address_is_unavailable(server_url: str) -> None:
