@@ -193,8 +193,9 @@ class Database:
         try:
             await self._select_one()
         except DatabaseUnavailable:
-            # Its connection may be from before an outage that is over.
+            # Its connection may be from before an outage that is over; so are the others then.
             await self._select_one()
+            self._outages.cut_connections()
 
     async def _select_one(self) -> None:
         with translated_errors(self.dialect):

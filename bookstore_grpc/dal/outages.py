@@ -29,10 +29,14 @@ class Outages:
         self._last_away = -math.inf
         self._waits: set[asyncio.Timeout] = set()
 
-    def began(self) -> None:
-        """End every wait, and let those that come be short."""
-        self._is_away = True
+    def cut_connections(self) -> None:
+        """Let no connection be used again that is there now."""
         self._last_away = time.monotonic()
+
+    def began(self) -> None:
+        """End every wait, let those that come be short, and cut the connections."""
+        self._is_away = True
+        self.cut_connections()
         for wait in self._waits:
             if not wait.expired():
                 wait.reschedule(0)
@@ -55,7 +59,7 @@ class Outages:
             raise DatabaseUnavailable("The database does not answer; try again.") from error
 
     def replace_connections_of_before(self, engine: AsyncEngine) -> None:
-        """Let an engine use no connection from before an outage, which may be dead or, worse, silent."""
+        """Let an engine use no connection that was cut, which may be dead or, worse, silent."""
 
         @event.listens_for(engine.sync_engine, "connect")
         def remember(_connection: object, record: ConnectionPoolEntry) -> None:

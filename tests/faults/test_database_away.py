@@ -151,7 +151,7 @@ async def test_calls_are_refused_soon_and_the_service_recovers_by_itself(
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("fault", ["restarted", "forgotten"])
+@pytest.mark.parametrize("fault", ["restarted", "forgotten", "brief"])
 async def test_an_outage_while_nobody_calls_costs_no_call_afterwards(
     start: Start, own_database: DatabaseServer, fault: str, is_long: bool, figures: Figures
 ) -> None:
@@ -166,13 +166,17 @@ async def test_an_outage_while_nobody_calls_costs_no_call_afterwards(
                 await Tally().create(stub, 30)
                 if fault == "restarted":
                     await asyncio.to_thread(own_database.kill)
-                else:
-                    network.stall()
-                await until_health_is(channel, Status.NOT_SERVING, 10)
-                if fault == "restarted":
+                    await until_health_is(channel, Status.NOT_SERVING, 10)
                     await asyncio.to_thread(own_database.start)
-                else:
+                elif fault == "forgotten":
+                    network.stall()
+                    await until_health_is(channel, Status.NOT_SERVING, 10)
                     network.forget()
+                else:
+                    await asyncio.sleep(1.5)  # the probe has its connection
+                    await network.cut()
+                    await network.restore()
+                    await asyncio.sleep(1.5)  # and has found it dead, and the database there
                 await until_health_is(channel, Status.SERVING, 10)
                 slowest = max(slowest, await read_at_once(channel))
                 tally = Tally()
