@@ -3,6 +3,7 @@
 import asyncio
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import time
@@ -138,28 +139,52 @@ async def test_a_disk_full_of_books_is_used_again_when_it_has_grown(
     assert used_by_books > used_by_log
 
 
+class Guard:
+    """Takes the right to write to files from everyone, the root included, and from those who have them open too."""
+
+    def __init__(self, files: list[Path]) -> None:
+        require(os.geteuid() == 0 and shutil.which("chattr"), "needs root and chattr")
+        self._files = files
+
+    def __enter__(self) -> None:
+        require(self._change("+i"), "this file system knows no chattr")
+
+    def __exit__(self, *_: object) -> None:
+        assert self._change("-i")
+
+    def _change(self, change: str) -> bool:
+        return subprocess.run(["chattr", change, *self._files], capture_output=True, check=False).returncode == 0
+
+
 async def test_a_file_that_can_no_longer_be_written_refuses_writes_until_it_can(
     start: Start, sqlite_url: str, sqlite_file: Path, figures: Figures
 ) -> None:
-    require(os.geteuid() == 0 and shutil.which("chattr"), "needs root and chattr")
-
-    def guard(change: str) -> bool:
-        return subprocess.run(["chattr", change, *files], capture_output=True, check=False).returncode == 0
-
-    # Not the third one, which is memory that processes share: the kernel ends (SIGBUS) whoever writes there.
-    files = [sqlite_file, Path(f"{sqlite_file}-wal")]
     server = await asyncio.to_thread(start, sqlite_url)
     tally = Tally()
     async with load(server.address, tally, callers=8):
         await until_answered(tally)
-        try:
-            require(guard("+i"), "this file system knows no chattr")
+        with Guard([sqlite_file, Path(f"{sqlite_file}-wal")]):
             await until_refused(tally)
             await check_reads_and_health(server.address)
-        finally:
-            assert guard("-i")
         recovery = await until_answered(tally)
     await check_nothing_is_lost(server, tally, figures, recovery_seconds=round(recovery, 2))
+
+
+async def test_shared_memory_that_can_no_longer_be_written_may_end_the_server_and_loses_nothing(
+    start: Start, sqlite_url: str, sqlite_file: Path, figures: Figures
+) -> None:
+    first = await asyncio.to_thread(start, sqlite_url)
+    tally = Tally()
+    async with load(first.address, tally, callers=8):
+        await until_answered(tally)
+        with Guard([sqlite_file, Path(f"{sqlite_file}-wal"), Path(f"{sqlite_file}-shm")]):
+            await until_refused(tally)
+            ended = first.process.poll()
+    # The kernel has no other way to tell who writes to memory that a file system has taken back.
+    assert ended in (None, -signal.SIGBUS)
+    first.end()
+    second = await asyncio.to_thread(start, sqlite_url)
+    await check_nothing_is_lost(second, tally, figures)
 
 
 @pytest.mark.parametrize("what", ["file", "folder"])

@@ -101,6 +101,9 @@ class Network:
         self._server = None
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._server is None or not self._server.is_serving():
+            writer.transport.abort()
+            return
         flows = self._flows
         task = asyncio.current_task()
         assert task is not None
