@@ -29,14 +29,16 @@ Figures = Callable[..., None]
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Keep the logs of the servers of a test that has failed, in a folder of its name."""
+    """Keep the logs of the servers of a test that has failed, and of its database, in a folder of its name."""
     report = yield
-    folder = getattr(item, "funcargs", {}).get("tmp_path")
-    if report.failed and folder:
+    values = getattr(item, "funcargs", {})
+    if report.failed and "tmp_path" in values:
         kept = FOLDER / re.sub(r"[^\w.-]+", "-", item.name)
         kept.mkdir(parents=True, exist_ok=True)
-        for log in folder.glob("log*"):
+        for log in values["tmp_path"].glob("log*"):
             shutil.copy(log, kept)
+        if "own_database" in values:
+            shutil.copy(values["own_database"].log, kept / "database.log")
         (kept / "failure.txt").write_text(report.longreprtext)
     return report
 

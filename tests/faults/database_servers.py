@@ -37,17 +37,21 @@ class DatabaseServer:
             return f"postgresql+asyncpg://bookstore@127.0.0.1:{self.port}/postgres"
         return f"mariadb+asyncmy://bookstore@127.0.0.1:{self.port}/bookstore"
 
+    @property
+    def log(self) -> Path:
+        return self._folder / "log"
+
     def start(self) -> None:
         """Start it, and wait until it takes connections."""
-        log = (self._folder / "log").open("ab")
+        log = self.log.open("ab")
         self._process = subprocess.Popen(
             [*_as(self._user), *self._command()], stdout=log, stderr=log, cwd=self._folder, start_new_session=True
         )
         log.close()
         deadline = time.monotonic() + _START_SECONDS
         while not self._is_ready():
-            assert self._process.poll() is None, (self._folder / "log").read_text()[-2_000:]
-            assert time.monotonic() < deadline, (self._folder / "log").read_text()[-2_000:]
+            assert self._process.poll() is None, self.log.read_text()[-2_000:]
+            assert time.monotonic() < deadline, self.log.read_text()[-2_000:]
             time.sleep(0.05)
 
     def stop(self) -> None:
