@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from bookstore_grpc.addresses import check_addresses, check_channelz_address
-from bookstore_grpc.background import in_background
+from bookstore_grpc.background import repeated
 from bookstore_grpc.dal import backup, migrations
 from bookstore_grpc.dal.books import BookDAL, microseconds_now
 from bookstore_grpc.dal.database import Database
@@ -21,7 +21,7 @@ from bookstore_grpc.dal.driver_errors import startup_errors
 from bookstore_grpc.dal.engines import parse_database_url
 from bookstore_grpc.doors import Doors, doors
 from bookstore_grpc.errors import StartupError
-from bookstore_grpc.memory import give_back_memory
+from bookstore_grpc.memory import SpareMemory
 from bookstore_grpc.rpc.call_log import CallLog
 from bookstore_grpc.rpc.calls import Gate
 from bookstore_grpc.rpc.options import server_options
@@ -41,7 +41,7 @@ _CLOSE_SECONDS = 5
 _HANGING_SECONDS = 1
 _STATEMENT_MARGIN_SECONDS = 1
 _SAMPLE_SECONDS = 1
-_GIVE_BACK_SECONDS = 10
+_SPARE_MEMORY_SECONDS = 10
 
 Tell = Callable[[dict[str, Any]], None]
 
@@ -107,57 +107,43 @@ async def running_server(
         check_addresses(settings.listen, encrypted=settings.is_encrypted, insecure=settings.insecure)
     if settings.channelz_listen:
         check_channelz_address(settings.channelz_listen, worker_count=settings.worker_count)
-    async with doors(settings) as way_in, _database(settings) as database, AsyncExitStack() as sight:
+    async with AsyncExitStack() as stack:
+        way_in = await stack.enter_async_context(doors(settings))
+        database = await stack.enter_async_context(_database(settings))
+        traces = await stack.enter_async_context(_traces(settings, database))
         metrics = _metrics(settings)
-        traces = await sight.enter_async_context(_traces(settings, database))
         books = BookDAL(
             database, clock=clock, on_group_written=metrics.group_written if metrics else None, observer=traces
         )
-        call_log = CallLog(slow_call_seconds=settings.slow_call_seconds)
-        server = Server(
-            BookServicer(books),
-            probe=database.ping,
-            probe_interval_seconds=settings.health_interval_seconds,
-            # A call passes the gates in this order.
-            gates=(*way_in.gates, *_rate_limit(settings)),
-            observers=[observer for observer in (traces, call_log, metrics) if observer],
-            credentials=way_in.certificates.server_credentials() if way_in.certificates else None,
-            has_reflection=settings.reflection == "on",
-            max_concurrent_calls=settings.max_concurrent_calls,
-            max_call_seconds=settings.max_call_seconds,
-            counts_arrivals=metrics is not None,
-            options=server_options(settings, shares_ports=is_worker),
-        )
+        server = _server(settings, books, database, way_in, traces=traces, metrics=metrics, shares_ports=is_worker)
         serving: dict[str, Any] = {}
         if metrics:
             sample = partial(_sample, metrics, server, database, way_in)
-            await sight.enter_async_context(in_background(_every(_SAMPLE_SECONDS, sample)))
+            await stack.enter_async_context(repeated(sample, every_seconds=_SAMPLE_SECONDS, what="metrics"))
             if not is_worker:
-                serving["metrics"] = await sight.enter_async_context(_probes(settings, server, metrics))
+                serving["metrics"] = await stack.enter_async_context(_probes(settings, server, metrics))
         if settings.channelz_listen:
-            from bookstore_grpc.rpc.channelz import serving_channelz
-
-            serving["channelz"] = await sight.enter_async_context(serving_channelz(settings.channelz_listen))
+            serving["channelz"] = await stack.enter_async_context(_channelz(settings))
             if is_worker:
                 _log.info("serving channelz", address=serving.pop("channelz"))
         await _prepare_tables(database, books, migrate=settings.migrate)
         await server.start(settings.listen)
-        serving |= {
-            "addresses": server.addresses,
-            "database": database.description,
-            "version": version("bookstore-grpc"),
-            "pid": os.getpid(),
-        }
-        if metrics:
-            sample()  # whoever is told that it serves may ask at once whether it is ready
-        if tell_supervisor is None:
-            _log.info("serving", **serving)
-        else:
-            tell_supervisor(serving)
         try:
+            if metrics:
+                sample()  # whoever is told that it serves may ask at once whether it is ready
+            serving |= {
+                "addresses": server.addresses,
+                "database": database.description,
+                "version": version("bookstore-grpc"),
+                "pid": os.getpid(),
+            }
+            if tell_supervisor is None:
+                _log.info("serving", **serving)
+            else:
+                tell_supervisor(serving)
             async with (
-                in_background(_every(_GIVE_BACK_SECONDS, give_back_memory)),
-                in_background(_keep_house(books, housekeeping_interval_seconds)),
+                repeated(SpareMemory().give_back, every_seconds=_SPARE_MEMORY_SECONDS, what="spare memory"),
+                repeated(partial(_forget, books), every_seconds=housekeeping_interval_seconds, what="old request ids"),
             ):
                 yield server
         finally:
@@ -187,6 +173,33 @@ def back_up(settings: Settings, path: Path, *, force: bool, on_progress: backup.
         force=force,
         timeout_seconds=settings.database_timeout_seconds,
         on_progress=on_progress,
+    )
+
+
+def _server(
+    settings: Settings,
+    books: BookDAL,
+    database: Database,
+    way_in: Doors,
+    *,
+    traces: "Traces | None",
+    metrics: "Metrics | None",
+    shares_ports: bool,
+) -> Server:
+    call_log = CallLog(slow_call_seconds=settings.slow_call_seconds)
+    return Server(
+        BookServicer(books),
+        probe=database.ping,
+        probe_interval_seconds=settings.health_interval_seconds,
+        # A call passes the gates in this order.
+        gates=(*way_in.gates, *_rate_limit(settings)),
+        observers=[observer for observer in (traces, call_log, metrics) if observer],
+        credentials=way_in.certificates.server_credentials() if way_in.certificates else None,
+        has_reflection=settings.reflection == "on",
+        max_concurrent_calls=settings.max_concurrent_calls,
+        max_call_seconds=settings.max_call_seconds,
+        counts_arrivals=metrics is not None,
+        options=server_options(settings, shares_ports=shares_ports),
     )
 
 
@@ -237,15 +250,6 @@ def _sample(metrics: "Metrics", server: Server, database: Database, way_in: Door
     )
 
 
-async def _every(seconds: float, work: Callable[[], None]) -> None:
-    while True:
-        await asyncio.sleep(seconds)
-        try:
-            work()
-        except Exception:  # a defect, and none of those who call is to pay for it
-            _log.exception("background work failed")
-
-
 @asynccontextmanager
 async def _probes(settings: Settings, server: Server, metrics: "Metrics") -> AsyncIterator[str]:
     from bookstore_grpc.probes import Probes, serving_probes
@@ -253,6 +257,12 @@ async def _probes(settings: Settings, server: Server, metrics: "Metrics") -> Asy
     probes = Probes(metrics=metrics.text, why_not_ready=lambda: server.why_not_ready)
     async with serving_probes(settings.metrics_listen, probes) as address:
         yield address
+
+
+def _channelz(settings: Settings) -> AbstractAsyncContextManager[str]:
+    from bookstore_grpc.rpc.channelz import serving_channelz
+
+    return serving_channelz(settings.channelz_listen)
 
 
 @asynccontextmanager
@@ -286,11 +296,6 @@ async def _prepare_tables(database: Database, books: BookDAL, *, migrate: bool) 
         await books.forget_old_create_requests()
 
 
-async def _keep_house(books: BookDAL, interval_seconds: float) -> None:
-    while True:
-        await asyncio.sleep(interval_seconds)
-        try:
-            while forgotten := await books.forget_old_create_requests():
-                _log.debug("forgot old request ids", count=forgotten)
-        except Exception:  # the next time may be better, and the calls do not depend on it
-            _log.warning("could not forget old request ids", exc_info=True)
+async def _forget(books: BookDAL) -> None:
+    while forgotten := await books.forget_old_create_requests():
+        _log.debug("forgot old request ids", count=forgotten)

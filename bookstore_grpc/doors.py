@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
-from bookstore_grpc.background import in_background
+from bookstore_grpc.background import repeated
 from bookstore_grpc.errors import StartupError
 from bookstore_grpc.rpc.calls import Gate
 from bookstore_grpc.settings import Settings
@@ -13,6 +13,9 @@ from bookstore_grpc.settings import Settings
 if TYPE_CHECKING:
     from bookstore_grpc.rpc.credentials import Certificates
     from bookstore_grpc.rpc.key_sets import KeySet
+
+# Handshakes look too; this is for those who watch the log and the metrics while nobody comes.
+_CERTIFICATES_SECONDS = 10
 
 
 class Doors(NamedTuple):
@@ -34,11 +37,15 @@ async def doors(settings: Settings) -> AsyncIterator[Doors]:
     async with AsyncExitStack() as stack:
         certificates = _certificates(settings)
         if certificates:
-            await stack.enter_async_context(in_background(certificates.keep_fresh()))
+            await stack.enter_async_context(
+                repeated(certificates.refresh, every_seconds=_CERTIFICATES_SECONDS, what="certificates")
+            )
         key_set = _key_set(settings)
         if key_set:
             await key_set.load()
-            await stack.enter_async_context(in_background(key_set.keep_fresh()))
+            await stack.enter_async_context(
+                repeated(key_set.refresh, every_seconds=settings.jwks_refresh_seconds, what="keys of tokens")
+            )
         yield Doors(certificates, _gates(settings, key_set), key_set)
 
 
@@ -91,8 +98,8 @@ def _key_set(settings: Settings) -> "KeySet | None":
     from bookstore_grpc.rpc.key_sets import key_set_from_file, key_set_from_url
 
     if settings.jwks_file:
-        return key_set_from_file(settings.jwks_file, interval_seconds=settings.jwks_refresh_seconds)
-    return key_set_from_url(settings.jwks_url, interval_seconds=settings.jwks_refresh_seconds)
+        return key_set_from_file(settings.jwks_file)
+    return key_set_from_url(settings.jwks_url)
 
 
 def _client_scopes(settings: Settings) -> Mapping[str, frozenset[str]]:

@@ -238,7 +238,7 @@ async def test_housekeeping_that_cannot_write_is_logged_and_serving_goes_on(
         settings = settings_for(file_url, database_timeout_seconds=0.1)
         async with running_server(settings, housekeeping_interval_seconds=0.1) as server:
             other.execute("BEGIN IMMEDIATE")
-            await _until(lambda: any("forget" in line["event"] for line in log_lines()))
+            await _until(lambda: any(line.get("work") == "old request ids" for line in log_lines()))
             other.execute("ROLLBACK")
             async with grpc.aio.insecure_channel(server.addresses[0]) as channel:
                 stub: books_pb2_grpc.BookServiceAsyncStub = books_pb2_grpc.BookServiceStub(channel)

@@ -1,6 +1,5 @@
 """TLS: the server's certificate, and the authority that callers' must come from, read again when the files change."""
 
-import asyncio
 import os
 import threading
 from collections.abc import Sequence
@@ -11,9 +10,6 @@ import structlog
 from bookstore_grpc.errors import StartupError
 
 _log = structlog.stdlib.get_logger("bookstore_grpc.credentials")
-
-# Handshakes look too; this is for those who watch the log and the metrics while nobody comes.
-_REFRESH_SECONDS = 10
 
 _Seen = tuple[tuple[int, ...] | None, ...]
 
@@ -38,7 +34,7 @@ class Certificates:
         try:
             self._seen = self._look()
             self._configuration = self._read()
-        except (OSError, ValueError) as error:
+        except Exception as error:  # cryptography has more kinds of its own than can be foreseen
             raise StartupError(f"Cannot serve with TLS: {_sentence(error)}.") from error
 
     def server_credentials(self) -> grpc.ServerCredentials:
@@ -49,12 +45,6 @@ class Certificates:
             self._requires_client_certificates,
         )
 
-    async def keep_fresh(self) -> None:
-        """Look at the files again and again, until cancelled."""
-        while True:
-            await asyncio.sleep(_REFRESH_SECONDS)
-            self.refresh()
-
     def refresh(self) -> None:
         """Read the files again if they have changed. What is wrong with them is logged and counted once."""
         with self._lock:
@@ -64,7 +54,7 @@ class Certificates:
             self._seen = seen
             try:
                 self._configuration = self._read()
-            except (OSError, ValueError) as error:
+            except Exception as error:  # whatever it is, the old ones stay
                 self.refresh_failures += 1
                 _log.error("certificates not reloaded: the old ones stay", cause=_sentence(error))
                 return

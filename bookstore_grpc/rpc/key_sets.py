@@ -5,7 +5,6 @@ What cannot be used is left out with a line in the log: keys that are secret, we
 
 import asyncio
 import json
-import os
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
@@ -43,12 +42,12 @@ class Key(NamedTuple):
 class KeySet:
     """Keys that are kept fresh. While they cannot be read anew the old ones stay, however long that is."""
 
-    def __init__(self, read: Callable[[], bytes | None], *, source: str, interval_seconds: float) -> None:
+    def __init__(self, read: Callable[[], bytes], *, source: str) -> None:
         self.keys: Sequence[Key] = ()
         self.refresh_failures = 0
         self._read = read
         self._source = source
-        self._interval_seconds = interval_seconds
+        self._text: bytes | None = None
         self._is_failing = False
         self._asked_at = -float("inf")
         self._refreshing: asyncio.Task[None] | None = None
@@ -57,28 +56,23 @@ class KeySet:
         """Read the keys for the first time. Raises `StartupError`."""
         try:
             await self._load()
-        except (OSError, ValueError) as error:
+        except Exception as error:  # of a file, of the network, of HTTP, of what was found
             raise StartupError(f"Cannot read the keys of tokens from {self._source}: {error}.") from error
-
-    async def keep_fresh(self) -> None:
-        """Read the keys again and again, until cancelled."""
-        while True:
-            await asyncio.sleep(self._interval_seconds)
-            await self._refresh()
 
     async def look_for_unknown_key(self) -> None:
         """Read the keys again because a token names one that is not there; not often, for anyone can name one."""
         if self._refreshing is None or self._refreshing.done():
             if time.monotonic() < self._asked_at + _UNKNOWN_KEY_SECONDS:
                 return
-            self._refreshing = asyncio.create_task(self._refresh())
+            self._refreshing = asyncio.create_task(self.refresh())
         await asyncio.shield(self._refreshing)
 
-    async def _refresh(self) -> None:
+    async def refresh(self) -> None:
+        """Read the keys again. Each failure is counted, and the first of several is logged."""
         self._asked_at = time.monotonic()
         try:
             await self._load()
-        except (OSError, ValueError) as error:
+        except Exception as error:  # whatever it is, the old keys stay
             self.refresh_failures += 1
             if not self._is_failing:
                 _log.error("keys not refreshed: the old ones stay", source=self._source, cause=str(error))
@@ -90,26 +84,43 @@ class KeySet:
 
     async def _load(self) -> None:
         text = await asyncio.to_thread(self._read)
-        if text is None:
+        if text == self._text:
             return
         keys = keys_from_jwks(text)
+        self._text = text
         if keys != self.keys:  # to change them makes every token be checked anew
             self.keys = keys
             _log.info("keys read", source=self._source, keys=[key.name for key in keys])
 
 
-def key_set_from_file(path: str, *, interval_seconds: float) -> KeySet:
+def key_set_from_file(path: str) -> KeySet:
     """Make the key set of a JWKS file."""
-    return KeySet(_FileReader(path), source=path, interval_seconds=interval_seconds)
+
+    def read() -> bytes:
+        with open(path, "rb") as file:
+            return _bounded(file.read(_MOST_BYTES + 1))
+
+    return KeySet(read, source=path)
 
 
-def key_set_from_url(url: str, *, interval_seconds: float) -> KeySet:
+def key_set_from_url(url: str) -> KeySet:
     """Make the key set of a JWKS URL. Raises `StartupError` unless it is https, or http on this machine."""
     parts = urlsplit(url)
     host = parts.hostname or ""
-    if not host or not (parts.scheme == "https" or (parts.scheme == "http" and is_loopback(host))):
-        raise StartupError(f"The keys of tokens cannot come from {url!r}: give a URL of https.")
-    return KeySet(_URLReader(url), source=f"{parts.scheme}://{parts.netloc}", interval_seconds=interval_seconds)
+    is_private = parts.scheme == "https" or (parts.scheme == "http" and is_loopback(host))
+    if not host or not is_private or parts.username is not None:
+        # What was given is not repeated: it may hold a password.
+        raise StartupError(
+            "The keys of tokens cannot come from what --jwks-url says: give a URL of https without user and password."
+        )
+    # From where the URL says and nowhere else.
+    opener = urllib.request.build_opener(_NoRedirects())
+
+    def read() -> bytes:
+        with opener.open(url, timeout=_FETCH_SECONDS) as response:
+            return _bounded(response.read(_MOST_BYTES + 1))
+
+    return KeySet(read, source=f"{parts.scheme}://{parts.netloc}")
 
 
 def keys_from_jwks(text: bytes) -> Sequence[Key]:
@@ -128,9 +139,10 @@ def _usable_keys(listed: Sequence[Any]) -> Iterator[Key]:
     for jwk in listed:
         try:
             yield _key_from_jwk(jwk)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             name = jwk.get("kid") if isinstance(jwk, dict) else None
-            _log.warning("key left out", key=str(name), cause=str(error))
+            cause = str(error) if isinstance(error, ValueError) else "damaged"
+            _log.warning("key left out", key=str(name), cause=cause)
 
 
 def _key_from_jwk(jwk: Any) -> Key:
@@ -161,38 +173,10 @@ def _default_algorithm(jwk: dict[str, Any]) -> str | None:
     return "RS256" if jwk["kty"] == "RSA" else None  # what an EC or OKP key is for follows from its curve
 
 
-class _FileReader:
-    """Reads a file if it has changed since the last time."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._seen: tuple[int, ...] = ()
-
-    def __call__(self) -> bytes | None:
-        stat = os.stat(self._path)
-        seen = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
-        if seen == self._seen:
-            return None
-        with open(self._path, "rb") as file:
-            text = file.read(_MOST_BYTES)
-        self._seen = seen
-        return text
-
-
-class _URLReader:
-    """Fetches a document, from where the URL says and nowhere else."""
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-        self._opener = urllib.request.build_opener(_NoRedirects())
-
-    def __call__(self) -> bytes:
-        # The scheme is checked where the key set is made.
-        with self._opener.open(self._url, timeout=_FETCH_SECONDS) as response:
-            text: bytes = response.read(_MOST_BYTES + 1)
-        if len(text) > _MOST_BYTES:
-            raise ValueError("it is too long")
-        return text
+def _bounded(text: bytes) -> bytes:
+    if len(text) > _MOST_BYTES:
+        raise ValueError("it is too long")
+    return text
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):

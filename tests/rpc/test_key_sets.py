@@ -1,5 +1,6 @@
 """The keys of tokens: what may be one, and that they are read again as they change and kept while they cannot be."""
 
+import asyncio
 import json
 import threading
 from collections.abc import Iterator
@@ -32,6 +33,7 @@ class Origin:
         self.text = b""
         self.status = 200
         self.location = ""
+        self.length: int | None = None
         self.fetched = 0
         self.url = ""
 
@@ -52,6 +54,8 @@ def serving_keys() -> Iterator[Origin]:
             self.send_response(origin.status)
             if origin.location:
                 self.send_header("Location", origin.location)
+            if origin.length:
+                self.send_header("Content-Length", str(origin.length))
             self.end_headers()
             self.wfile.write(origin.text)
 
@@ -88,6 +92,8 @@ async def is_let_in(stub: Stub, issuer: Issuer) -> bool:
         (public_jwk(elliptic_key(), "a", d="AA"), "private"),
         (public_jwk(elliptic_key(), "a", use="enc"), "not meant for signatures"),
         (public_jwk(elliptic_key(), "a", key_ops=["encrypt"]), "not meant for signatures"),
+        (public_jwk(elliptic_key(), "a", key_ops=None), "damaged"),
+        (public_jwk(elliptic_key(), "a", alg=[]), "damaged"),
         (public_jwk(elliptic_key(), "a", alg="HS256"), "does not fit"),
         (public_jwk(elliptic_key(), "a", alg="RS256"), "does not fit"),
         (public_jwk(elliptic_key(), "a", x="!!"), "damaged"),
@@ -164,6 +170,65 @@ async def test_keys_stay_while_the_file_is_broken_which_is_told_once(tmp_path: P
         issuer.write_jwks(path)
         await until(lambda: has_logged("keys refreshed again"))
     assert [line["event"] for line in log_lines()].count("keys not refreshed: the old ones stay") == 1
+
+
+async def test_a_file_that_stays_broken_is_not_taken_for_mended(tmp_path: Path, log_lines: LogLines) -> None:
+    issuer, later = Issuer(name="first"), Issuer(name="later")
+    path = issuer.write_jwks(tmp_path / "jwks")
+    async with (
+        running_server(settings(tmp_path, jwks_file=str(path), jwks_refresh_seconds=0.01)) as server,
+        grpc.aio.insecure_channel(server.addresses[0]) as channel,
+    ):
+        path.write_bytes(b"oops")
+        await asyncio.sleep(0.2)
+        assert await is_let_in(Stub(channel), issuer)
+        assert "keys refreshed again" not in [line["event"] for line in log_lines()]
+        later.write_jwks(path)
+        await until(lambda: is_let_in(Stub(channel), later))
+    events = [line["event"] for line in log_lines()]
+    assert events.count("keys not refreshed: the old ones stay") == events.count("keys refreshed again") == 1
+
+
+async def test_a_key_that_is_left_out_is_told_when_it_comes_and_not_with_every_look(
+    tmp_path: Path, origin: Origin, log_lines: LogLines
+) -> None:
+    keys = (public_jwk(elliptic_key(), "good"), public_jwk(elliptic_key(), "bad", use="enc"))
+    origin.text = jwks(*keys)
+
+    async def has_looked_again() -> bool:
+        return origin.fetched > 4
+
+    async with running_server(settings(tmp_path, jwks_file="", jwks_url=origin.url, jwks_refresh_seconds=0.01)):
+        await until(has_looked_again)
+    assert [line["event"] for line in log_lines()].count("key left out") == 1
+
+
+async def test_an_answer_that_breaks_off_is_a_failure_like_others(tmp_path: Path, origin: Origin) -> None:
+    issuer, later = Issuer(name="first"), Issuer(name="later")
+    origin.text = issuer.jwks().encode()
+    async with (
+        running_server(settings(tmp_path, jwks_file="", jwks_url=origin.url, jwks_refresh_seconds=0.02)) as server,
+        grpc.aio.insecure_channel(server.addresses[0]) as channel,
+    ):
+        stub = Stub(channel)
+        origin.length = 1_000_000  # urllib waits for more, and finds the end
+        fetched = origin.fetched
+
+        async def has_failed() -> bool:
+            return origin.fetched > fetched + 2
+
+        await until(has_failed)
+        assert await is_let_in(stub, issuer)
+        origin.length, origin.text = None, later.jwks().encode()
+        await until(lambda: is_let_in(stub, later))
+
+
+async def test_a_password_in_the_url_is_refused_and_not_repeated(tmp_path: Path, origin: Origin) -> None:
+    url = origin.url.replace("http://", "http://me:hidden@")
+    with pytest.raises(StartupError, match="without user and password") as caught:
+        async with running_server(settings(tmp_path, jwks_file="", jwks_url=url)):
+            pass
+    assert "hidden" not in str(caught.value)
 
 
 async def test_an_unknown_key_sends_for_the_keys_at_once_but_a_flood_of_them_does_not(

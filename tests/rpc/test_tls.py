@@ -173,6 +173,26 @@ def test_the_two_files_may_be_replaced_one_after_the_other(tmp_path: Path) -> No
     assert certificates.refresh_failures == 1
 
 
+# A key on the curve secp224k1, made for this.
+KEY_OF_AN_UNKNOWN_KIND = (
+    b"-----BEGIN EC PRIVATE KEY-----\n"
+    b"MGkCAQEEHQD+FKRYUS2HvoUnrqfypdCxav8OGZn6xvIDRt+CoAcGBSuBBAAgoTwD\n"
+    b"OgAEVbF75T4+3SGwpMaqKRkpdKQaOVEk1a53vaxhXHRhegg/0uKdoKa8GvGNimL9\n"
+    b"zIWIprf3QAK6X58=\n"
+    b"-----END EC PRIVATE KEY-----\n"
+)
+
+
+def test_a_key_of_a_kind_that_is_not_known_is_unusable_like_others(tmp_path: Path) -> None:
+    cert, key = authority.server().write(tmp_path, "server")
+    certificates = Certificates(cert=cert, key=key)
+    Path(key).write_bytes(KEY_OF_AN_UNKNOWN_KIND)
+    certificates.refresh()
+    assert certificates.refresh_failures == 1
+    with pytest.raises(StartupError, match=r"Cannot serve with TLS: .+"):
+        Certificates(cert=cert, key=key)
+
+
 @pytest.mark.parametrize(
     ("files", "sentence"),
     [
