@@ -8,8 +8,10 @@ number waiting and turns away the others at next to no cost.
 import asyncio
 import time
 from collections.abc import Callable, Coroutine
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from typing import Any
+
+import grpc
 
 from bookstore_grpc.errors import ResourceExhausted
 
@@ -54,10 +56,16 @@ class Admission:
             self._refusals_left -= 1
             raise ResourceExhausted("The server has too many calls under way; try again.", limit="concurrent_calls")
 
-    def govern(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Decide when a gRPC server, started next from this very task, asks its core for calls."""
-        _admission.set(self)
+    async def start(self, server: grpc.aio.Server) -> None:
+        """Start a gRPC server, and decide from now on when it asks its core for calls.
+
+        The loop gets a task factory, in place of one that it may have had.
+        """
+        context = copy_context()
+        context.run(_admission.set, self)
+        loop = asyncio.get_running_loop()
         loop.set_task_factory(_task)
+        await loop.create_task(server.start(), context=context)
 
     def may_ask(self) -> bool:
         """Tell whether there is room for a call, or the time to refuse it."""
@@ -94,7 +102,7 @@ class Admission:
 
 
 def _task(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> "asyncio.Task[Any]":
-    # The context is the one in which the server was started.
+    # The tasks of a server have the context in which it was started.
     admission = _admission.get()
     if (
         admission is not None

@@ -83,8 +83,7 @@ class Server:
         for address in addresses:
             self.addresses.append(bind(self._server, address, self._credentials))
         await self._set_health(is_serving=True)
-        self._admission.govern(asyncio.get_running_loop())
-        await self._server.start()
+        await self._admission.start(self._server)
         self._monitor = asyncio.create_task(self._watch_health())
 
     async def drain(self, *, delay_seconds: float, grace_seconds: float) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import grpc
 from bookstore.v1.books_pb2_grpc import BookServiceServicer
@@ -12,11 +13,12 @@ from tests.rpc.calls import Stub
 
 
 @asynccontextmanager
-async def server_with(servicer: BookServiceServicer) -> AsyncIterator[Server]:
+async def server_with(servicer: BookServiceServicer, **options: Any) -> AsyncIterator[Server]:
     async def probe() -> None:
         pass
 
-    server = Server(servicer, probe=probe, probe_interval_seconds=3_600, observers=[CallLog(slow_call_seconds=1)])
+    options = {"observers": [CallLog(slow_call_seconds=1)], **options}
+    server = Server(servicer, probe=probe, probe_interval_seconds=3_600, **options)
     await server.start(["127.0.0.1:0"])
     try:
         yield server

@@ -8,33 +8,29 @@ from contextlib import asynccontextmanager
 import grpc
 import pytest
 from bookstore.v1 import books_pb2
+from bookstore.v1.books_pb2_grpc import add_BookServiceServicer_to_server
 
 from bookstore_grpc.errors import ResourceExhausted
 from bookstore_grpc.rpc import admission
 from bookstore_grpc.rpc.admission import Admission
-from bookstore_grpc.rpc.server import Server
 from tests.rpc.calls import Stub, check_health, get, refusal
 from tests.rpc.obstacles import Waiting
+from tests.rpc.servers import server_with
 
 SERVING = b"\x08\x01"
 
 
-async def always_there() -> None:
-    pass
-
-
 @asynccontextmanager
 async def serving(servicer: Waiting, *, most: int) -> AsyncIterator[tuple[Stub, grpc.aio.Channel]]:
-    server = Server(servicer, probe=always_there, probe_interval_seconds=3_600, max_concurrent_calls=most)
-    await server.start(["127.0.0.1:0"])
     options = [("grpc.use_local_subchannel_pool", 1)]
-    try:
-        async with grpc.aio.insecure_channel(server.addresses[0], options=options) as channel:
+    async with (
+        server_with(servicer, max_concurrent_calls=most) as server,
+        grpc.aio.insecure_channel(server.addresses[0], options=options) as channel,
+    ):
+        try:
             yield Stub(channel), channel
-    finally:
-        servicer.may_go_on.set()
-        async with asyncio.timeout(5):
-            await server.drain(delay_seconds=0, grace_seconds=5)
+        finally:
+            servicer.may_go_on.set()
 
 
 async def held(servicer: Waiting, stub: Stub, count: int) -> "list[asyncio.Task[books_pb2.Book]]":
@@ -98,9 +94,10 @@ async def test_servers_of_one_process_hold_back_only_their_own_calls() -> None:
 @pytest.mark.usefixtures("three_refusals")
 async def test_a_server_that_holds_calls_back_drains_all_the_same() -> None:
     servicer = Waiting()
-    server = Server(servicer, probe=always_there, probe_interval_seconds=3_600, max_concurrent_calls=1)
-    await server.start(["127.0.0.1:0"])
-    async with grpc.aio.insecure_channel(server.addresses[0]) as channel:
+    async with (
+        server_with(servicer, max_concurrent_calls=1) as server,
+        grpc.aio.insecure_channel(server.addresses[0]) as channel,
+    ):
         stub = Stub(channel)
         [call] = await held(servicer, stub, 1)
         for _ in range(3):
@@ -144,13 +141,31 @@ def test_refusals_are_earned_again_in_time() -> None:
 async def test_arrivals_can_be_asked_for_after_the_end_too() -> None:
     servicer = Waiting()
     servicer.may_go_on.set()
-    server = Server(servicer, probe=always_there, probe_interval_seconds=3_600, counts_arrivals=True)
-    await server.start(["127.0.0.1:0"])
-    async with grpc.aio.insecure_channel(server.addresses[0]) as channel:
-        await get(Stub(channel), 1)
-        assert await check_health(channel) == SERVING
-    assert server.calls_not_taken() == 0
-    await server.drain(delay_seconds=0, grace_seconds=5)
+    async with server_with(servicer, counts_arrivals=True) as server:
+        async with grpc.aio.insecure_channel(server.addresses[0]) as channel:
+            await get(Stub(channel), 1)
+            assert await check_health(channel) == SERVING
+        assert server.calls_not_taken() == 0
     del server._server  # gRPC forgets a server when nobody holds it any more
     gc.collect()
     assert server.calls_not_taken() == 0
+
+
+@pytest.mark.usefixtures("three_refusals")
+async def test_other_servers_of_the_program_are_left_alone() -> None:
+    busy, other = Waiting(), Waiting()
+    other.may_go_on.set()
+    async with serving(busy, most=1) as (stub, _):
+        server = grpc.aio.server()
+        add_BookServiceServicer_to_server(other, server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        try:
+            await held(busy, stub, 1)
+            for _ in range(3):
+                await refusal(get(stub, 4))
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+                for number in range(20):
+                    assert (await Stub(channel).GetBook(books_pb2.GetBookRequest(id=number), timeout=5)).id == number
+        finally:
+            await server.stop(None)
