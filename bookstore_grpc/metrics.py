@@ -137,7 +137,7 @@ class Metrics:
             cause = outcome.error.__cause__
             self._database_errors.labels(type(getattr(cause, "orig", cause) or outcome.error).__name__).inc()
         elif isinstance(outcome.error, ResourceExhausted):
-            self._refused.labels(outcome.error.metadata["limit"]).inc()
+            self._refused.labels(outcome.error.metadata.get("limit", "")).inc()
 
     def group_written(self, size: int) -> None:
         """Count a group of writes by how many calls it served."""

@@ -25,8 +25,7 @@ from opentelemetry.trace import (
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
 
-from bookstore_grpc.rpc.calls import HEALTH_PREFIX, Call, Outcome
-from bookstore_grpc.rpc.interceptors import UNKNOWN_METHOD
+from bookstore_grpc.rpc.calls import HEALTH_PREFIX, UNKNOWN_METHOD, Call, Outcome
 from bookstore_grpc.wire import TRACEPARENT_KEY, TRACESTATE_KEY
 
 _PROPAGATOR = TraceContextTextMapPropagator()

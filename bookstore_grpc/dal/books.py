@@ -83,7 +83,8 @@ class BookDAL:
             self._write,
             at_once=database.groups_at_once,
             most=WRITE_GROUP_MAX,
-            on_ended=self._tell_of_group if observer else None,
+            on_ended=self._tell_of_group,
+            keeps_contexts=observer is not None,
         )
 
     async def create_book(self, draft: BookDraft) -> BookRecord:
@@ -178,18 +179,17 @@ class BookDAL:
             self._observer.read_ended(_READ_SUMMARY, started_ns, error)
 
     def _tell_of_group(self, group: Group[Operation], started_ns: int, error: BaseException | None) -> None:
-        assert self._observer is not None  # noqa: S101  else this is not called
-        summary = summary_of_writes(member.item for member in group.members)
-        self._observer.group_ended(summary, group.callers(), started_ns, error)
+        if self._on_group_written and error is None:
+            self._on_group_written(len(group.members))
+        if self._observer:
+            summary = summary_of_writes(member.item for member in group.members)
+            self._observer.group_ended(summary, group.callers(), started_ns, error)
 
     async def _write(self, group: Group[Operation]) -> list[Written | Exception]:
         async def work(connection: AsyncConnection) -> list[Written | Exception]:
             return await GroupOfWrites(connection, now=self._clock()).run(group)
 
-        written = await self._database.write(work)
-        if self._on_group_written:
-            self._on_group_written(len(written))
-        return written
+        return await self._database.write(work)
 
 
 def _first_that_fit(records: list[BookRecord]) -> list[BookRecord]:

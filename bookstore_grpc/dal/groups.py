@@ -10,7 +10,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context, copy_context
 from typing import Any, Generic, NamedTuple, TypeVar
 
+import structlog
+
 from bookstore_grpc.errors import BookstoreError
+
+_log = structlog.stdlib.get_logger("bookstore_grpc.groups")
 
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
@@ -85,7 +89,7 @@ class Groups(Generic[Item, Outcome]):
     defect that one of them meets does not fail the others. It is cancelled when no caller is left.
 
     `on_ended` is told of each group that has members, when it began, in nanoseconds since 1970-01-01T00:00:00Z, and
-    what its work has raised, before the callers know.
+    what its work has raised, before the callers know. With `keeps_contexts` it can ask the group who its callers are.
     """
 
     def __init__(
@@ -95,9 +99,11 @@ class Groups(Generic[Item, Outcome]):
         at_once: int,
         most: int,
         on_ended: Callable[[Group[Item], int, BaseException | None], None] | None = None,
+        keeps_contexts: bool = False,
     ) -> None:
         self._work = work
         self._on_ended = on_ended
+        self._keeps_contexts = keeps_contexts
         self._at_once = at_once
         self._most = most
         self._waiting: deque[_Member] = deque()
@@ -106,7 +112,7 @@ class Groups(Generic[Item, Outcome]):
     async def outcome(self, item: Item, *, size: int = 1) -> Outcome:
         """Wait until an item is done and answer its outcome, or raise it."""
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Member(item, size, future, copy_context() if self._on_ended else None))
+        self._waiting.append(_Member(item, size, future, copy_context() if self._keeps_contexts else None))
         self._start_group()
         try:
             return await future
@@ -138,8 +144,6 @@ class Groups(Generic[Item, Outcome]):
         started_ns = time.time_ns()
         try:
             outcomes = await self._work(group)
-            self._tell(group, started_ns, None)
-            group.settle(outcomes)
         except asyncio.CancelledError as cancelled:
             self._tell(group, started_ns, cancelled)
             raise
@@ -151,12 +155,18 @@ class Groups(Generic[Item, Outcome]):
                 group.settle([error] * len(group.members))
             else:
                 await self._do_one_by_one(group.members)
+        else:
+            self._tell(group, started_ns, None)
+            group.settle(outcomes)
         finally:
             group.has_ended = True
 
     def _tell(self, group: Group[Item], started_ns: int, error: BaseException | None) -> None:
         if self._on_ended and group.members:
-            self._on_ended(group, started_ns, error)
+            try:
+                self._on_ended(group, started_ns, error)
+            except Exception:  # what was done is done, and its callers wait
+                _log.exception("observer failed")
 
     async def _do_one_by_one(self, members: Sequence[_Member]) -> None:
         for member in members:

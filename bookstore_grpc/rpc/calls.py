@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 HEALTH_PREFIX = "/grpc.health.v1.Health/"
+UNKNOWN_METHOD = "unknown"
 
 
 @dataclass(slots=True)
 class Call:
-    """One call under way. `method` is its full name, or "unknown" for one that the server does not have.
+    """One call under way. `method` is its full name, or `UNKNOWN_METHOD` where the server has none such.
 
     `caller` is who makes it, once a gate has found out: a token's subject, or the name in a certificate. `trace_id` is
     that of the trace which its caller says that it belongs to, or which an observer has begun, and `span` its place
@@ -41,7 +42,7 @@ Gate = Callable[[Call], Awaitable[None]]
 
 
 class Observer(Protocol):
-    """Is told of every call. What it does stands in each call's way, and it must not raise."""
+    """Is told of every call. What it does stands in each call's way; what it raises is logged."""
 
     def call_began(self, call: Call) -> None:
         """Take note of a call whose request is not yet read."""

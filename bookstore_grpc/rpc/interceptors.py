@@ -14,6 +14,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import grpc
+import structlog
 
 from bookstore_grpc.errors import (
     DeadlineExceeded,
@@ -24,13 +25,14 @@ from bookstore_grpc.errors import (
 )
 from bookstore_grpc.limits import REQUEST_ID_MAX_CHARACTERS
 from bookstore_grpc.rpc.admission import Admission
-from bookstore_grpc.rpc.calls import HEALTH_PREFIX, Call, Gate, Observer, Outcome
+from bookstore_grpc.rpc.calls import HEALTH_PREFIX, UNKNOWN_METHOD, Call, Gate, Observer, Outcome
 from bookstore_grpc.rpc.status import status_from_error
 from bookstore_grpc.trace_context import trace_id_from_traceparent
 from bookstore_grpc.wire import REQUEST_ID_KEY, STATUS_DETAILS_KEY, TRACEPARENT_KEY
 
-UNKNOWN_METHOD = "unknown"
+_log = structlog.stdlib.get_logger("bookstore_grpc.calls")
 
+_OBSERVER_FAILED = "observer failed"
 _SANE_REQUEST_ID = re.compile(rf"[A-Za-z0-9._-]{{1,{REQUEST_ID_MAX_CHARACTERS}}}")
 _CUT_OFF_SECONDS = 1
 _LULL_SECONDS = 0.05
@@ -161,9 +163,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         is_admitted = is_unary and not method.startswith(HEALTH_PREFIX)
         if is_admitted:
             self._admission.enter()
-        for observer in self._observers:
-            observer.call_began(call)
         try:
+            self._tell_of_beginning(call)
             remaining = context.time_remaining()
             is_ours = is_unary and (remaining is None or remaining > self._max_call_seconds)
             deadline = asyncio.timeout(self._max_call_seconds if is_ours else remaining)
@@ -228,12 +229,22 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             # The caller has gone, which gRPC takes for a defect if it learns it this way first.
             raise asyncio.CancelledError from failed
 
+    def _tell_of_beginning(self, call: Call) -> None:
+        for observer in self._observers:
+            try:
+                observer.call_began(call)
+            except Exception:  # the call does not depend on who watches it
+                _log.exception(_OBSERVER_FAILED)
+
     def _tell(
         self, call: Call, started: float, status: str, *, reason: str = "", error: BaseException | None = None
     ) -> None:
         outcome = Outcome(status, time.perf_counter() - started, reason, error)
         for observer in self._observers:
-            observer.call_ended(call, outcome)
+            try:
+                observer.call_ended(call, outcome)
+            except Exception:
+                _log.exception(_OBSERVER_FAILED)
 
 
 def _as_it_is(message: Any) -> Any:

@@ -358,3 +358,19 @@ async def test_every_caller_who_waits_is_answered_its_own_whoever_leaves_and_wha
     assert all(asked == answer for asked, answer in told)
     assert len(told) > 50
     assert len(answered) == len(set(answered))
+
+
+async def test_what_was_done_is_not_done_again_because_nobody_could_be_told_of_it() -> None:
+    done: list[str] = []
+
+    async def work(group: Group[str]) -> list[str | Exception]:
+        items = group.join()
+        done.extend(items)
+        return list(items)
+
+    def tell(_group: Group[str], _started_ns: int, _error: BaseException | None) -> None:
+        raise Defect
+
+    groups: Groups[str, str] = Groups(work, at_once=1, most=10, on_ended=tell)
+    assert await asyncio.gather(*(groups.outcome(item) for item in "abc")) == ["a", "b", "c"]
+    assert done == ["a", "b", "c"]

@@ -9,11 +9,13 @@ import pytest
 from bookstore.v1 import books_pb2, books_pb2_grpc
 
 from bookstore_grpc.rpc.call_log import CallLog
+from bookstore_grpc.rpc.calls import Call, Outcome
 from bookstore_grpc.rpc.interceptors import CallInterceptor
 from bookstore_grpc.rpc.servicer import BookServicer
 from tests.conftest import LogLines
-from tests.rpc.calls import REQUEST_ID_KEY, get, refusal, refusal_from_error
-from tests.rpc.servers import stub_of
+from tests.rpc.calls import REQUEST_ID_KEY, Stub, get, refusal, refusal_from_error
+from tests.rpc.obstacles import Waiting
+from tests.rpc.servers import server_with, stub_of
 
 SECRET = "postgresql://admin:hunter2@db.internal/books"
 
@@ -181,3 +183,27 @@ async def test_a_failing_handler_of_any_kind_leaves_as_a_bare_internal(
     assert answers == (written if "stream " in kind else 0)
     (line,) = [line for line in log_lines() if line["level"] == "error"]
     assert line["request_id"] == "the-call"
+
+
+class DefectiveObserver:
+    def call_began(self, _call: Call) -> None:
+        raise Defect(SECRET)
+
+    def call_ended(self, _call: Call, _outcome: Outcome) -> None:
+        raise Defect(SECRET)
+
+
+async def test_a_call_does_not_depend_on_who_watches_it(log_lines: LogLines) -> None:
+    servicer = Waiting()
+    servicer.may_go_on.set()
+    observers = [DefectiveObserver(), CallLog(slow_call_seconds=1)]
+    async with (
+        asyncio.timeout(10),  # for the drain too
+        server_with(servicer, max_concurrent_calls=2, observers=observers) as server,
+        grpc.aio.insecure_channel(server.addresses[0]) as channel,
+    ):
+        for number in range(5):  # more than may be under way
+            assert (await get(Stub(channel), number)).id == number
+    events = [line["event"] for line in log_lines()]
+    assert events.count("call answered") == 5
+    assert events.count("observer failed") == 10
