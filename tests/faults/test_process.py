@@ -11,7 +11,7 @@ from bookstore_grpc.client import BookstoreClient
 from tests.e2e.conftest import Start
 from tests.executable import Serving
 from tests.faults.conftest import Figures
-from tests.faults.load import CALLERS, Tally, load, lost_and_doubled, numbered_request
+from tests.faults.load import CALLERS, Tally, load, lost_and_doubled, numbered_request, stored_books
 
 pytestmark = pytest.mark.e2e
 
@@ -40,6 +40,8 @@ async def run_rounds(start: Start, url: str, number: signal.Signals, rounds: int
         if number is signal.SIGTERM:
             assert server.log_lines()[-1]["event"] == "stopped"
             assert "drain cut off" not in {line["event"] for line in server.log_lines()}
+            ends = {(line["status"], line.get("reason")) for line in server.log_lines() if "method" in line}
+            assert ends == {("OK", None), ("UNAVAILABLE", "SERVER_DRAINING")}
     return tally, slowest_start
 
 
@@ -54,6 +56,10 @@ async def test_every_answered_create_outlives_the_server(
 
     server = await start_on(start, any_database_url)
     answered = len(tally.answered)
+    if number is signal.SIGTERM:
+        # What was under way has finished, and what was refused has not been begun.
+        stored = await stored_books(server.address)
+        assert {book for book in stored if book[0].startswith(f"Book {tally.run}")} == set(tally.answered.items())
     lost, doubled = await lost_and_doubled(server.address, tally)
 
     figures(
