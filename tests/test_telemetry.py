@@ -24,7 +24,8 @@ log.debug("a debug line")
 log.info("an info line", count=3, name="Émile \\U0001f600")
 log.warning("a warning")
 logging.getLogger("sqlalchemy.engine").info("too low for a library")
-logging.getLogger("sqlalchemy.pool").warning("from a %s", "library")
+logging.getLogger("sqlalchemy.pool.impl").error("a connection is broken")
+logging.getLogger("sqlalchemy.engine").warning("from a %s", "library")
 logging.getLogger("bookstore_grpc.dal").error("from our own, by the standard library")
 warnings.warn("a python warning")
 try:
@@ -71,6 +72,10 @@ def test_lines_of_libraries_are_in_the_same_form(json_lines: dict[str, dict[str,
 
 def test_lines_of_libraries_below_warning_are_left_out(json_lines: dict[str, dict[str, Any]]) -> None:
     assert "too low for a library" not in json_lines
+
+
+def test_what_the_pool_says_of_broken_connections_is_left_out(json_lines: dict[str, dict[str, Any]]) -> None:
+    assert "a connection is broken" not in json_lines
 
 
 def test_request_id_stands_in_every_line_of_its_call_and_in_no_other(
