@@ -23,10 +23,6 @@ _TOGETHER_MOST_LINES = 256
 # Pipes keep writes of up to 4 KiB whole, so lines of several processes do not mix. Most characters are one byte.
 _WHOLE_CHARACTERS = 4_000
 
-_stream: TextIO = sys.stderr
-_is_json = False
-_in_every_line: dict[str, Any] = {}
-
 
 def configure_logging(*, level: LogLevel, log_format: LogFormat, worker: int | None = None) -> None:
     """Send every line of this process, libraries' included, to standard error in one format.
@@ -35,17 +31,15 @@ def configure_logging(*, level: LogLevel, log_format: LogFormat, worker: int | N
     and so does the index of the worker, if this process is one: a context variable would not reach every thread.
     """
     is_console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
-    global _stream, _is_json, _in_every_line  # noqa: PLW0603  one process has one log, and structlog keeps its loggers
-    _stream = sys.stderr
-    _is_json = not is_console
-    _in_every_line = {} if worker is None else {"worker": worker}
+    _output.stream = sys.stderr
+    _output.is_json = not is_console
+    _output.in_every_line = {} if worker is None else {"worker": worker}
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _add_what_is_in_every_line,
     ]
-    if worker is not None:
-        shared.append(_adding(worker=worker))
     rendering: list[Any]
     if is_console:
         rendering = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
@@ -91,6 +85,9 @@ class _Output:
     """
 
     def __init__(self) -> None:
+        self.stream: TextIO = sys.stderr
+        self.is_json = False
+        self.in_every_line: dict[str, Any] = {}
         self._waiting: list[str | dict[str, Any]] = []
 
     def write_soon(self, line: str | dict[str, Any]) -> None:
@@ -98,7 +95,7 @@ class _Output:
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
-            self._write(_text(line))
+            self._write(self._text(line))
             return
         if not self._waiting:
             loop.call_later(_TOGETHER_SECONDS, self.flush)
@@ -106,15 +103,16 @@ class _Output:
         if len(self._waiting) >= _TOGETHER_MOST_LINES:
             self.flush()
 
-    def _write_now(self, line: str) -> None:
+    def write_now(self, line: str | dict[str, Any]) -> None:
+        """Write what waits, and a line, or the JSON of what it says."""
         with suppress(RuntimeError):
             asyncio.get_running_loop()  # raises in other threads, which must not touch what waits here
             self.flush()
-        self._write(line + "\n")
+        self._write(self._text(line))
 
     def flush(self) -> None:
         """Write what waits."""
-        lines = [_text(line) for line in self._waiting]
+        lines = [self._text(line) for line in self._waiting]
         self._waiting.clear()
         together = ""
         for line in lines:
@@ -125,14 +123,22 @@ class _Output:
         if together:
             self._write(together)
 
+    def _text(self, line: str | dict[str, Any]) -> str:
+        if isinstance(line, dict):
+            line |= self.in_every_line
+            line["level"] = logging.getLevelName(line["level"]).lower()
+            line["timestamp"] = datetime.fromtimestamp(line["timestamp"], UTC).isoformat().replace("+00:00", "Z")
+            line = _json(line, repr)
+        return line + "\n"
+
     def _write(self, text: str) -> None:
         # Whoever read the log may have gone, which is nothing to a call.
         with suppress(OSError, ValueError):
-            _stream.write(text)
-            _stream.flush()
+            self.stream.write(text)
+            self.stream.flush()
 
     debug = info = msg = write_soon
-    warning = error = critical = _write_now
+    warning = error = critical = write_now
 
 
 _output = _Output()
@@ -144,25 +150,14 @@ def write_line(logger: structlog.stdlib.BoundLogger, level: int, event: str, fie
 
     Lines with an exception, and those for people, are left to the logger. Context variables are not looked at.
     """
-    if not _is_json or "exc_info" in fields:
+    if not _output.is_json or "exc_info" in fields:
         logger.log(level, event, **fields)
         return
-    fields["event"] = event
-    fields["level"] = level
-    fields["timestamp"] = time.time()
+    fields |= {"event": event, "level": level, "timestamp": time.time()}
     if level >= logging.WARNING:
-        _output.warning(_text(fields).rstrip("\n"))
+        _output.write_now(fields)
     else:
         _output.write_soon(fields)
-
-
-def _text(line: str | dict[str, Any]) -> str:
-    if isinstance(line, dict):
-        line |= _in_every_line
-        line["level"] = logging.getLevelName(line["level"]).lower()
-        line["timestamp"] = datetime.fromtimestamp(line["timestamp"], UTC).isoformat().replace("+00:00", "Z")
-        line = _json(line, repr)
-    return line + "\n"
 
 
 def flush_logs() -> None:
@@ -170,9 +165,8 @@ def flush_logs() -> None:
     _output.flush()
 
 
-def _adding(**values: Any) -> structlog.typing.Processor:
-    def add(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-        event.update(values)
-        return event
-
-    return add
+def _add_what_is_in_every_line(
+    _logger: object, _method: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    event.update(_output.in_every_line)
+    return event
