@@ -5,6 +5,7 @@ environment names before the import, and the supervisor answers the sums (docs/o
 """
 
 import platform
+from collections import deque
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from typing import Any
@@ -19,6 +20,7 @@ from prometheus_client import (
     multiprocess,
 )
 
+from bookstore_grpc.dal.driver_errors import driver_error
 from bookstore_grpc.errors import DatabaseUnavailable, ResourceExhausted
 from bookstore_grpc.rpc.calls import Call, Outcome
 
@@ -29,6 +31,8 @@ FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+# Of a second each: longer than a call waits to be taken in, but for one that is held back behind many slow ones.
+_WAITING_SAMPLES = 10
 _GROUP_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1_000)
 
 
@@ -52,7 +56,8 @@ class Metrics:
         )
         self._refused = Counter(
             "bookstore_calls_refused",
-            "Calls beyond a limit. Those beyond waiting_calls gRPC has turned away, and no other metric has them.",
+            "Calls beyond a limit. Those beyond waiting_calls gRPC has turned away: no other metric has them, "
+            "and they are counted ten seconds late.",
             ["limit"],
             registry=registry,
         )
@@ -97,7 +102,8 @@ class Metrics:
             registry=registry,
         )
         self._seen_failures: dict[str, int] = {}
-        self._not_taken_before = self._counted_turned_away = 0
+        self._not_taken: deque[int] = deque(maxlen=_WAITING_SAMPLES)
+        self._counted_turned_away = 0
         build = Gauge(
             "bookstore_build_info",
             "Versions; always 1.",
@@ -134,8 +140,7 @@ class Metrics:
         request_bytes.inc(call.request_bytes)
         response_bytes.inc(call.response_bytes)
         if isinstance(outcome.error, DatabaseUnavailable):
-            cause = outcome.error.__cause__
-            self._database_errors.labels(type(getattr(cause, "orig", cause) or outcome.error).__name__).inc()
+            self._database_errors.labels(type(driver_error(outcome.error)).__name__).inc()
         elif isinstance(outcome.error, ResourceExhausted):
             self._refused.labels(outcome.error.metadata.get("limit", "")).inc()
 
@@ -154,10 +159,10 @@ class Metrics:
     ) -> None:
         """Take down what is so now. `calls_not_taken` and `refresh_failures` are counts since the start."""
         self._ready.set(is_ready)
-        # What only waits will soon be taken; what was not taken for two samples was turned away.
-        turned_away = min(calls_not_taken, self._not_taken_before)
-        self._not_taken_before = calls_not_taken
-        if turned_away > self._counted_turned_away:
+        # What only waits is taken some time; what was not taken in all of these samples was turned away.
+        self._not_taken.append(calls_not_taken)
+        turned_away = min(self._not_taken)
+        if len(self._not_taken) == _WAITING_SAMPLES and turned_away > self._counted_turned_away:
             self._turned_away.inc(turned_away - self._counted_turned_away)
             self._counted_turned_away = turned_away
         for pool, in_use in connections.items():

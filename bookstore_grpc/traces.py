@@ -25,6 +25,7 @@ from opentelemetry.trace import (
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
 
+from bookstore_grpc.dal.driver_errors import driver_error
 from bookstore_grpc.rpc.calls import HEALTH_PREFIX, UNKNOWN_METHOD, Call, Outcome
 from bookstore_grpc.wire import TRACEPARENT_KEY, TRACESTATE_KEY
 
@@ -140,7 +141,7 @@ class Traces:
             started_ns,
         )
         if error is not None:
-            span.set_attribute("error.type", _error_type(error))
+            span.set_attribute("error.type", type(driver_error(error)).__name__)
             span.set_status(StatusCode.ERROR)
         span.end()
         if is_shared:
@@ -176,9 +177,3 @@ def _peer(peer: str) -> dict[str, AttributeValue]:
     if kind not in ("ipv4", "ipv6") or not port.isdigit():
         return {}
     return {"network.peer.address": host.strip("[]"), "network.peer.port": int(port)}
-
-
-def _error_type(error: BaseException) -> str:
-    """Name what the driver has raised, which says more than what it became."""
-    cause = error.__cause__
-    return type(getattr(cause, "orig", cause) or error).__name__

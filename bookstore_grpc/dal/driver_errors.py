@@ -64,6 +64,12 @@ def translated_errors(dialect: str) -> Iterator[None]:
         raise DatabaseUnavailable from error
 
 
+def driver_error(error: BaseException) -> BaseException:
+    """Answer what the driver has raised, of which an error came to be; it says more. Else the error itself."""
+    cause = error.__cause__
+    return getattr(cause, "orig", None) or cause or error
+
+
 @contextmanager
 def startup_errors(description: str) -> Iterator[None]:
     """Turn what keeps the service from starting on the database so described into `StartupError`.
@@ -73,10 +79,7 @@ def startup_errors(description: str) -> Iterator[None]:
     try:
         yield
     except DatabaseUnavailable as error:
-        cause = error.__cause__
-        raise StartupError(
-            f"Cannot use the database {description}: {getattr(cause, 'orig', cause) or error}."
-        ) from error
+        raise StartupError(f"Cannot use the database {description}: {driver_error(error)}.") from error
     except exc.SQLAlchemyError as error:
         raise StartupError(f"Cannot use the database {description}: {getattr(error, 'orig', error)}.") from error
     except (TypeError, ValueError) as error:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import yaml
 
-from bookstore_grpc import app, probes
+from bookstore_grpc import app, probes, trace_export
 from bookstore_grpc.addresses import check_addresses
 from bookstore_grpc.cli import main
 from bookstore_grpc.rpc import server
@@ -24,8 +24,14 @@ from tests.deploy.files import (
     settings_from,
 )
 
-# What comes after the last call: gRPC's own stop, the probes' port, the database's connections, a thread that hangs.
-_ENDING_SECONDS = server._STOP_MARGIN_SECONDS + probes._STOP_SECONDS + app._CLOSE_SECONDS + app._HANGING_SECONDS
+# What comes after the last call: gRPC's own stop, the probes' port, traces and connections, a thread that hangs.
+_ENDING_SECONDS = (
+    server._STOP_MARGIN_SECONDS
+    + probes._STOP_SECONDS
+    + trace_export._FLUSH_SECONDS
+    + app._CLOSE_SECONDS
+    + app._HANGING_SECONDS
+)
 
 
 def known_variables() -> Iterator[str]:
