@@ -11,13 +11,14 @@ import grpc
 import structlog
 from bookstore.v1 import books_pb2, books_pb2_grpc
 from google.protobuf import descriptor_pool
-from grpc_health.v1 import health, health_pb2
+from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 
 from bookstore_grpc.addresses import cannot_listen
 from bookstore_grpc.errors import StartupError, Unavailable
 from bookstore_grpc.rpc.admission import Admission
 from bookstore_grpc.rpc.calls import Gate, Observer
+from bookstore_grpc.rpc.health import Health
 from bookstore_grpc.rpc.interceptors import CallInterceptor
 
 if TYPE_CHECKING:
@@ -65,13 +66,13 @@ class Server:
             admission=self._admission,
             max_call_seconds=max_call_seconds,
         )
-        self._health = health.aio.HealthServicer()
+        self._health = Health(("", BOOK_SERVICE))
         self._server = grpc.aio.server(interceptors=[self._calls], options=options)
         self._arrivals = _arrivals() if counts_arrivals else None
         self._monitor: asyncio.Task[None] | None = None
         self.why_not_ready = "starting"
         books_pb2_grpc.add_BookServiceServicer_to_server(servicer, self._server)
-        self._register_health()
+        self._server.add_generic_rpc_handlers([self._health.handler()])
         if has_reflection:
             self._register_reflection()
 
@@ -82,7 +83,7 @@ class Server:
         """
         for address in addresses:
             self.addresses.append(bind(self._server, address, self._credentials))
-        await self._set_health(is_serving=True)
+        self._set_health(is_serving=True)
         await self._admission.start(self._server)
         self._monitor = asyncio.create_task(self._watch_health())
 
@@ -94,7 +95,7 @@ class Server:
         if self._monitor is not None:
             self._monitor.cancel()
         self.why_not_ready = "draining"
-        await self._health.enter_graceful_shutdown()
+        self._health.set(is_serving=False)
         await asyncio.sleep(delay_seconds)
         # What has reached gRPC and no handler when it stops it cancels, which callers take for their own doing.
         await self._calls.refuse()
@@ -108,22 +109,6 @@ class Server:
     def calls_not_taken(self) -> int:
         """Answer how many calls wait for their handlers or never came to them; 0 where arrivals are not counted."""
         return self._arrivals.count() - self._calls.taken_calls if self._arrivals else 0
-
-    def _register_health(self) -> None:
-        # Not as registered methods, which have queues of their own: whatever is not ours is never held back.
-        methods = {
-            "Check": grpc.unary_unary_rpc_method_handler(
-                self._health.Check,
-                request_deserializer=health_pb2.HealthCheckRequest.FromString,
-                response_serializer=health_pb2.HealthCheckResponse.SerializeToString,
-            ),
-            "Watch": grpc.unary_stream_rpc_method_handler(
-                self._health.Watch,
-                request_deserializer=health_pb2.HealthCheckRequest.FromString,
-                response_serializer=health_pb2.HealthCheckResponse.SerializeToString,
-            ),
-        }
-        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(health.SERVICE_NAME, methods),))
 
     def _register_reflection(self) -> None:
         reflector = _ReflectionServicer((BOOK_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME))
@@ -155,13 +140,11 @@ class Server:
                 if not is_serving:
                     _log.info("serving again: the database is back")
                 is_serving = True
-            await self._set_health(is_serving=is_serving)
+            self._set_health(is_serving=is_serving)
 
-    async def _set_health(self, *, is_serving: bool) -> None:
+    def _set_health(self, *, is_serving: bool) -> None:
         self.why_not_ready = "" if is_serving else "the database is away"
-        status = health_pb2.HealthCheckResponse.SERVING if is_serving else health_pb2.HealthCheckResponse.NOT_SERVING
-        for service in ("", BOOK_SERVICE):
-            await self._health.set(service, status)
+        self._health.set(is_serving=is_serving)
 
 
 def _arrivals() -> "Arrivals":

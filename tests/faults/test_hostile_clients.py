@@ -17,37 +17,25 @@ from tests.e2e.conftest import Start
 from tests.executable import Serving
 from tests.faults.conftest import Figures
 from tests.faults.load import defects, resident_megabytes
+from tests.http2 import (
+    CONTINUATION,
+    HEADERS,
+    INITIAL_WINDOW_SIZE,
+    PING,
+    RST_STREAM,
+    SETTINGS,
+    call_frames,
+    frame,
+    headers,
+    literal,
+    opened,
+)
 
 pytestmark = pytest.mark.e2e
 
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-DATA, HEADERS, RST_STREAM, SETTINGS, PING, CONTINUATION = 0, 1, 3, 4, 6, 9
 GROWTH_MEGABYTES = 100  # what is kept of a flood does not grow with the next one
 GIVEN_BACK_SECONDS = 15.0
 SLOWEST_SECONDS = 5.0
-
-
-def frame(kind: int, payload: bytes = b"", *, flags: int = 0, stream: int = 0) -> bytes:
-    """RFC 9113, section 4.1."""
-    return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
-
-
-def literal(name: str, value: str) -> bytes:
-    """A header as HPACK's literal without indexing: RFC 7541, section 6.2.2. Both are shorter than 127 bytes."""
-    return b"\x00" + bytes([len(name)]) + name.encode() + bytes([len(value)]) + value.encode()
-
-
-def headers(path: str = "/bookstore.v1.BookService/GetBook", method: str = "POST", **others: str) -> bytes:
-    every = {":method": method, ":scheme": "http", ":path": path, ":authority": "a", "te": "trailers"}
-    every |= {"content-type": "application/grpc"} | {name.replace("_", "-"): value for name, value in others.items()}
-    return b"".join(literal(name, value) for name, value in every.items() if value)
-
-
-def opened(address: str) -> socket.socket:
-    host, _, port = address.rpartition(":")
-    connection = socket.create_connection((host, int(port)), timeout=10)
-    connection.sendall(PREFACE + frame(SETTINGS))
-    return connection
 
 
 def reset_flood(connection: socket.socket, count: int) -> None:
@@ -63,7 +51,7 @@ def ping_flood(connection: socket.socket, count: int) -> None:
 
 def settings_flood(connection: socket.socket, count: int) -> None:
     for _ in range(count // 100):
-        connection.sendall(frame(SETTINGS, struct.pack(">HI", 4, 65_535)) * 100)
+        connection.sendall(frame(SETTINGS, struct.pack(">HI", INITIAL_WINDOW_SIZE, 65_535)) * 100)
 
 
 def continuation_flood(connection: socket.socket, count: int) -> None:
@@ -95,12 +83,10 @@ def random_bytes(connection: socket.socket, count: int) -> None:
 
 def no_reading(connection: socket.socket, count: int) -> None:
     """Ask for large pages with the window closed, and read nothing of what comes."""
-    connection.sendall(frame(SETTINGS, struct.pack(">HI", 4, 0)))
+    connection.sendall(frame(SETTINGS, struct.pack(">HI", INITIAL_WINDOW_SIZE, 0)))
     request = books_pb2.ListBooksRequest(page_size=1_000).SerializeToString()
-    body = b"\x00" + len(request).to_bytes(4, "big") + request
     for stream in range(1, 2 * min(count, 50), 2):
-        opening = frame(HEADERS, headers("/bookstore.v1.BookService/ListBooks"), flags=4, stream=stream)
-        connection.sendall(opening + frame(DATA, body, flags=1, stream=stream))
+        connection.sendall(call_frames("/bookstore.v1.BookService/ListBooks", request, stream=stream))
     time.sleep(1)
 
 

@@ -1,5 +1,7 @@
+import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +12,7 @@ from sqlalchemy.engine import make_url
 from bookstore_grpc.app import running_server
 from bookstore_grpc.dal.database import Database
 from tests.conftest import settings_for
+from tests.http2 import call_frames, opened
 from tests.rpc.calls import Stub, books_of, create, get, list_page, refusal, update
 from tests.rpc.health import Status, check, watch
 from tests.rpc.obstacles import Network, locked_book
@@ -153,3 +156,25 @@ async def test_a_write_that_waits_too_long_for_sqlites_lock_is_unavailable(datab
             assert refused.retry_seconds
             assert await get(impatient, made.id) == made
         assert (await update(impatient, made.id, name="Dune Messiah")).name == "Dune Messiah"
+
+
+async def test_a_watcher_that_reads_nothing_holds_up_neither_the_others_nor_the_end(tmp_path: Path) -> None:
+    async with file_that_moves(tmp_path) as outage:
+        settings = settings_for(outage.url, health_interval_seconds=0.1)
+        async with AsyncExitStack() as stack:
+            server = await stack.enter_async_context(running_server(settings))
+            deaf = stack.enter_context(opened(server.addresses[0], window_bytes=0))
+            deaf.sendall(call_frames("/grpc.health.v1.Health/Watch", b"", stream=1))
+            await asyncio.sleep(0.2)
+            channel = await stack.enter_async_context(grpc.aio.insecure_channel(server.addresses[0]))
+            statuses = aiter(watch(channel, ""))
+            async with asyncio.timeout(10):
+                assert (await anext(statuses)).status == Status.SERVING
+                await outage.begin()
+                assert (await anext(statuses)).status == Status.NOT_SERVING
+                assert (await check(channel, "")).status == Status.NOT_SERVING
+                assert server.why_not_ready
+                await outage.end()
+                assert (await anext(statuses)).status == Status.SERVING
+            began = time.monotonic()
+        assert time.monotonic() - began < 5
