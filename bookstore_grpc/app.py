@@ -194,7 +194,7 @@ def _server(
         # A call passes the gates in this order.
         gates=(*way_in.gates, *_rate_limit(settings)),
         observers=[observer for observer in (traces, call_log, metrics) if observer],
-        credentials=way_in.certificates.server_credentials() if way_in.certificates else None,
+        credentials=way_in.certificates.server_credentials if way_in.certificates else None,
         has_reflection=settings.reflection == "on",
         max_concurrent_calls=settings.max_concurrent_calls,
         max_call_seconds=settings.max_call_seconds,

@@ -28,7 +28,7 @@ class Certificates:
         self._paths = [path for path in (cert, key, client_ca) if path]
         self._requires_client_certificates = bool(client_ca)
         self._lock = threading.Lock()  # handshakes come on threads of gRPC's own
-        self._is_newer_than_handed = False
+        self._version = 0
         self.expires_at = 0.0
         self.refresh_failures = 0
         try:
@@ -38,10 +38,21 @@ class Certificates:
             raise StartupError(f"Cannot serve with TLS: {_sentence(error)}.") from error
 
     def server_credentials(self) -> grpc.ServerCredentials:
-        """Answer credentials that ask for the newest contents at each handshake."""
+        """Answer credentials for one address, which ask for the newest contents at each handshake there."""
+        handed = self._version
+
+        def newer_configuration() -> grpc.ServerCertificateConfiguration | None:
+            nonlocal handed
+            self.refresh()
+            with self._lock:
+                if handed == self._version:
+                    return None
+                handed = self._version
+                return self._configuration
+
         return grpc.dynamic_ssl_server_credentials(
             self._configuration,
-            self._newer_configuration,  # type: ignore[arg-type]  # None means "as before" (grpc's documentation)
+            newer_configuration,  # type: ignore[arg-type]  # None means "as before" (grpc's documentation)
             self._requires_client_certificates,
         )
 
@@ -58,14 +69,8 @@ class Certificates:
                 self.refresh_failures += 1
                 _log.error("certificates not reloaded: the old ones stay", cause=_sentence(error))
                 return
-            self._is_newer_than_handed = True
+            self._version += 1
         _log.info("certificates reloaded", files=self._paths)
-
-    def _newer_configuration(self) -> grpc.ServerCertificateConfiguration | None:
-        self.refresh()
-        with self._lock:
-            is_newer, self._is_newer_than_handed = self._is_newer_than_handed, False
-            return self._configuration if is_newer else None
 
     def _look(self) -> _Seen:
         return tuple(_signature(path) for path in self._paths)

@@ -48,7 +48,7 @@ class Server:
         probe_interval_seconds: float,
         gates: Sequence[Gate] = (),
         observers: Sequence[Observer] = (),
-        credentials: grpc.ServerCredentials | None = None,
+        credentials: Callable[[], grpc.ServerCredentials] | None = None,
         has_reflection: bool = True,
         max_concurrent_calls: int = 500,
         max_call_seconds: float = 30,
@@ -82,7 +82,8 @@ class Server:
         Raises `StartupError` where one cannot be had.
         """
         for address in addresses:
-            self.addresses.append(bind(self._server, address, self._credentials))
+            credentials = self._credentials() if self._credentials else None
+            self.addresses.append(bind(self._server, address, credentials))
         self._set_health(is_serving=True)
         await self._admission.start(self._server)
         self._monitor = asyncio.create_task(self._watch_health())

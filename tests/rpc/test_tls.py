@@ -52,7 +52,7 @@ async def is_served(server: Server, **options: Any) -> bool:
     return code is grpc.StatusCode.OK
 
 
-def handshake(server: Server, *, most: ssl.TLSVersion) -> tuple[str | None, str | None, int]:
+def handshake(server: Server, *, most: ssl.TLSVersion, address: int = 0) -> tuple[str | None, str | None, int]:
     """Shake hands as a program in any language would; answer version, protocol and the certificate's number."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(cadata=authority.pem.decode())
@@ -62,7 +62,7 @@ def handshake(server: Server, *, most: ssl.TLSVersion) -> tuple[str | None, str 
         warnings.simplefilter("ignore", DeprecationWarning)
         context.minimum_version = ssl.TLSVersion.TLSv1
         context.maximum_version = most
-    host, _, port = server.addresses[0].rpartition(":")
+    host, _, port = server.addresses[address].rpartition(":")
     with (
         socket.create_connection((host, int(port)), timeout=10) as plain,
         context.wrap_socket(plain, server_hostname=host) as encrypted,
@@ -75,8 +75,8 @@ def write(path: str, contents: bytes) -> None:
     Path(path).write_bytes(contents)
 
 
-def certificate_number(server: Server) -> int:
-    return handshake(server, most=ssl.TLSVersion.TLSv1_3)[2]
+def certificate_number(server: Server, address: int = 0) -> int:
+    return handshake(server, most=ssl.TLSVersion.TLSv1_3, address=address)[2]
 
 
 async def test_calls_travel_by_tls_and_nobody_else_s_certificate_is_taken_for_ours(tmp_path: Path) -> None:
@@ -157,6 +157,14 @@ async def test_new_files_that_cannot_be_used_keep_the_old_ones_which_is_told_onc
     assert line["level"] == "error"
     assert str(tmp_path) in line["cause"]
     assert "PRIVATE" not in str(log_lines())
+
+
+async def test_every_address_has_the_certificate_and_the_new_one_after_it(tmp_path: Path) -> None:
+    async with serving(tmp_path, listen=("127.0.0.1:0", "127.0.0.1:0")) as server:
+        assert certificate_number(server, 0) == certificate_number(server, 1)
+        later = authority.server()
+        later.write(tmp_path, "server")
+        assert [certificate_number(server, address) for address in (0, 1, 0, 1)] == [later.number] * 4
 
 
 def test_the_two_files_may_be_replaced_one_after_the_other(tmp_path: Path) -> None:
