@@ -76,7 +76,7 @@ class TokenVerifier:
         except (exceptions.PyJWTError, ValueError, RecursionError) as error:
             raise TokenInvalid(_NO_TOKEN) from error
         algorithm = header.get("alg")
-        if algorithm not in self._algorithms:
+        if not isinstance(algorithm, str) or algorithm not in self._algorithms:
             raise TokenInvalid(_SENTENCES[exceptions.InvalidAlgorithmError])
         keys = self._keys(header, algorithm)
         if not keys:

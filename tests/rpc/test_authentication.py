@@ -104,6 +104,8 @@ REFUSED: dict[str, tuple[Callable[[], Metadata], str, str]] = {
         "TOKEN_INVALID",
         "not allowed",
     ),
+    "alg of a wrong kind": (lambda: bearer(unsigned({"alg": ["ES256"], "kid": issuer.name})), "TOKEN_INVALID", ""),
+    "alg of another wrong kind": (lambda: bearer(unsigned({"alg": {}, "kid": issuer.name})), "TOKEN_INVALID", ""),
     "algorithm confusion": (lambda: bearer(confused()), "TOKEN_INVALID", "not allowed"),
     "secret as key": (
         lambda: bearer(issuer.token(key="s" * 32, algorithm="HS256")),
