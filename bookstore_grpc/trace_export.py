@@ -11,6 +11,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from importlib.metadata import version
+from typing import Any
 from urllib.parse import urlsplit
 
 import structlog
@@ -23,6 +24,7 @@ from opentelemetry.trace import Tracer
 from opentelemetry.util.types import AttributeValue
 
 from bookstore_grpc.errors import StartupError
+from bookstore_grpc.loopback import is_loopback
 
 _log = structlog.stdlib.get_logger("bookstore_grpc.trace_export")
 
@@ -32,6 +34,8 @@ _VARIABLES = "Traces cannot be sent as OpenTelemetry's variables want it"
 # again; of spans for which there was no room; and of what callers have sent, which has no place in a log.
 _EXPORT_LOGGERS = ("opentelemetry.exporter.otlp.proto.grpc.exporter", "opentelemetry.sdk.trace.export")
 _QUEUE_LOGGER = "opentelemetry.sdk._shared_internal"
+# It repeats the headers that it cannot read.
+_HEADERS_LOGGER = "opentelemetry.util.re"
 _PARSER_LOGGERS = ("opentelemetry.trace.span", "opentelemetry.trace.propagation.tracecontext")
 
 
@@ -45,12 +49,14 @@ async def exporting_spans(endpoint: str) -> AsyncIterator[Tracer]:
     if not _is_url(endpoint):
         # What was given is not repeated: it may hold a key.
         raise StartupError(
-            "--trace-endpoint is no URL such as http://127.0.0.1:4317. A key belongs in OTEL_EXPORTER_OTLP_HEADERS."
+            "--trace-endpoint is no URL such as http://127.0.0.1:4317, without path and query. "
+            "A key belongs in OTEL_EXPORTER_OTLP_HEADERS."
         )
     exporter = _Exporter(endpoint)
     with ExitStack() as stack:
         for name in _EXPORT_LOGGERS:
             stack.enter_context(_filtered(name, exporter.hear))
+        stack.enter_context(_filtered(_HEADERS_LOGGER, exporter.hear_of_headers))
         for name in _PARSER_LOGGERS:
             stack.enter_context(_filtered(name, lambda _record: False))
         stack.enter_context(_filtered(_QUEUE_LOGGER, lambda _record: not exporter.fails))
@@ -92,9 +98,17 @@ class _Exporter(SpanExporter):
             self._begin_to_fail()
         return False
 
+    def hear_of_headers(self, _record: logging.LogRecord) -> bool:
+        """Take what is to be logged of headers, which may be secret."""
+        self.heard = "OTEL_EXPORTER_OTLP_HEADERS is not of the form NAME=VALUE,NAME=VALUE."
+        return False
+
     def open(self) -> None:
         """Read OpenTelemetry's variables; connect with the first spans. Raises whatever that raises."""
-        self._exporter = OTLPSpanExporter(self._endpoint)
+        # What stays on this machine gRPC would send through a proxy all the same.
+        is_direct = is_loopback(urlsplit(self._endpoint).hostname or "")
+        options: Any = (("grpc.enable_http_proxy", 0),) if is_direct else None
+        self._exporter = OTLPSpanExporter(self._endpoint, channel_options=options)
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Send spans, or give them up."""
@@ -140,7 +154,8 @@ def _provider(exporter: _Exporter) -> TracerProvider:
 def _is_url(endpoint: str) -> bool:
     try:
         url = urlsplit(endpoint)
-        return url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0 and url.username is None
+        is_bare = url.path in ("", "/") and not url.query and not url.fragment and url.username is None
+        return url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0 and is_bare
     except ValueError:
         return False
 

@@ -366,6 +366,17 @@ async def test_opentelemetrys_variables_count_where_no_setting_says_otherwise(
     assert collector.headers["x-key"] == "value"
 
 
+async def test_a_proxy_is_not_asked_for_what_stays_on_this_machine(
+    collector: Collector, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("grpc_proxy", "http://127.0.0.1:1")
+    async with running_server(settings_for(url, trace_endpoint=collector.endpoint)) as server:
+        monkeypatch.delenv("grpc_proxy")
+        async with grpc.aio.insecure_channel(server.addresses[0]) as channel:
+            await list_page(Stub(channel))
+    assert len(collector.spans()) == 2
+
+
 @pytest.mark.parametrize(
     ("endpoint", "variables", "told"),
     [
@@ -373,6 +384,8 @@ async def test_opentelemetrys_variables_count_where_no_setting_says_otherwise(
         ("ftp://127.0.0.1", {}, "is no URL"),
         ("http://127.0.0.1:port", {}, "is no URL"),
         ("http://user:hunter2@127.0.0.1:1", {}, "is no URL"),
+        ("http://127.0.0.1:1/?key=hunter2", {}, "is no URL"),
+        ("http://127.0.0.1:1", {"OTEL_EXPORTER_OTLP_HEADERS": "Bearer hunter2"}, "HEADERS is not of the form"),
         ("http://127.0.0.1:1", {"OTEL_BSP_MAX_QUEUE_SIZE": "100"}, "max_export_batch_size must be"),
         ("http://127.0.0.1:1", {"OTEL_BSP_SCHEDULE_DELAY": "soon"}, "OTEL_BSP_SCHEDULE_DELAY"),
         ("http://127.0.0.1:1", {"OTEL_EXPORTER_OTLP_COMPRESSION": "zip"}, "zip"),

@@ -1,5 +1,6 @@
 """The client's own doors: whom it trusts, and who it says it is."""
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -95,3 +96,22 @@ async def test_a_token_may_travel_in_plaintext_on_this_machine(server: str) -> N
 def test_files_that_cannot_be_used_are_told(tls: TLS, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         BookstoreClient(tls=tls)
+
+
+async def test_a_token_for_this_machine_does_not_travel_by_way_of_a_proxy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as proxy:
+        proxy.bind(("127.0.0.1", 0))
+        proxy.listen()
+        for name in ("http_proxy", "grpc_proxy"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.getsockname()[1]}")
+        settings = settings_for(f"sqlite+aiosqlite:///{tmp_path}/bookstore.db")
+        async with (
+            running_server(settings) as server,
+            BookstoreClient(server.addresses[0], token="t", timeout_seconds=5) as client,
+        ):
+            await client.list_page()
+        proxy.setblocking(False)
+        with pytest.raises(BlockingIOError):  # nobody has come
+            proxy.accept()
