@@ -5,10 +5,13 @@ What cannot be used is left out with a line in the log: keys that are secret, we
 
 import asyncio
 import json
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
 import structlog
@@ -26,9 +29,11 @@ ALGORITHMS_BY_KEY_TYPE = {
 }
 _RSA_LEAST_BITS = 2_048
 _MOST_BYTES = 1024 * 1024
-_FETCH_SECONDS = 5
+_FETCH_SECONDS = 5  # without a byte
+_READ_SECONDS = 10  # in all
 # How soon a key that nobody knows may send for the keys again.
 _UNKNOWN_KEY_SECONDS = 10
+_UNKNOWN_KEY_WAIT_SECONDS = 1
 
 
 class Key(NamedTuple):
@@ -60,16 +65,29 @@ class KeySet:
             raise StartupError(f"Cannot read the keys of tokens from {self._source}: {error}.") from error
 
     async def look_for_unknown_key(self) -> None:
-        """Read the keys again because a token names one that is not there; not often, for anyone can name one."""
-        if self._refreshing is None or self._refreshing.done():
-            if time.monotonic() < self._asked_at + _UNKNOWN_KEY_SECONDS:
-                return
-            self._refreshing = asyncio.create_task(self.refresh())
-        await asyncio.shield(self._refreshing)
+        """Read the keys again because a token names one that is not there.
+
+        Not often and not for long, for anyone can name one: a caller who comes meanwhile does not wait.
+        """
+        if self._is_refreshing() or time.monotonic() < self._asked_at + _UNKNOWN_KEY_SECONDS:
+            return
+        await asyncio.wait([self._begin_to_refresh()], timeout=_UNKNOWN_KEY_WAIT_SECONDS)
 
     async def refresh(self) -> None:
         """Read the keys again. Each failure is counted, and the first of several is logged."""
+        if not self._is_refreshing():
+            await asyncio.wait([self._begin_to_refresh()])
+
+    def _is_refreshing(self) -> bool:
+        return self._refreshing is not None and not self._refreshing.done()
+
+    def _begin_to_refresh(self) -> asyncio.Task[None]:
+        # One at a time: an older answer must not come after a newer one.
         self._asked_at = time.monotonic()
+        self._refreshing = asyncio.create_task(self._refresh())
+        return self._refreshing
+
+    async def _refresh(self) -> None:
         try:
             await self._load()
         except Exception as error:  # whatever it is, the old keys stay
@@ -83,7 +101,8 @@ class KeySet:
             self._is_failing = False
 
     async def _load(self) -> None:
-        text = await asyncio.to_thread(self._read)
+        async with asyncio.timeout(_READ_SECONDS):
+            text = await _in_thread(self._read)
         if text == self._text:
             return
         keys = keys_from_jwks(text)
@@ -113,12 +132,17 @@ def key_set_from_url(url: str) -> KeySet:
         raise StartupError(
             "The keys of tokens cannot come from what --jwks-url says: give a URL of https without user and password."
         )
-    # From where the URL says and nowhere else.
-    opener = urllib.request.build_opener(_NoRedirects())
+    # From where the URL says and nowhere else; in plaintext not by way of a proxy either, which could be anywhere.
+    proxies = [urllib.request.ProxyHandler({})] if parts.scheme == "http" else []
+    opener = urllib.request.build_opener(_NoRedirects(), *proxies)
 
     def read() -> bytes:
-        with opener.open(url, timeout=_FETCH_SECONDS) as response:
-            return _bounded(response.read(_MOST_BYTES + 1))
+        try:
+            with opener.open(url, timeout=_FETCH_SECONDS) as response:
+                return _bounded(response.read(_MOST_BYTES + 1))
+        except HTTPError as error:
+            error.close()  # it is the answer too
+            raise
 
     return KeySet(read, source=f"{parts.scheme}://{parts.netloc}")
 
@@ -171,6 +195,26 @@ def _key_from_jwk(jwk: Any) -> Key:
 
 def _default_algorithm(jwk: dict[str, Any]) -> str | None:
     return "RS256" if jwk["kty"] == "RSA" else None  # what an EC or OKP key is for follows from its curve
+
+
+async def _in_thread(read: Callable[[], bytes]) -> bytes:
+    """Read in a thread that nobody has to wait for: an origin that sends a byte now and then would hold up the end."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[bytes] = loop.create_future()
+
+    def settle(set_outcome: Callable[[Any], None], outcome: object) -> None:
+        if not done.done():
+            set_outcome(outcome)
+
+    def run() -> None:
+        with suppress(RuntimeError):  # the loop has ended
+            try:
+                loop.call_soon_threadsafe(settle, done.set_result, read())
+            except Exception as error:
+                loop.call_soon_threadsafe(settle, done.set_exception, error)
+
+    threading.Thread(target=run, daemon=True, name="keys").start()
+    return await done
 
 
 def _bounded(text: bytes) -> bytes:

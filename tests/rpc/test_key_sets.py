@@ -3,6 +3,7 @@
 import asyncio
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -34,6 +35,8 @@ class Origin:
         self.status = 200
         self.location = ""
         self.length: int | None = None
+        self.may_answer = threading.Event()
+        self.may_answer.set()
         self.fetched = 0
         self.url = ""
 
@@ -51,6 +54,7 @@ def serving_keys() -> Iterator[Origin]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             origin.fetched += 1
+            origin.may_answer.wait(20)
             self.send_response(origin.status)
             if origin.location:
                 self.send_header("Location", origin.location)
@@ -248,6 +252,39 @@ async def test_an_unknown_key_sends_for_the_keys_at_once_but_a_flood_of_them_doe
         for number in range(20):
             assert not await is_let_in(stub, Issuer(name=f"unknown {number}"))
         assert origin.fetched == 2
+
+
+async def test_nobody_else_waits_for_an_origin_that_is_asked_for_unknown_keys(tmp_path: Path, origin: Origin) -> None:
+    issuer = Issuer()
+    origin.text = issuer.jwks().encode()
+    values = settings(tmp_path, jwks_file="", jwks_url=origin.url, max_concurrent_calls=5)
+    async with running_server(values) as server, grpc.aio.insecure_channel(server.addresses[0]) as channel:
+        stub = Stub(channel)
+        origin.may_answer.clear()
+        began = time.monotonic()
+        waiting = asyncio.create_task(is_let_in(stub, Issuer(name="unknown")))
+        await asyncio.sleep(0.1)
+        refused = await asyncio.gather(*(is_let_in(stub, Issuer(name=f"unknown {number}")) for number in range(5)))
+        assert not any(refused)
+        assert await is_let_in(stub, issuer)
+        assert not waiting.done()
+        assert not await waiting
+        assert time.monotonic() - began < 3
+    # The server has ended although it is still asked; now the origin may.
+    assert time.monotonic() - began < 6
+    origin.may_answer.set()
+
+
+@pytest.mark.parametrize("name", ["http_proxy", "HTTP_PROXY", "all_proxy"])
+async def test_keys_in_plaintext_do_not_come_by_way_of_a_proxy(
+    name: str, tmp_path: Path, origin: Origin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    origin.text = Issuer().jwks().encode()
+    monkeypatch.setenv(name, origin.url)
+    with pytest.raises(StartupError, match="refused"):
+        async with running_server(settings(tmp_path, jwks_file="", jwks_url="http://127.0.0.1:1/keys")):
+            pass
+    assert origin.fetched == 0
 
 
 async def test_keys_outlive_an_outage_of_their_origin(tmp_path: Path) -> None:
