@@ -42,7 +42,9 @@ def configure_logging(*, level: LogLevel, log_format: LogFormat, worker: int | N
     ]
     rendering: list[Any]
     if is_console:
-        rendering = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        # Not by rich, as it is where that is installed: it shows what variables hold, passwords and books among them.
+        plain = structlog.dev.plain_traceback
+        rendering = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
     else:
         rendering = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(_json)]
     structlog.configure(

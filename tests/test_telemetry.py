@@ -28,8 +28,11 @@ logging.getLogger("sqlalchemy.pool.impl").error("a connection is broken")
 logging.getLogger("sqlalchemy.engine").warning("from a %s", "library")
 logging.getLogger("bookstore_grpc.dal").error("from our own, by the standard library")
 warnings.warn("a python warning")
-try:
+def fail(password):
     raise LookupError("what went wrong")
+
+try:
+    fail("hunter" + "2")
 except LookupError:
     log.exception("an exception")
     logging.getLogger("asyncio").exception("an exception of a library")
@@ -180,6 +183,7 @@ def test_console_lines_are_for_people() -> None:
     assert "count=3" in text
     assert "request_id=r-1" in text
     assert "LookupError: what went wrong" in text
+    assert "hunter2" not in text  # though rich, which is installed here, would show what variables hold
     assert '{"' not in text
     assert "\x1b[" not in text  # colours are for terminals
 
