@@ -31,8 +31,8 @@ FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
-# Of a second each: longer than a call waits to be taken in, but for one that is held back behind many slow ones.
-_WAITING_SAMPLES = 10
+# A minute. Some calls may always be waiting, but not all the time as many as there once were.
+_WAITING_SAMPLES = 60
 _GROUP_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1_000)
 
 
@@ -57,7 +57,7 @@ class Metrics:
         self._refused = Counter(
             "bookstore_calls_refused",
             "Calls beyond a limit. Those beyond waiting_calls gRPC has turned away: no other metric has them, "
-            "and they are counted ten seconds late.",
+            "and they are counted a minute late.",
             ["limit"],
             registry=registry,
         )

@@ -1,7 +1,12 @@
 """The metrics that there are, and those of a server that runs."""
 
+import asyncio
 import http.client
 import re
+from contextlib import AsyncExitStack
+
+import grpc
+from bookstore.v1 import books_pb2, books_pb2_grpc
 
 from bookstore_grpc.metrics import Metrics
 from bookstore_grpc.rpc.calls import Call, Outcome
@@ -39,3 +44,22 @@ def number(server: Serving, name: str, **labels: str) -> float:
     found = re.findall(rf"^{name}(?:{{(.*)}})? (\S+)$", text, re.MULTILINE)
     wanted = [f'{label}="{value}"' for label, value in labels.items()]
     return sum(float(value) for given, value in found if all(each in given for each in wanted))
+
+
+async def call_all_at_once(address: str, connections: int, calls: int) -> dict[str, int]:
+    """Send many calls over several connections at once, and count the statuses."""
+    statuses: dict[str, int] = {}
+
+    async def one(stub: "books_pb2_grpc.BookServiceAsyncStub") -> None:
+        code = await stub.GetBook(books_pb2.GetBookRequest(id=1), timeout=60).code()
+        statuses[code.name] = statuses.get(code.name, 0) + 1
+
+    async with AsyncExitStack() as stack:
+        stubs: list[books_pb2_grpc.BookServiceAsyncStub] = []
+        for _ in range(connections):
+            options = [("grpc.use_local_subchannel_pool", 1)]
+            channel = await stack.enter_async_context(grpc.aio.insecure_channel(address, options=options))
+            await channel.channel_ready()
+            stubs.append(books_pb2_grpc.BookServiceStub(channel))
+        await asyncio.gather(*(one(stub) for stub in stubs for _ in range(calls)))
+    return statuses

@@ -25,6 +25,7 @@ from bookstore_grpc.errors import StartupError
 from bookstore_grpc.limits import CREATE_REQUEST_KEPT_HOURS
 from bookstore_grpc.settings import Settings
 from tests.conftest import LogLines, new_database, settings_for
+from tests.metrics import call_all_at_once
 
 
 @pytest.fixture
@@ -243,6 +244,14 @@ async def test_housekeeping_that_cannot_write_is_logged_and_serving_goes_on(
             async with grpc.aio.insecure_channel(server.addresses[0]) as channel:
                 stub: books_pb2_grpc.BookServiceAsyncStub = books_pb2_grpc.BookServiceStub(channel)
                 await stub.ListBooks(books_pb2.ListBooksRequest())
+
+
+async def test_calls_that_grpc_turns_away_are_known(file_url: str) -> None:
+    settings = settings_for(file_url, metrics_listen="127.0.0.1:0", max_waiting_calls=1)
+    async with running_server(settings) as server:
+        statuses = await call_all_at_once(server.addresses[0], 4, 90)
+        assert sum(statuses.values()) == 360
+        assert server.calls_not_taken() == statuses["CANCELLED"] > 10
 
 
 async def test_a_sample_that_fails_is_logged_and_the_next_is_taken(

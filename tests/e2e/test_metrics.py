@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from bookstore.v1 import books_pb2, books_pb2_grpc
 
 from tests.e2e.conftest import Start
 from tests.executable import run_bookstore, wait_until
-from tests.metrics import ask, metrics_address, number
+from tests.metrics import ask, call_all_at_once, metrics_address, number
 from tests.tokens import Issuer
 
 pytestmark = pytest.mark.e2e
@@ -53,38 +52,6 @@ def test_calls_are_counted_whichever_process_has_answered_them(workers: str, sql
     assert number(server, "bookstore_ready") == int(workers)
     assert number(server, "bookstore_build_info") == 1
     assert "Nonsense" not in ask(server, "/metrics")[1]
-
-
-async def call_all_at_once(address: str, connections: int, calls: int) -> dict[str, int]:
-    """Send many calls over several connections at once, and count the statuses."""
-    statuses: dict[str, int] = {}
-
-    async def one(stub: "books_pb2_grpc.BookServiceAsyncStub") -> None:
-        code = await stub.GetBook(books_pb2.GetBookRequest(id=1), timeout=60).code()
-        statuses[code.name] = statuses.get(code.name, 0) + 1
-
-    async with AsyncExitStack() as stack:
-        stubs: list[books_pb2_grpc.BookServiceAsyncStub] = []
-        for _ in range(connections):
-            options = [("grpc.use_local_subchannel_pool", 1)]
-            channel = await stack.enter_async_context(grpc.aio.insecure_channel(address, options=options))
-            await channel.channel_ready()
-            stubs.append(books_pb2_grpc.BookServiceStub(channel))
-        await asyncio.gather(*(one(stub) for stub in stubs for _ in range(calls)))
-    return statuses
-
-
-@pytest.mark.parametrize("workers", ["1", "2"])
-def test_calls_that_grpc_turns_away_are_counted_too(workers: str, sqlite_url: str, start: Start) -> None:
-    server = start(sqlite_url, *METRICS, "--max-waiting-calls", "1", "--workers", workers)
-    statuses = asyncio.run(call_all_at_once(server.address, 4, 90))
-    assert sum(statuses.values()) == 360
-    assert statuses["CANCELLED"] > 10
-    wait_until(
-        lambda: number(server, "bookstore_calls_refused_total", limit="waiting_calls") == statuses["CANCELLED"],
-        "they are counted",
-    )
-    assert number(server, "bookstore_calls_total") == statuses["NOT_FOUND"]
 
 
 def test_calls_beyond_a_limit_are_counted_by_its_name(sqlite_url: str, start: Start) -> None:
