@@ -39,6 +39,7 @@ _LULL_SECONDS = 0.05
 _MOST_LULLS_WAITED_FOR = 6
 
 _Guard = Callable[[Any], AbstractAsyncContextManager[Call]]
+_Receive = Callable[[Call, Any, Any], Awaitable[Any]]
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
@@ -126,21 +127,23 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         def guard(context: Any) -> AbstractAsyncContextManager[Call]:
             return self._call(method, context, self._streams if is_stream else self._unary_calls)
 
-        directions = (handler.request_streaming, handler.response_streaming)
-        kind = "_".join("stream" if is_streaming else "unary" for is_streaming in directions)
-        behaviour = getattr(handler, kind)
-        read = _reader(method, handler)
-        # What gRPC is told to read it reads before the guard; and it tells the caller whatever text an exception of a
-        # reader or writer has.
-        replaced: dict[str, Any] = {"request_deserializer": None}
-        if handler.response_streaming and not inspect.isasyncgenfunction(behaviour):
-            # It writes its answers itself, through the context, which serializes them.
-            replaced[kind] = _guarded_coroutine(behaviour, guard, read, _as_it_is)
+        behaviour = getattr(handler, _kind(handler))
+        receive = _receiver(method, handler)
+        serialize = handler.response_serializer or _as_it_is
+        # What gRPC is told to read or write it does outside of the guard: it would take in whole requests before any
+        # gate, and tell the caller whatever text an exception of a reader or writer has. So all requests are streams to
+        # gRPC, and all messages bytes.
+        replaced: dict[str, Any] = {"request_streaming": True, "request_deserializer": None}
+        if not handler.response_streaming:
+            guarded = _guarded_coroutine(behaviour, guard, receive, serialize)
+        elif inspect.isasyncgenfunction(behaviour):
+            guarded = _guarded_generator(behaviour, guard, receive, serialize)
         else:
-            wrap = _guarded_generator if handler.response_streaming else _guarded_coroutine
-            replaced[kind] = wrap(behaviour, guard, read, handler.response_serializer or _as_it_is)
-            replaced["response_serializer"] = None
-        return handler._replace(**replaced)  # type: ignore[no-any-return]  # a namedtuple to the last release
+            # It writes its answers itself, through the context, which serializes them.
+            guarded = _guarded_coroutine(behaviour, guard, receive, _as_it_is)
+            replaced["response_serializer"] = handler.response_serializer
+        handler = handler._replace(**{"response_serializer": None, **replaced})
+        return handler._replace(**{_kind(handler): guarded})  # type: ignore[no-any-return]  # a namedtuple to the last release
 
     def _unknown_method(self, method: str) -> "grpc.RpcMethodHandler[Any, Any]":
         async def refuse(_requests: Any, context: Any) -> None:
@@ -251,12 +254,15 @@ def _as_it_is(message: Any) -> Any:
     return message
 
 
-def _guarded_coroutine(
-    behaviour: Any, guard: _Guard, read: Callable[[Call, Any], Any], serialize: Callable[[Any], Any]
-) -> Any:
-    async def call(request: Any, context: Any) -> Any:
+def _kind(handler: Any) -> str:
+    directions = (handler.request_streaming, handler.response_streaming)
+    return "_".join("stream" if is_streaming else "unary" for is_streaming in directions)
+
+
+def _guarded_coroutine(behaviour: Any, guard: _Guard, receive: _Receive, serialize: Callable[[Any], Any]) -> Any:
+    async def call(requests: Any, context: Any) -> Any:
         async with guard(context) as call:
-            response = await behaviour(read(call, request), context)
+            response = await behaviour(await receive(call, requests, context), context)
             data = response if isinstance(response, bytes) else serialize(response)
             call.response_bytes = len(data or b"")
             return data
@@ -264,12 +270,10 @@ def _guarded_coroutine(
     return call
 
 
-def _guarded_generator(
-    behaviour: Any, guard: _Guard, read: Callable[[Call, Any], Any], serialize: Callable[[Any], Any]
-) -> Any:
-    async def call(request: Any, context: Any) -> AsyncIterator[Any]:
+def _guarded_generator(behaviour: Any, guard: _Guard, receive: _Receive, serialize: Callable[[Any], Any]) -> Any:
+    async def call(requests: Any, context: Any) -> AsyncIterator[Any]:
         async with guard(context) as call:
-            async for response in behaviour(read(call, request), context):
+            async for response in behaviour(await receive(call, requests, context), context):
                 data = serialize(response)
                 call.response_bytes += len(data)
                 yield data
@@ -277,8 +281,8 @@ def _guarded_generator(
     return call
 
 
-def _reader(method: str, handler: Any) -> Callable[[Call, Any], Any]:
-    """Make what turns the bytes of a request, or a stream of them, into messages. It raises `MalformedMessage`."""
+def _receiver(method: str, handler: Any) -> _Receive:
+    """Make what receives the request, or answers a stream of them. Either raises `MalformedMessage`."""
     deserialize = handler.request_deserializer or _as_it_is
 
     def read(call: Call, data: bytes) -> Any:
@@ -288,11 +292,20 @@ def _reader(method: str, handler: Any) -> Callable[[Call, Any], Any]:
         except Exception as error:  # whatever the parser finds, it is the caller's bytes
             raise MalformedMessage(method) from error
 
+    async def receive_one(call: Call, _requests: Any, context: Any) -> Any:
+        data = await context.read()
+        if data is grpc.aio.EOF:
+            raise MalformedMessage(method)
+        return read(call, data)
+
     async def read_each(call: Call, requests: Any) -> AsyncIterator[Any]:
         async for data in requests:
             yield read(call, data)
 
-    return read_each if handler.request_streaming else read
+    async def receive_each(call: Call, requests: Any, _context: Any) -> Any:
+        return read_each(call, requests)
+
+    return receive_each if handler.request_streaming else receive_one
 
 
 def _ids(metadata: Collection[tuple[str, str | bytes]]) -> tuple[str, str]:

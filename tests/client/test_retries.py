@@ -49,7 +49,7 @@ class AnswersLost(grpc.aio.ServerInterceptor):
         async def lose(request: Any, context: Any) -> Any:
             assert answer is not None
             response = await answer(request, context)
-            self.requests.append(request)
+            self.requests.append(request.SerializeToString())
             if len(self.requests) <= self._count:
                 await context.abort(self._code, "the answer was lost")
             return response
@@ -79,7 +79,7 @@ def losing(books: BookDAL) -> Losing:
         count: int, code: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE
     ) -> AsyncIterator[tuple[BookstoreClient, AnswersLost]]:
         lost = AnswersLost(count, code)
-        server = grpc.aio.server(interceptors=[lost, CallInterceptor()])
+        server = grpc.aio.server(interceptors=[CallInterceptor(), lost])
         books_pb2_grpc.add_BookServiceServicer_to_server(BookServicer(books), server)
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()

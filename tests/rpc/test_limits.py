@@ -1,8 +1,11 @@
 """What is bounded: calls under way, their duration and rate, metadata, messages, the age of connections."""
 
 import asyncio
+import socket
+import time
+from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,8 @@ from bookstore_grpc.errors import ResourceExhausted
 from bookstore_grpc.rpc.calls import Call
 from bookstore_grpc.rpc.rate_limit import RateLimit
 from bookstore_grpc.rpc.server import Server
-from tests.conftest import settings_for
+from tests.conftest import LogLines, settings_for
+from tests.http2 import call_frames, opened
 from tests.rpc.calls import Stub, check_health, create, get, refusal
 from tests.rpc.obstacles import Waiting, locked_book
 from tests.tokens import Issuer, bearer, token_settings
@@ -167,3 +171,50 @@ async def test_connections_come_of_age_without_a_failed_call(tmp_path: Path) -> 
             while len(peers) < 3:
                 await get(Stub(channel), 1)
     await server.drain(delay_seconds=0, grace_seconds=5)
+
+
+UPLOAD = "/bookstore.v1.BookService/BatchCreateBooks"
+
+
+def answers_to(connection: socket.socket, seconds: float) -> bytes:
+    """What comes within a time."""
+    connection.settimeout(0.1)
+    received = b""
+    give_up = time.monotonic() + seconds
+    while time.monotonic() < give_up:
+        with suppress(TimeoutError):
+            received += connection.recv(65_536)
+    return received
+
+
+async def test_a_request_that_does_not_end_counts_as_a_call_and_ends_in_time(
+    tmp_path: Path, log_lines: LogLines
+) -> None:
+    settings = {"max_call_seconds": 0.5, "max_concurrent_calls": 5}
+    async with limited(tmp_path, **settings) as (server, stub, _):
+        with opened(server.addresses[0]) as connection:
+            for stream in range(1, 21, 2):
+                connection.sendall(call_frames(UPLOAD, b"x" * 100, stream=stream, is_whole=False))
+            await asyncio.to_thread(answers_to, connection, 1.5)
+            assert (await create(stub)).id
+    statuses = Counter(line["status"] for line in log_lines() if line.get("method") == UPLOAD)
+    assert statuses == {"DEADLINE_EXCEEDED": 5, "RESOURCE_EXHAUSTED": 5}
+
+
+async def test_who_may_not_call_is_refused_before_the_request_is_taken_in(tmp_path: Path, log_lines: LogLines) -> None:
+    settings = token_settings(Issuer().write_jwks(tmp_path / "jwks"))
+    async with limited(tmp_path, **settings) as (server, _, _):
+        with opened(server.addresses[0]) as connection:
+            connection.sendall(call_frames(UPLOAD, b"x" * 100, stream=1, is_whole=False))
+            await asyncio.to_thread(answers_to, connection, 0.5)
+    (line,) = [line for line in log_lines() if line.get("method") == UPLOAD]
+    assert (line["status"], line["request_bytes"]) == ("UNAUTHENTICATED", 0)
+
+
+async def test_a_request_without_a_message_is_refused(tmp_path: Path) -> None:
+    async with limited(tmp_path) as (_, _, channel):
+        upload: grpc.aio.StreamUnaryMultiCallable[bytes, bytes] = channel.stream_unary(UPLOAD)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await upload(iter(()), timeout=10)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "no request of" in (caught.value.details() or "")
