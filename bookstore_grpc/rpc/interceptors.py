@@ -45,9 +45,9 @@ _Receive = Callable[[Call, Any, Any], Awaitable[Any]]
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Guards every call and knows those under way, so that a draining server can wait for them.
 
-    A call passes the gates in their order; the observers are told of it whatever becomes of it. Unary calls, health
-    excepted, need room by `admission`, and none takes longer than `max_call_seconds`. `taken_calls` counts what gRPC
-    has handed over.
+    A call passes the gates in their order; the observers are told of it whatever becomes of it. All calls but those of
+    health need room by `admission`, and none but a watch on health takes longer than `max_call_seconds`. `taken_calls`
+    counts what gRPC has handed over.
     """
 
     def __init__(
@@ -163,17 +163,19 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         assert task is not None  # noqa: S101  gRPC runs each call in a task of its own
         calls.add(task)
         is_unary = calls is self._unary_calls
-        is_admitted = is_unary and not method.startswith(HEALTH_PREFIX)
-        if is_admitted:
+        is_health = method.startswith(HEALTH_PREFIX)
+        if not is_health:
             self._admission.enter()
         try:
             self._tell_of_beginning(call)
             remaining = context.time_remaining()
-            is_ours = is_unary and (remaining is None or remaining > self._max_call_seconds)
+            # A watch on health is there to last.
+            is_bounded = is_unary or not is_health
+            is_ours = is_bounded and (remaining is None or remaining > self._max_call_seconds)
             deadline = asyncio.timeout(self._max_call_seconds if is_ours else remaining)
             try:
-                self._check_drain(is_health_check=is_unary and not is_admitted)
-                if is_admitted:
+                self._check_drain(is_health_check=is_unary and is_health)
+                if not is_health:
                     self._admission.check_room()
                 async with deadline:
                     for gate in self._gates:
@@ -199,7 +201,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 await self._fail(call, started, self._deadline_error(is_ours=is_ours) if is_late else raised)
         finally:
             calls.discard(task)
-            if is_admitted:
+            if not is_health:
                 self._admission.leave()
 
     def _check_drain(self, *, is_health_check: bool) -> None:

@@ -26,6 +26,8 @@ from tests.rpc.obstacles import Waiting, locked_book
 from tests.tokens import Issuer, bearer, token_settings
 
 SERVING = b"\x08\x01"
+REFLECTION = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
+LIST_SERVICES = b"\x3a\x00"
 
 
 @asynccontextmanager
@@ -60,6 +62,18 @@ async def test_a_watch_on_health_may_last(tmp_path: Path) -> None:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.6):
                 await call.read()
+
+
+async def test_a_stream_of_reflection_may_not(tmp_path: Path) -> None:
+    async with limited(tmp_path, max_call_seconds=0.3) as (_, _, channel):
+        ask: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(REFLECTION)
+        call = ask()
+        await call.write(LIST_SERVICES)
+        assert await call.read()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            async with asyncio.timeout(10):
+                await call.read()
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 async def test_a_caller_s_rate_is_bounded_and_another_s_is_its_own(tmp_path: Path) -> None:
