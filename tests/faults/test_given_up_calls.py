@@ -62,7 +62,10 @@ async def give_up_a_thousand(server: Serving, tally: Tally) -> int:
     lost, doubled = await lost_and_doubled(server.address, tally)
     assert cancelled > 300
     assert (lost, doubled) == (0, 0)
-    assert tally.refusals == {}
+    # A connection that has as many calls under way as it may can be refused others until the server has heard which of
+    # them were given up; those have not begun.
+    assert tally.refusals.keys() <= {grpc.StatusCode.UNAVAILABLE}
+    assert tally.refusals.total() < 100
     return cancelled
 
 
