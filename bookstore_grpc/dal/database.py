@@ -127,7 +127,8 @@ class Database:
                 self._outages.began()
             if isinstance(error, DatabaseUnavailable):
                 raise
-            raise DatabaseUnavailable("The database does not answer; try again.") from error
+            late = TimeoutError(f"did not answer within {_PROBE_SECONDS} seconds")  # asyncio's own says nothing
+            raise DatabaseUnavailable("The database does not answer; try again.") from late
         self._outages.ended()
 
     async def migrate(self) -> str:

@@ -30,6 +30,8 @@ BOOK_SERVICE = books_pb2.DESCRIPTOR.services_by_name["BookService"].full_name
 _REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 
 _STOP_MARGIN_SECONDS = 2
+# Of an outage, in the log: some causes hold what differs at each try.
+_MOST_CAUSES = 10
 
 
 class Server:
@@ -125,23 +127,25 @@ class Server:
         )
 
     async def _watch_health(self) -> None:
-        is_serving = True
+        told: set[str] = set()  # what the log has of the causes of an outage; empty while the service serves
         while True:
             await asyncio.sleep(self._probe_interval_seconds)
             try:
                 await self._probe()
-            except Unavailable as error:
-                if is_serving:
-                    _log.error("not serving: the database is away", cause=repr(error.__cause__ or error))
-                is_serving = False
-            except Exception:
-                _log.exception("not serving: the probe failed")
-                is_serving = False
+            except Exception as error:
+                cause = repr(error.__cause__ or error)
+                # The first may be a symptom, such as a connection that broke, and the next say why.
+                if cause not in told and len(told) < _MOST_CAUSES:
+                    told.add(cause)
+                    if isinstance(error, Unavailable):
+                        _log.error("not serving: the database is away", cause=cause)
+                    else:
+                        _log.exception("not serving: the probe failed")
             else:
-                if not is_serving:
+                if told:
                     _log.info("serving again: the database is back")
-                is_serving = True
-            self._set_health(is_serving=is_serving)
+                told.clear()
+            self._set_health(is_serving=not told)
 
     def _set_health(self, *, is_serving: bool) -> None:
         self.why_not_ready = "" if is_serving else "the database is away"

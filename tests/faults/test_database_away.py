@@ -1,6 +1,7 @@
 """A database that is stopped, killed or silent: calls are refused soon, and all is well when it is back."""
 
 import asyncio
+import itertools
 import shutil
 import tempfile
 import time
@@ -146,7 +147,8 @@ async def test_calls_are_refused_soon_and_the_service_recovers_by_itself(
     assert max(recoveries) < SERVING_SECONDS
     assert "Traceback" not in server.log_text()
     told = ["not serving: the database is away", "serving again: the database is back"]
-    assert events(server, *told) == told * rounds
+    # One line for each cause that an outage has shown, such as a connection that broke and then a port where nobody is.
+    assert [event for event, _ in itertools.groupby(events(server, *told))] == told * rounds
     assert await asyncio.to_thread(server.stop) == 0
 
 

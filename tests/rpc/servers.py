@@ -17,8 +17,8 @@ async def server_with(servicer: BookServiceServicer, **options: Any) -> AsyncIte
     async def probe() -> None:
         pass
 
-    options = {"observers": [CallLog(slow_call_seconds=1)], **options}
-    server = Server(servicer, probe=probe, probe_interval_seconds=3_600, **options)
+    defaults = {"probe": probe, "probe_interval_seconds": 3_600, "observers": [CallLog(slow_call_seconds=1)]}
+    server = Server(servicer, **{**defaults, **options})
     await server.start(["127.0.0.1:0"])
     try:
         yield server
