@@ -13,6 +13,8 @@ _MARIADB_UNAVAILABLE: set[object] = {
     1021, 1114,  # disk or table full
     1040, 1041, 1203,  # too many connections, out of memory
     1044, 1045, 1049, 1129, 1130, 1698,  # access, no such database
+    1142, 1143, 1226, 1227, 1370,  # rights on a table, a column and a routine, what an account may use up
+    1820, 1862, 4151,  # a password that is too old, an account that is locked
     1053, 1158, 1159, 1160, 1161, 1927,  # shutdown, network, connection killed
     1205, 1290, 1836,  # lock wait, read-only
     1969,  # the statement took too long
@@ -35,8 +37,8 @@ _UNAVAILABLE: dict[str, set[object]] = {
     # database.
     "sqlite": {3, 5, 6, 8, 9, 10, 11, 13, 14, 15, 26},
     # Classes: connection, authorization, no such database, resources, operator intervention, system; then read-only
-    # transaction, lock not available.
-    "postgresql": {"08", "28", "3D", "53", "57", "58", "25006", "55P03"},
+    # transaction, a right that is missing, a database that takes no connections, lock not available.
+    "postgresql": {"08", "28", "3D", "53", "57", "58", "25006", "42501", "55000", "55P03"},
     "mariadb": _MARIADB_UNAVAILABLE,
 }
 
