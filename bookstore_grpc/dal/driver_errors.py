@@ -63,6 +63,8 @@ def translated_errors(dialect: str) -> Iterator[None]:
     except exc.TimeoutError as error:
         raise DatabaseUnavailable("Every connection to the database is busy; try again.") from error
     except OSError as error:
+        if isinstance(error, TimeoutError) and not str(error):  # asyncio's, by which drivers end a wait
+            error = TimeoutError("it did not answer in time")
         raise DatabaseUnavailable from error
 
 

@@ -55,8 +55,9 @@ class Outages:
                     yield
                 finally:
                     self._waits.discard(wait)
-        except TimeoutError as error:
-            raise DatabaseUnavailable("The database does not answer; try again.") from error
+        except TimeoutError:
+            late = TimeoutError("it did not answer in time")  # asyncio's own says nothing
+            raise DatabaseUnavailable("The database does not answer; try again.") from late
 
     def replace_connections_of_before(self, engine: AsyncEngine) -> None:
         """Let an engine use no connection that was cut, which may be dead or, worse, silent."""

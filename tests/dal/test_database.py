@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bookstore_grpc.dal.books import BookDAL
 from bookstore_grpc.dal.database import Database
-from bookstore_grpc.dal.driver_errors import Conflict, translated_errors
+from bookstore_grpc.dal.driver_errors import Conflict, driver_error, translated_errors
 from bookstore_grpc.dal.records import BookDraft
 from bookstore_grpc.errors import BookstoreError, DatabaseUnavailable
 from tests.conftest import SERVER_VARIABLES, require
@@ -212,9 +212,18 @@ async def test_server_that_accepts_and_says_nothing_is_unavailable_after_the_tim
         mute.listen()
         url = make_url(server_url).set(host="127.0.0.1", port=mute.getsockname()[1])
         database = Database(url.render_as_string(hide_password=False), pool_size=1, timeout_seconds=0.3)
+        calls: list[Any] = [
+            database.ping,
+            database.migrate,
+            database.is_behind,
+            lambda: database.read(select(literal(1))),
+            lambda: BookDAL(database).create_book(_DRAFT),
+        ]
         async with asyncio.timeout(10):
-            with pytest.raises(DatabaseUnavailable):
-                await database.ping()
+            for call in calls:
+                with pytest.raises(DatabaseUnavailable) as caught:
+                    await call()
+                assert str(driver_error(caught.value)) == "it did not answer in time"
         await database.close()
 
 

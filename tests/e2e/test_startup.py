@@ -143,6 +143,19 @@ def test_a_host_that_does_not_answer_is_named_and_its_password_is_not(scheme: st
     assert "hunter2" not in finished.output + finished.errors
 
 
+@pytest.mark.parametrize("scheme", ["postgresql+asyncpg", "mariadb+asyncmy"])
+@pytest.mark.parametrize("verb", ["serve", "migrate"])
+def test_a_host_that_accepts_and_says_nothing_is_told_as_such(scheme: str, verb: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        host = f"127.0.0.1:{mute.getsockname()[1]}"
+        variables = {"BOOKSTORE_DATABASE_URL": f"{scheme}://{host}/books", "BOOKSTORE_LISTEN": "127.0.0.1:0"}
+        finished = run_bookstore(verb, "--database-timeout-seconds", 0.3, variables=variables)
+
+    assert finished.status == 1
+    told = f"Cannot use the database {scheme.partition('+')[0]} {host}/books: it did not answer in time."
+    assert finished.errors == f"Error: {told}\n"
+
+
 @pytest.mark.parametrize("flag_or_variable", ["flag", "variable"])
 @pytest.mark.parametrize(
     "url",
