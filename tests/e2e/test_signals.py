@@ -11,10 +11,12 @@ from typing import Any
 import grpc
 import pytest
 from bookstore.v1 import books_pb2, books_pb2_grpc
+from sqlalchemy.engine import make_url
 
 from tests.e2e.conftest import Start
 from tests.executable import PATIENCE_SECONDS, Serving
 from tests.rpc.health import Status, watch
+from tests.rpc.obstacles import Network
 
 pytestmark = pytest.mark.e2e
 
@@ -174,3 +176,32 @@ async def test_calls_that_were_given_up_do_not_keep_it_from_ending(start: Start,
 
     assert await asyncio.to_thread(server.stop) == 0
     assert server.log_lines()[-1]["event"] == "stopped"
+
+
+@pytest.mark.parametrize("database_server_url", ["postgresql", "mariadb"], indirect=True)
+async def test_a_database_that_has_fallen_silent_neither_holds_up_the_end_nor_fills_the_log(
+    start: Start, database_server_url: str
+) -> None:
+    url = make_url(database_server_url)
+    network = Network(
+        url.host or "127.0.0.1", url.port or {"postgresql": 5432, "mariadb": 3306}[url.get_backend_name()]
+    )
+    await network.restore()
+    way = url.set(host="127.0.0.1", port=network.port).render_as_string(hide_password=False)
+    server = await asyncio.to_thread(start, way, "--migrate", "--drain-seconds", "1")
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        stub = books_pb2_grpc.BookServiceStub(channel)
+        await asyncio.gather(*(stub.ListBooks(books_pb2.ListBooksRequest(), timeout=30) for _ in range(5)))
+        await stub.CreateBook(REQUEST, timeout=30)
+    network.stall()
+    try:
+        server.process.send_signal(signal.SIGTERM)
+        assert await ended(server) == 0
+    finally:
+        network.flow()
+        await network.cut()
+    assert [line["event"] for line in server.log_lines() if line["event"] != "call answered"] == [
+        "serving",
+        "draining",
+        "stopped",
+    ]
