@@ -44,14 +44,14 @@ class Authority:
         path.write_bytes(self.pem)
         return str(path)
 
-    def certificate(self, name: str, *, hosts: Sequence[str] = (), days: int = 1) -> Certificate:
+    def certificate(self, name: str, *, hosts: Sequence[str] = (), days: int = 1, from_day: int = -2) -> Certificate:
         """Vouch for a server with hosts, or for a client with a name; with -1 days for one that has expired."""
         key = ec.generate_private_key(ec.SECP256R1())
-        pem = _signed(_name(name), self._name, key.public_key(), self._key, hosts=hosts, days=days)
+        pem = _signed(_name(name), self._name, key.public_key(), self._key, hosts=hosts, days=days, from_day=from_day)
         return Certificate(pem, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
 
-    def server(self, *, days: int = 1) -> Certificate:
-        return self.certificate("server", hosts=["localhost", "127.0.0.1"], days=days)
+    def server(self, *, days: int = 1, from_day: int = -2) -> Certificate:
+        return self.certificate("server", hosts=["localhost", "127.0.0.1"], days=days, from_day=from_day)
 
 
 def _name(name: str) -> x509.Name:
@@ -66,6 +66,7 @@ def _signed(
     *,
     hosts: Sequence[str] = (),
     days: int = 1,
+    from_day: int = -2,
     is_authority: bool = False,
 ) -> bytes:
     now = datetime.now(UTC)
@@ -78,7 +79,7 @@ def _signed(
         .issuer_name(issuer)
         .public_key(public_key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=2))
+        .not_valid_before(now + timedelta(days=from_day))
         .not_valid_after(now + timedelta(days=days))
         .add_extension(x509.BasicConstraints(ca=is_authority, path_length=None), critical=True)
     )

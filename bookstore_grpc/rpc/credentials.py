@@ -2,7 +2,10 @@
 
 import os
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import NamedTuple
 
 import grpc
 import structlog
@@ -14,28 +17,47 @@ _log = structlog.stdlib.get_logger("bookstore_grpc.credentials")
 _Seen = tuple[tuple[int, ...] | None, ...]
 
 
+class _Usable(NamedTuple):
+    """What fits together, and from when until when its certificate is valid, in Unix seconds."""
+
+    configuration: grpc.ServerCertificateConfiguration
+    begins_at: float
+    ends_at: float
+
+
 class Certificates:
     """The files, and the newest of their contents that can be used.
 
     A handshake gets what the files then hold; connections that are there live on. New contents that do not fit
-    together, as when one of two files has been replaced and the other not yet, leave the old ones in use.
+    together, as when one of two files has been replaced and the other not yet, or whose certificate is not valid at
+    this time, leave the old ones in use.
 
-    `expires_at` is when the certificate in use ends, in Unix seconds. Raises `StartupError` if at first there is
-    nothing that can be used. TLS 1.2 is the least that gRPC speaks.
+    At the start there is nothing better than a certificate that has expired, so that is served, with a warning: who
+    looks at dates refuses it by itself, by its own clock, and others, as many a proxy, need not go without.
+
+    Raises `StartupError` if at first there is nothing that can be used. TLS 1.2 is the least that gRPC speaks. `clock`
+    answers Unix seconds.
     """
 
-    def __init__(self, *, cert: str, key: str, client_ca: str = "") -> None:
+    def __init__(self, *, cert: str, key: str, client_ca: str = "", clock: Callable[[], float] = time.time) -> None:
         self._paths = [path for path in (cert, key, client_ca) if path]
         self._requires_client_certificates = bool(client_ca)
+        self._clock = clock
         self._lock = threading.Lock()  # handshakes come on threads of gRPC's own
         self._version = 0
-        self.expires_at = 0.0
+        self._has_warned = False
         self.refresh_failures = 0
         try:
             self._seen = self._look()
-            self._configuration = self._read()
+            self._in_use = self._read()
         except Exception as error:  # cryptography has more kinds of its own than can be foreseen
             raise StartupError(f"Cannot serve with TLS: {_sentence(error)}.") from error
+        self._warn_of_dates()
+
+    @property
+    def expires_at(self) -> float:
+        """When the certificate in use ends, in Unix seconds."""
+        return self._in_use.ends_at
 
     def server_credentials(self) -> grpc.ServerCredentials:
         """Answer credentials for one address, which ask for the newest contents at each handshake there."""
@@ -48,10 +70,10 @@ class Certificates:
                 if handed == self._version:
                     return None
                 handed = self._version
-                return self._configuration
+                return self._in_use.configuration
 
         return grpc.dynamic_ssl_server_credentials(
-            self._configuration,
+            self._in_use.configuration,
             newer_configuration,  # type: ignore[arg-type]  # None means "as before" (grpc's documentation)
             self._requires_client_certificates,
         )
@@ -59,31 +81,49 @@ class Certificates:
     def refresh(self) -> None:
         """Read the files again if they have changed. What is wrong with them is logged and counted once."""
         with self._lock:
+            self._warn_of_dates()
             seen = self._look()
             if seen == self._seen:
                 return
             self._seen = seen
             try:
-                self._configuration = self._read()
+                found = self._read()
+                if reason := self._why_not_valid(found):
+                    raise ValueError(reason)
             except Exception as error:  # whatever it is, the old ones stay
                 self.refresh_failures += 1
                 _log.error("certificates not reloaded: the old ones stay", cause=_sentence(error))
                 return
+            self._in_use = found
+            self._has_warned = False
             self._version += 1
         _log.info("certificates reloaded", files=self._paths)
 
     def _look(self) -> _Seen:
         return tuple(_signature(path) for path in self._paths)
 
-    def _read(self) -> grpc.ServerCertificateConfiguration:
+    def _read(self) -> _Usable:
         contents = [_contents(path) for path in self._paths]
-        expires_at = _check(self._paths, contents)
+        begins_at, ends_at = _check(self._paths, contents)
         chain, key, *client_ca = contents
         configuration = grpc.ssl_server_certificate_configuration(
             [(key, chain)], root_certificates=client_ca[0] if client_ca else None
         )
-        self.expires_at = expires_at
-        return configuration
+        return _Usable(configuration, begins_at, ends_at)
+
+    def _why_not_valid(self, found: _Usable) -> str:
+        now = self._clock()
+        if now < found.begins_at:
+            return f"the certificate in {self._paths[0]} is not valid before {_shown_time(found.begins_at)}"
+        if now >= found.ends_at:
+            return f"the certificate in {self._paths[0]} has expired at {_shown_time(found.ends_at)}"
+        return ""
+
+    def _warn_of_dates(self) -> None:
+        """Log once of what is in use that it is not valid at this time, also when that comes later."""
+        if not self._has_warned and (reason := self._why_not_valid(self._in_use)):
+            self._has_warned = True
+            _log.warning("callers will refuse the certificate", cause=reason)
 
 
 def _signature(path: str) -> tuple[int, ...] | None:
@@ -99,8 +139,8 @@ def _contents(path: str) -> bytes:
         return file.read()
 
 
-def _check(paths: Sequence[str], contents: Sequence[bytes]) -> float:
-    """Answer when the certificate ends, in Unix seconds. Raises `ValueError` unless the contents fit together."""
+def _check(paths: Sequence[str], contents: Sequence[bytes]) -> tuple[float, float]:
+    """Answer from when until when the certificate is valid. Raises `ValueError` unless the contents fit together."""
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
     from cryptography.x509 import load_pem_x509_certificates
 
@@ -118,7 +158,11 @@ def _check(paths: Sequence[str], contents: Sequence[bytes]) -> float:
     form = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     if key.public_key().public_bytes(*form) != leaf.public_key().public_bytes(*form):
         raise ValueError(f"the key in {paths[1]} does not belong to the certificate in {paths[0]}")
-    return leaf.not_valid_after_utc.timestamp()
+    return leaf.not_valid_before_utc.timestamp(), leaf.not_valid_after_utc.timestamp()
+
+
+def _shown_time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat()
 
 
 def _sentence(error: Exception) -> str:

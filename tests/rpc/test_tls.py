@@ -2,6 +2,7 @@
 
 import socket
 import ssl
+import time
 import warnings
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -23,6 +24,7 @@ from tests.rpc.calls import Stub, refusal
 from tests.tokens import Issuer, bearer, token_settings
 
 LISTED = books_pb2.ListBooksRequest()
+WARNED = "callers will refuse the certificate"
 KEPT = "certificates not reloaded: the old ones stay"
 
 authority = Authority()
@@ -132,7 +134,7 @@ async def test_a_new_authority_for_clients_counts_without_a_restart(tmp_path: Pa
         assert not await is_served(server, shows=ours)
 
 
-@pytest.mark.parametrize("broken", ["no PEM", "gone", "another's key", "authority"])
+@pytest.mark.parametrize("broken", ["no PEM", "gone", "another's key", "authority", "expired", "too early"])
 async def test_new_files_that_cannot_be_used_keep_the_old_ones_which_is_told_once(
     broken: str, tmp_path: Path, log_lines: LogLines
 ) -> None:
@@ -145,6 +147,10 @@ async def test_new_files_that_cannot_be_used_keep_the_old_ones_which_is_told_onc
             (tmp_path / "server.pem").unlink()
         elif broken == "another's key":
             (tmp_path / "server.key").write_bytes(authority.server().key)
+        elif broken == "expired":
+            authority.server(days=-1).write(tmp_path, "server")
+        elif broken == "too early":
+            authority.server(days=2, from_day=1).write(tmp_path, "server")
         else:
             write(ca, b"nonsense")
         for _ in range(3):
@@ -179,6 +185,36 @@ def test_the_two_files_may_be_replaced_one_after_the_other(tmp_path: Path) -> No
     certificates.refresh()
     assert certificates.expires_at - expires_at == pytest.approx(8 * 86_400, abs=120)
     assert certificates.refresh_failures == 1
+
+
+@pytest.mark.parametrize(
+    ("dates", "cause"),
+    [({"days": -1}, "has expired at"), ({"days": 2, "from_day": 1}, "is not valid before")],
+    ids=["expired", "too early"],
+)
+async def test_a_certificate_whose_time_it_is_not_is_served_at_the_start_with_a_warning(
+    dates: dict[str, int], cause: str, tmp_path: Path, log_lines: LogLines
+) -> None:
+    cert, key = authority.server(**dates).write(tmp_path, "given")
+    async with serving(tmp_path, tls_cert=cert, tls_key=key) as server:
+        assert not await is_served(server)
+        (line,) = [line for line in log_lines() if line["event"] == WARNED]
+        assert line["level"] == "warning"
+        assert f"the certificate in {cert} {cause} 20" in line["cause"]
+        authority.server().write(tmp_path, "given")
+        assert await is_served(server)
+
+
+def test_a_certificate_that_ends_while_it_is_used_is_told_once(tmp_path: Path, log_lines: LogLines) -> None:
+    cert, key = authority.server(days=1).write(tmp_path, "server")
+    now = time.time()
+    certificates = Certificates(cert=cert, key=key, clock=lambda: now)
+    assert not log_lines()
+    now += 86_400
+    for _ in range(3):
+        certificates.refresh()
+    assert [line["event"] for line in log_lines()] == [WARNED]
+    assert certificates.refresh_failures == 0
 
 
 # A key on the curve secp224k1, made for this.
