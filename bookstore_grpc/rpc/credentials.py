@@ -46,6 +46,7 @@ class Certificates:
         self._lock = threading.Lock()  # handshakes come on threads of gRPC's own
         self._version = 0
         self._has_warned = False
+        self._failure = ""
         self.refresh_failures = 0
         try:
             self._seen = self._look()
@@ -65,8 +66,8 @@ class Certificates:
 
         def newer_configuration() -> grpc.ServerCertificateConfiguration | None:
             nonlocal handed
-            self.refresh()
             with self._lock:
+                self._read_again()
                 if handed == self._version:
                     return None
                 handed = self._version
@@ -79,25 +80,37 @@ class Certificates:
         )
 
     def refresh(self) -> None:
-        """Read the files again if they have changed. What is wrong with them is logged and counted once."""
+        """Read the files again if they have changed or could not be used.
+
+        For one who looks every so often: each look at what cannot be used is counted, and the first is logged.
+        """
         with self._lock:
             self._warn_of_dates()
-            seen = self._look()
-            if seen == self._seen:
-                return
-            self._seen = seen
-            try:
-                found = self._read()
-                if reason := self._why_not_valid(found):
-                    raise ValueError(reason)
-            except Exception as error:  # whatever it is, the old ones stay
+            # What was wrong may have been a right or the time, which the files do not show.
+            self._read_again(always=bool(self._failure))
+            if self._failure:
                 self.refresh_failures += 1
-                _log.error("certificates not reloaded: the old ones stay", cause=_sentence(error))
-                return
-            self._in_use = found
-            self._has_warned = False
-            self._version += 1
-        _log.info("certificates reloaded", files=self._paths)
+
+    def _read_again(self, *, always: bool = False) -> None:
+        seen = self._look()
+        if seen == self._seen and not always:
+            return
+        self._seen = seen
+        try:
+            found = self._read()
+            if reason := self._why_not_valid(found):
+                raise ValueError(reason)
+        except Exception as error:  # whatever it is, the old ones stay
+            failure = _sentence(error)
+            if failure != self._failure:
+                _log.error("certificates not reloaded: the old ones stay", cause=failure)
+            self._failure = failure
+            return
+        _log.info("certificates reloaded again" if self._failure else "certificates reloaded", files=self._paths)
+        self._failure = ""
+        self._in_use = found
+        self._has_warned = False
+        self._version += 1
 
     def _look(self) -> _Seen:
         return tuple(_signature(path) for path in self._paths)

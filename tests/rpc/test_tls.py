@@ -1,5 +1,7 @@
 """TLS and mutual TLS: who can connect, by which versions, and that new files count without a restart."""
 
+import asyncio
+import os
 import socket
 import ssl
 import time
@@ -159,6 +161,7 @@ async def test_new_files_that_cannot_be_used_keep_the_old_ones_which_is_told_onc
         authority.server().write(tmp_path, "server")
         write(ca, authority.pem)
         assert await is_served(server, shows=client)
+        assert [line["event"] for line in log_lines()].count("certificates reloaded again") == 1
     (line,) = [line for line in log_lines() if line["event"] == KEPT]
     assert line["level"] == "error"
     assert str(tmp_path) in line["cause"]
@@ -203,6 +206,59 @@ async def test_a_certificate_whose_time_it_is_not_is_served_at_the_start_with_a_
         assert f"the certificate in {cert} {cause} 20" in line["cause"]
         authority.server().write(tmp_path, "given")
         assert await is_served(server)
+
+
+def test_each_look_of_the_watcher_at_broken_files_is_counted_until_they_are_mended(
+    tmp_path: Path, log_lines: LogLines
+) -> None:
+    cert, key = authority.server().write(tmp_path, "server")
+    certificates = Certificates(cert=cert, key=key)
+    Path(cert).write_text("nonsense")
+    for looks in (1, 2, 3):
+        certificates.refresh()
+        assert certificates.refresh_failures == looks
+    authority.server().write(tmp_path, "server")
+    for _ in range(3):
+        certificates.refresh()
+    assert certificates.refresh_failures == 3
+    assert [line["event"] for line in log_lines()] == [KEPT, "certificates reloaded again"]
+
+
+async def test_handshakes_count_no_failures_and_do_not_read_again_what_is_broken(
+    tmp_path: Path, log_lines: LogLines
+) -> None:
+    first = authority.server()
+    cert, key = first.write(tmp_path, "server")
+    certificates = Certificates(cert=cert, key=key)
+    server = grpc.aio.server()
+    port = server.add_secure_port("127.0.0.1:0", certificates.server_credentials())
+    await server.start()
+    for contents in (b"x" * len(first.pem), first.pem):  # alike to one who only looks at the file
+        write(cert, contents)
+        os.utime(cert, ns=(0, 0))
+        for _ in range(3):
+            credentials = grpc.ssl_channel_credentials(authority.pem)
+            own_connection = [("grpc.use_local_subchannel_pool", 1)]
+            async with grpc.aio.secure_channel(f"127.0.0.1:{port}", credentials, options=own_connection) as channel:
+                await asyncio.wait_for(channel.channel_ready(), 30)
+    assert certificates.refresh_failures == 0
+    assert [line["event"] for line in log_lines()] == [KEPT]
+    certificates.refresh()
+    assert [line["event"] for line in log_lines()] == [KEPT, "certificates reloaded again"]
+    await server.stop(0)
+
+
+def test_a_certificate_whose_time_comes_is_taken_without_another_change(tmp_path: Path) -> None:
+    now = time.time()
+    cert, key = authority.server(days=1).write(tmp_path, "server")
+    certificates = Certificates(cert=cert, key=key, clock=lambda: now)
+    early = authority.server(days=9, from_day=1)
+    early.write(tmp_path, "server")
+    certificates.refresh()
+    assert certificates.expires_at < now + 2 * 86_400
+    now += 1.1 * 86_400
+    certificates.refresh()
+    assert certificates.expires_at > now + 7 * 86_400
 
 
 def test_a_certificate_that_ends_while_it_is_used_is_told_once(tmp_path: Path, log_lines: LogLines) -> None:
