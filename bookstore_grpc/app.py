@@ -41,6 +41,7 @@ _CLOSE_SECONDS = 5
 _HANGING_SECONDS = 1
 _STATEMENT_MARGIN_SECONDS = 1
 _SAMPLE_SECONDS = 1
+_REPORT_SECONDS = 1
 _SPARE_MEMORY_SECONDS = 10
 
 Tell = Callable[[dict[str, Any]], None]
@@ -128,6 +129,10 @@ async def running_server(
                 _log.info("serving channelz", address=serving.pop("channelz"))
         await _prepare_tables(database, books, migrate=settings.migrate)
         await server.start(settings.listen)
+        if tell_supervisor:
+            report = partial(_report, tell_supervisor, server)
+            stack.callback(report)  # the last says that it drains, and not only that it is silent
+            await stack.enter_async_context(repeated(report, every_seconds=_REPORT_SECONDS, what="reports"))
         try:
             if metrics:
                 sample()  # whoever is told that it serves may ask at once whether it is ready
@@ -248,6 +253,10 @@ def _sample(metrics: "Metrics", server: Server, database: Database, way_in: Door
         certificate_expires_at=way_in.certificates.expires_at if way_in.certificates else None,
         refresh_failures=way_in.refresh_failures(),
     )
+
+
+def _report(tell_supervisor: Tell, server: Server) -> None:
+    tell_supervisor({"why_not_ready": server.why_not_ready})
 
 
 @asynccontextmanager

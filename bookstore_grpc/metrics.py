@@ -6,9 +6,8 @@ environment names before the import, and the supervisor answers the sums (docs/o
 
 import platform
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
-from typing import Any
 
 from prometheus_client import (
     CollectorRegistry,
@@ -19,6 +18,8 @@ from prometheus_client import (
     generate_latest,
     multiprocess,
 )
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from bookstore_grpc.dal.driver_errors import driver_error
 from bookstore_grpc.errors import DatabaseUnavailable, ResourceExhausted
@@ -33,6 +34,7 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 # A minute. Some calls may always be waiting, but not all the time as many as there once were.
 _WAITING_SAMPLES = 60
+_READY = ("bookstore_ready", "Processes that serve, have their database, are not draining and do not hang.")
 _GROUP_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1_000)
 
 
@@ -83,12 +85,7 @@ class Metrics:
             multiprocess_mode="livesum",
             registry=registry,
         )
-        self._ready = Gauge(
-            "bookstore_ready",
-            "Processes that serve, have their database and are not draining.",
-            multiprocess_mode="livesum",
-            registry=registry,
-        )
+        self._ready = Gauge(*_READY, multiprocess_mode="livesum", registry=registry)
         self._certificate = Gauge(
             "bookstore_certificate_expiry_timestamp_seconds",
             "When the certificate in use ends, in Unix seconds.",
@@ -178,26 +175,28 @@ class Metrics:
         return generate_latest(self._registry)
 
 
-class WorkersMetrics:
-    """The numbers of all workers, read from the folder that they write them to. Those of dead ones stay counted."""
+class WorkersMetrics(Collector):
+    """The numbers of all workers, read from the folder that they write them to. Those of dead ones stay counted.
 
-    def __init__(self, folder: str) -> None:
+    How many are ready is told by `count_ready`, for one that hangs would be so for ever by what it has written.
+    """
+
+    def __init__(self, folder: str, *, count_ready: Callable[[], int]) -> None:
         self._folder = folder
+        self._count_ready = count_ready
         self._registry = CollectorRegistry()
-        multiprocess.MultiProcessCollector(self._registry, path=self._folder)  # type: ignore[no-untyped-call]
+        self._registry.register(self)
+
+    def collect(self) -> Iterable[Metric]:
+        """Answer the numbers of all, for the registry."""
+        written = multiprocess.MultiProcessCollector(None, path=self._folder)  # type: ignore[no-untyped-call]
+        yield from (family for family in written.collect() if family.name != _READY[0])  # type: ignore[no-untyped-call]
+        yield GaugeMetricFamily(*_READY, value=self._count_ready())
 
     def forget(self, pid: int) -> None:
         """Count no more what only a living worker has."""
         multiprocess.mark_process_dead(pid, path=self._folder)  # type: ignore[no-untyped-call]
 
-    def is_ready(self) -> bool:
-        """Tell whether any worker is ready."""
-        return any(sample.value > 0 for sample in _samples(self._registry.collect(), "bookstore_ready"))
-
     def text(self) -> bytes:
         """Answer the numbers of all, in Prometheus's text format."""
         return generate_latest(self._registry)
-
-
-def _samples(families: Iterable[Any], name: str) -> Iterable[Any]:
-    return (sample for family in families if family.name == name for sample in family.samples)

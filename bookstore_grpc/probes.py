@@ -18,10 +18,11 @@ _STOP_SECONDS = 1
 
 
 class Probes(NamedTuple):
-    """What there is to tell: the metrics as text, and why the service is not ready, or "" where it is."""
+    """What there is to tell: the metrics as text, and why the service is not ready, or "" and a word where it is."""
 
     metrics: Callable[[], bytes]
     why_not_ready: Callable[[], str]
+    when_ready: Callable[[], str] = lambda: "ok"
 
 
 class _Server(uvicorn.Server):
@@ -61,7 +62,7 @@ def _application(probes: Probes) -> Callable[..., Any]:
 
     def readyz() -> tuple[int, str, bytes]:
         reason = probes.why_not_ready()
-        return (503, _TEXT, f"{reason}\n".encode()) if reason else (200, _TEXT, b"ok\n")
+        return (503 if reason else 200), _TEXT, f"{reason or probes.when_ready()}\n".encode()
 
     def metrics() -> tuple[int, str, bytes]:
         return 200, _PROMETHEUS, probes.metrics()

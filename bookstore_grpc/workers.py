@@ -1,8 +1,9 @@
 """Workers: processes that share the addresses, and the supervisor that starts, replaces and stops them.
 
 A worker is a fresh interpreter with one event loop and one gRPC server; the supervisor has neither gRPC nor a database.
-A socket joins the two: the settings go down (an argument would show a password) and one report comes up, each a line of
-JSON. Its end tells each of the two that the other has gone.
+A socket joins the two: the settings go down (an argument would show a password) and reports come up, each a line of
+JSON: where the worker serves or what keeps it from starting, and then every second whether it is ready. Its end tells
+each of the two that the other has gone.
 """
 
 import asyncio
@@ -15,12 +16,13 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from bookstore_grpc.addresses import check_addresses, reserved
+from bookstore_grpc.background import repeated
 from bookstore_grpc.errors import StartupError
 from bookstore_grpc.settings import Settings
 from bookstore_grpc.telemetry import configure_logging
@@ -32,6 +34,9 @@ _log = structlog.stdlib.get_logger("bookstore_grpc.workers")
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _PAUSE_LEAST_SECONDS, _PAUSE_MOST_SECONDS = 1, 30
+_LOOK_SECONDS = 1
+# Looks without a report from a worker, which sends one a second, until it is taken for one that hangs.
+_MOST_SILENT_LOOKS = 5
 
 
 async def serve(settings: Settings, *, kill_margin_seconds: float = 15) -> bool:
@@ -53,13 +58,30 @@ async def serve(settings: Settings, *, kill_margin_seconds: float = 15) -> bool:
         return await supervisor.run(kill_margin_seconds)
 
 
+@dataclass
+class _Worker:
+    """A process, and what it last reported."""
+
+    process: "subprocess.Popen[bytes]"
+    reported: str = "starting"
+    silent_looks: int = 0
+
+    @property
+    def hangs(self) -> bool:
+        return self.silent_looks >= _MOST_SILENT_LOOKS
+
+    @property
+    def why_not_ready(self) -> str:
+        return "does not turn" if self.hangs else self.reported
+
+
 class _Supervisor:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._count = settings.worker_count
         self._stop = asyncio.Event()
         self._may_follow = asyncio.Event()
-        self._processes: dict[int, subprocess.Popen[bytes]] = {}
+        self._workers: dict[int, _Worker] = {}
         self._have_served: set[int] = set()
         self._failure: Exception | None = None
         self._has_killed = False
@@ -74,14 +96,8 @@ class _Supervisor:
         from bookstore_grpc.probes import Probes, serving_probes
 
         self._variables = {FOLDER_VARIABLE: folder}
-        metrics = self._metrics = WorkersMetrics(folder)
-
-        def why_not_ready() -> str:
-            if self._stop.is_set():
-                return "draining"
-            return "" if metrics.is_ready() else "no worker is ready"
-
-        probes = Probes(metrics=metrics.text, why_not_ready=why_not_ready)
+        metrics = self._metrics = WorkersMetrics(folder, count_ready=self._count_ready)
+        probes = Probes(metrics=metrics.text, why_not_ready=self._why_not_ready, when_ready=self._readiness)
         async with serving_probes(self._settings.metrics_listen, probes) as address:
             self._told = {"metrics": address}
             yield
@@ -91,12 +107,15 @@ class _Supervisor:
         for number in _SIGNALS:
             loop.add_signal_handler(number, self._on_signal, number)
         try:
-            async with asyncio.TaskGroup() as slots:
+            async with (
+                repeated(self._look, every_seconds=_LOOK_SECONDS, what="workers"),
+                asyncio.TaskGroup() as slots,
+            ):
                 for index in range(self._count):
                     slots.create_task(self._fill(index))
                 await self._stop.wait()
-                for process in self._processes.values():
-                    process.terminate()
+                for worker in self._workers.values():
+                    worker.process.terminate()
                 drain_seconds = self._settings.drain_delay_seconds + self._settings.drain_seconds
                 kill = loop.call_later(drain_seconds + kill_margin_seconds, self._kill)
             kill.cancel()
@@ -122,10 +141,38 @@ class _Supervisor:
         self._may_follow.set()
 
     def _kill(self) -> None:
-        for index, process in self._processes.items():
+        for index, worker in self._workers.items():
             self._has_killed = True
-            _log.warning("worker killed", worker=index, pid=process.pid)
-            process.kill()
+            _log.warning("worker killed", worker=index, pid=worker.process.pid)
+            worker.process.kill()
+
+    def _count_ready(self) -> int:
+        return sum(not worker.why_not_ready for worker in self._workers.values())
+
+    def _why_not_ready(self) -> str:
+        if self._stop.is_set():
+            return "draining"
+        return "" if self._count_ready() else self._readiness()
+
+    def _readiness(self) -> str:
+        """Say how many are ready, and of the others why they are not."""
+        reasons = [
+            f"worker {index}: {reason}"
+            for index in range(self._count)
+            if (reason := self._workers[index].why_not_ready if index in self._workers else "not there")
+        ]
+        if not reasons:
+            return "ok"
+        return f"{self._count_ready()} of {self._count} workers ready: {', '.join(reasons)}"
+
+    def _look(self) -> None:
+        # What counts is looks and not seconds: after a sleep of the whole machine nobody has been silent for long.
+        for index, worker in self._workers.items():
+            if worker.hangs or worker.reported in ("starting", "draining"):
+                continue  # of these two the supervisor knows otherwise when they take too long
+            worker.silent_looks += 1
+            if worker.hangs:
+                _log.error("worker does not turn", worker=index, pid=worker.process.pid)
 
     async def _fill(self, index: int) -> None:
         """Run one worker after another until the stop."""
@@ -163,21 +210,33 @@ class _Supervisor:
             if self._stop.is_set():
                 return report, 0
             try:
-                process = self._processes[index] = _started(index, theirs, self._variables)
+                worker = self._workers[index] = _Worker(_started(index, theirs, self._variables))
             except OSError as error:
                 return {"error": f"Cannot start a worker: {error.strerror}."}, 1
             theirs.close()  # else its end would not show here
             writer.write(json.dumps(asdict(self._settings)).encode() + b"\n")
             with suppress(ConnectionError):
-                report = json.loads(await reader.readline() or b"{}")
-                if "addresses" in report:
-                    self._on_serving(index, report)
-                await reader.read()
-            status = process.wait()
-            del self._processes[index]
+                async for line in reader:
+                    told = json.loads(line)
+                    if "why_not_ready" in told:
+                        self._on_report(index, told["why_not_ready"])
+                        continue
+                    report = told
+                    if "addresses" in report:
+                        self._on_report(index, "")
+                        self._on_serving(index, report)
+            status = worker.process.wait()
+            del self._workers[index]
             if self._metrics:
-                self._metrics.forget(process.pid)
+                self._metrics.forget(worker.process.pid)
         return report, status
+
+    def _on_report(self, index: int, why_not_ready: str) -> None:
+        worker = self._workers[index]
+        if worker.hangs:
+            _log.info("worker turns again", worker=index, pid=worker.process.pid)
+        worker.silent_looks = 0
+        worker.reported = why_not_ready
 
     def _on_serving(self, index: int, report: dict[str, Any]) -> None:
         is_first_start = len(self._have_served) < self._count
@@ -226,6 +285,8 @@ def _work(index: int) -> int:
     line = sys.stdin.readline()
     if not line:
         return 0  # the supervisor has already gone
+    # Nobody may read at the other end for a long time; a report is then left out.
+    os.set_blocking(sys.stdin.fileno(), False)
     values: dict[str, Any] = json.loads(line)
     lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
     settings = Settings(**values | lists)

@@ -13,7 +13,7 @@ import pytest
 from bookstore.v1 import books_pb2, books_pb2_grpc
 
 from tests.e2e.conftest import Start
-from tests.executable import run_bookstore, wait_until
+from tests.executable import Serving, run_bookstore, wait_until
 from tests.metrics import ask, call_all_at_once, metrics_address, number
 from tests.tokens import Issuer
 
@@ -60,11 +60,45 @@ def test_calls_beyond_a_limit_are_counted_by_its_name(sqlite_url: str, start: St
     assert number(server, "bookstore_calls_refused_total", limit="rate") == 7
 
 
+def worker_pids(server: Serving) -> list[int]:
+    """The workers in the order in which they were started."""
+    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
+    return [int(pid) for pid in children]
+
+
+def test_a_worker_that_hangs_is_not_ready_and_told_of_until_it_turns_again(sqlite_url: str, start: Start) -> None:
+    server = start(sqlite_url, *METRICS, "--workers", "2")
+    assert ask(server, "/readyz") == (200, "ok\n")
+    first, second = pids = worker_pids(server)
+    try:
+        os.kill(second, signal.SIGSTOP)
+        line = server.wait_for_event("worker does not turn")
+        assert (line["worker"], line["pid"], line["level"]) == (1, second, "error")
+        assert ask(server, "/readyz") == (200, "1 of 2 workers ready: worker 1: does not turn\n")
+        assert number(server, "bookstore_ready") == 1
+        os.kill(first, signal.SIGSTOP)
+        wait_until(lambda: ask(server, "/readyz")[0] == 503, "none is ready")
+        everything = "0 of 2 workers ready: worker 0: does not turn, worker 1: does not turn\n"
+        assert ask(server, "/readyz")[1] == everything
+        assert number(server, "bookstore_ready") == 0
+        assert ask(server, "/livez")[0] == 200
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+    wait_until(lambda: ask(server, "/readyz") == (200, "ok\n"), "both turn again")
+    assert number(server, "bookstore_ready") == 2
+
+    def told(event: str) -> list[int]:
+        return sorted(line["pid"] for line in server.log_lines() if line["event"] == event)
+
+    wait_until(lambda: told("worker turns again") == sorted(pids), "the log says so of each")
+    assert told("worker does not turn") == sorted(pids)
+
+
 def test_counts_of_a_worker_that_died_stay_and_what_it_was_doing_does_not(sqlite_url: str, start: Start) -> None:
     server = start(sqlite_url, *METRICS, "--workers", "2")
     asyncio.run(call_everything(server.address, 20))
-    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
-    os.kill(int(children[0]), signal.SIGKILL)
+    os.kill(worker_pids(server)[0], signal.SIGKILL)
     server.wait_for_event("worker ended")
     server.wait_for_event("worker serving")
     wait_until(lambda: number(server, "bookstore_ready") == 2, "both workers are ready")
@@ -99,7 +133,10 @@ def test_a_server_without_its_database_is_alive_and_not_ready(
     server = start(sqlite_url, *METRICS, "--workers", workers, "--health-interval-seconds", "0.1")
     wait_until(lambda: ask(server, "/readyz")[0] == 200, "it is ready")
     sqlite_file.rename(sqlite_file.with_suffix(".away"))
-    wait_until(lambda: ask(server, "/readyz")[0] == 503, "it is not ready")
+    reason = "the database is away"
+    if workers == "2":
+        reason = f"0 of 2 workers ready: worker 0: {reason}, worker 1: {reason}"
+    wait_until(lambda: ask(server, "/readyz") == (503, f"{reason}\n"), "it is not ready and says why")
     assert ask(server, "/livez")[0] == 200
     run_bookstore("get", "1", "--server", server.address)
     assert number(server, "bookstore_database_errors_total") >= 1
