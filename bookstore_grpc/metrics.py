@@ -4,11 +4,14 @@ Imported only where metrics are wanted. With several workers each writes its num
 environment names before the import, and the supervisor answers the sums (docs/operations.md).
 """
 
+import os
 import platform
+import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
 
+import structlog
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -22,8 +25,10 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from bookstore_grpc.dal.driver_errors import driver_error
-from bookstore_grpc.errors import DatabaseUnavailable, ResourceExhausted
+from bookstore_grpc.errors import DatabaseUnavailable, ResourceExhausted, StartupError
 from bookstore_grpc.rpc.calls import Call, Outcome
+
+_log = structlog.stdlib.get_logger("bookstore_grpc.metrics")
 
 # Where prometheus_client looks for the folder, at its import.
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
@@ -181,22 +186,54 @@ class WorkersMetrics(Collector):
     How many are ready is told by `count_ready`, for one that hangs would be so for ever by what it has written.
     """
 
-    def __init__(self, folder: str, *, count_ready: Callable[[], int]) -> None:
-        self._folder = folder
+    def __init__(self, *, count_ready: Callable[[], int]) -> None:
+        """Make the folder. Raises `StartupError`."""
+        self._folder = _new_folder()
+        self._has_told_of_loss = False
         self._count_ready = count_ready
         self._registry = CollectorRegistry()
         self._registry.register(self)
 
+    def variables(self) -> Mapping[str, str]:
+        """Answer what tells a new worker where to write. Raises `StartupError`."""
+        if not self._has_folder():
+            self.close()
+            self._folder = _new_folder()  # not of the same name, which may be somebody else's by now
+            self._has_told_of_loss = False
+        return {FOLDER_VARIABLE: self._folder.name}
+
     def collect(self) -> Iterable[Metric]:
         """Answer the numbers of all, for the registry."""
-        written = multiprocess.MultiProcessCollector(None, path=self._folder)  # type: ignore[no-untyped-call]
-        yield from (family for family in written.collect() if family.name != _READY[0])  # type: ignore[no-untyped-call]
+        if self._has_folder():
+            written = multiprocess.MultiProcessCollector(None, path=self._folder.name)  # type: ignore[no-untyped-call]
+            yield from (family for family in written.collect() if family.name != _READY[0])  # type: ignore[no-untyped-call]
         yield GaugeMetricFamily(*_READY, value=self._count_ready())
 
     def forget(self, pid: int) -> None:
         """Count no more what only a living worker has."""
-        multiprocess.mark_process_dead(pid, path=self._folder)  # type: ignore[no-untyped-call]
+        multiprocess.mark_process_dead(pid, path=self._folder.name)  # type: ignore[no-untyped-call]
 
     def text(self) -> bytes:
         """Answer the numbers of all, in Prometheus's text format."""
         return generate_latest(self._registry)
+
+    def close(self) -> None:
+        """Remove the folder."""
+        self._folder.cleanup()
+
+    def _has_folder(self) -> bool:
+        is_there = os.path.isdir(self._folder.name)
+        if not is_there and not self._has_told_of_loss:
+            self._has_told_of_loss = True
+            _log.error("metrics lost: their folder was removed; restart to count again", folder=self._folder.name)
+        return is_there
+
+
+def _new_folder() -> "tempfile.TemporaryDirectory[str]":
+    try:
+        return tempfile.TemporaryDirectory(prefix="bookstore-metrics-", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise StartupError(
+            f"Several workers keep their metrics in a temporary folder, and none can be made ({error.strerror}). "
+            "Let TMPDIR name a folder that can be written to, or serve without --metrics-listen."
+        ) from error

@@ -13,7 +13,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from dataclasses import asdict, dataclass, replace
@@ -53,8 +52,7 @@ async def serve(settings: Settings, *, kill_margin_seconds: float = 15) -> bool:
         addresses = stack.enter_context(reserved(settings.listen))
         supervisor = _Supervisor(replace(settings, listen=addresses))
         if settings.metrics_listen:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="bookstore-metrics-"))
-            await stack.enter_async_context(supervisor.serving_metrics(folder))
+            await stack.enter_async_context(supervisor.serving_metrics())
         return await supervisor.run(kill_margin_seconds)
 
 
@@ -85,22 +83,21 @@ class _Supervisor:
         self._have_served: set[int] = set()
         self._failure: Exception | None = None
         self._has_killed = False
-        self._variables: dict[str, str] = {}
         self._metrics: WorkersMetrics | None = None
         self._told: dict[str, Any] = {}
 
     @asynccontextmanager
-    async def serving_metrics(self, folder: str) -> AsyncIterator[None]:
-        """Answer for all workers, which write their numbers into a folder. Raises `StartupError`."""
-        from bookstore_grpc.metrics import FOLDER_VARIABLE, WorkersMetrics
+    async def serving_metrics(self) -> AsyncIterator[None]:
+        """Answer for all workers. Raises `StartupError`."""
+        from bookstore_grpc.metrics import WorkersMetrics
         from bookstore_grpc.probes import Probes, serving_probes
 
-        self._variables = {FOLDER_VARIABLE: folder}
-        metrics = self._metrics = WorkersMetrics(folder, count_ready=self._count_ready)
-        probes = Probes(metrics=metrics.text, why_not_ready=self._why_not_ready, when_ready=self._readiness)
-        async with serving_probes(self._settings.metrics_listen, probes) as address:
-            self._told = {"metrics": address}
-            yield
+        with closing(WorkersMetrics(count_ready=self._count_ready)) as metrics:
+            self._metrics = metrics
+            probes = Probes(metrics=metrics.text, why_not_ready=self._why_not_ready, when_ready=self._readiness)
+            async with serving_probes(self._settings.metrics_listen, probes) as address:
+                self._told = {"metrics": address}
+                yield
 
     async def run(self, kill_margin_seconds: float) -> bool:
         loop = asyncio.get_running_loop()
@@ -210,7 +207,10 @@ class _Supervisor:
             if self._stop.is_set():
                 return report, 0
             try:
-                worker = self._workers[index] = _Worker(_started(index, theirs, self._variables))
+                variables = self._metrics.variables() if self._metrics else {}
+                worker = self._workers[index] = _Worker(_started(index, theirs, variables))
+            except StartupError as error:
+                return {"error": error.message}, 1
             except OSError as error:
                 return {"error": f"Cannot start a worker: {error.strerror}."}, 1
             theirs.close()  # else its end would not show here

@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +15,7 @@ import pytest
 from bookstore.v1 import books_pb2, books_pb2_grpc
 
 from tests.e2e.conftest import Start
-from tests.executable import Serving, run_bookstore, wait_until
+from tests.executable import BOOKSTORE, PATIENCE_SECONDS, Serving, environment, run_bookstore, wait_until
 from tests.metrics import ask, call_all_at_once, metrics_address, number
 from tests.tokens import Issuer
 
@@ -93,6 +95,60 @@ def test_a_worker_that_hangs_is_not_ready_and_told_of_until_it_turns_again(sqlit
 
     wait_until(lambda: told("worker turns again") == sorted(pids), "the log says so of each")
     assert told("worker does not turn") == sorted(pids)
+
+
+def metrics_folders(folder: Path) -> list[Path]:
+    return list(folder.glob("bookstore-metrics-*"))
+
+
+@pytest.fixture
+def temporary(tmp_path: Path) -> Path:
+    """A folder for what is temporary."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    return folder
+
+
+def test_workers_without_a_temporary_folder_are_told_so_in_a_sentence(sqlite_url: str, temporary: Path) -> None:
+    def allow_no_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # whoever they belong to
+
+    done = subprocess.run(
+        [BOOKSTORE, "serve", *METRICS, "--workers", "2", "--listen", "127.0.0.1:0", "--database-url", sqlite_url],
+        env=environment(TMPDIR=str(temporary)),
+        cwd=temporary,
+        preexec_fn=allow_no_files,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
+    )
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("Error: Several workers keep their metrics in a temporary folder, and none can be made (")
+    assert "TMPDIR" in line
+
+
+def test_a_worker_is_replaced_and_counted_though_the_folder_of_metrics_was_removed(
+    sqlite_url: str, start: Start, temporary: Path
+) -> None:
+    server = start(sqlite_url, *METRICS, "--workers", "2", TMPDIR=str(temporary))
+    (folder,) = metrics_folders(temporary)
+    shutil.rmtree(folder)
+    assert ask(server, "/readyz") == (200, "ok\n")
+    for _ in range(2):
+        assert number(server, "bookstore_ready") == 2
+    assert number(server, "bookstore_build_info") == 0
+    os.kill(worker_pids(server)[0], signal.SIGKILL)
+    server.wait_for_event("worker serving")
+    wait_until(lambda: number(server, "bookstore_build_info") == 1, "the new worker counts")
+    assert ask(server, "/readyz") == (200, "ok\n")
+    lost = [line for line in server.log_lines() if line["event"].startswith("metrics lost")]
+    assert [line["folder"] for line in lost] == [str(folder)]
+    assert "Traceback" not in server.log_text()
+    assert "did not start" not in server.log_text()
+    assert server.stop() == 0
+    assert metrics_folders(temporary) == []
 
 
 def test_counts_of_a_worker_that_died_stay_and_what_it_was_doing_does_not(sqlite_url: str, start: Start) -> None:
