@@ -129,6 +129,8 @@ class _Supervisor:
             self._begin_to_stop()
             return
         self._kill()
+        if self._metrics:
+            self._metrics.close()
         signal.signal(number, signal.SIG_DFL)
         signal.raise_signal(number)
         os._exit(128 + number)  # the first process of a container outlives a signal's default action

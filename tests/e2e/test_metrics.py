@@ -151,6 +151,19 @@ def test_a_worker_is_replaced_and_counted_though_the_folder_of_metrics_was_remov
     assert metrics_folders(temporary) == []
 
 
+@pytest.mark.parametrize("signals", [1, 2])
+def test_no_folder_of_metrics_stays_behind(signals: int, sqlite_url: str, start: Start, temporary: Path) -> None:
+    arguments = ("--workers", "2", "--drain-delay-seconds", "0" if signals == 1 else "60")
+    server = start(sqlite_url, *METRICS, *arguments, TMPDIR=str(temporary))
+    assert len(metrics_folders(temporary)) == 1
+    server.process.send_signal(signal.SIGTERM)
+    if signals == 2:
+        server.wait_for_event("draining")
+        server.process.send_signal(signal.SIGTERM)
+    assert server.wait() == (0 if signals == 1 else -signal.SIGTERM)
+    assert metrics_folders(temporary) == []
+
+
 def test_counts_of_a_worker_that_died_stay_and_what_it_was_doing_does_not(sqlite_url: str, start: Start) -> None:
     server = start(sqlite_url, *METRICS, "--workers", "2")
     asyncio.run(call_everything(server.address, 20))
