@@ -1,5 +1,7 @@
 """Copies of a SQLite database that others read and write meanwhile: one file each, whole and checked."""
 
+import ctypes
+import errno
 import os
 import shutil
 import sqlite3
@@ -24,12 +26,17 @@ _INSTEAD = {"postgresql": "pg_dump", "mariadb": "mariadb-dump"}
 _LOGS = ("-wal", "-journal")
 # The database is only read, so these tell of the copy.
 _CANNOT_WRITE = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_TRUNCATE}
+# What link(2) says where there are no hard links.
+_NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}
+# fcntl.h and stdio.h of Linux; see renameat2(2).
+_AT_FDCWD, _RENAME_NOREPLACE = -100, 1
 
 
 def copy_database(url: URL, path: Path, *, force: bool, timeout_seconds: float, on_progress: Progress) -> int:
     """Copy a SQLite database, as it is when this begins, to a file, and answer how many books are in it.
 
-    `path` appears when the copy is whole, checked and on the disk; an older file gives way only by `force`.
+    `path` appears when the copy is whole, checked and on the disk; an older file, or one that has come meanwhile, gives
+    way only by `force`, and only then a link is followed.
     `on_progress` is told the pages done and all pages. Raises `StartupError`, and whatever `on_progress` raises.
     """
     backend = url.get_backend_name()
@@ -47,6 +54,8 @@ def copy_database(url: URL, path: Path, *, force: bool, timeout_seconds: float, 
         if source.execute("SELECT 1 FROM sqlite_master WHERE name = 'books'").fetchone() is None:
             raise StartupError(f"{url.database} holds no catalogue: it has no table of books.")
         original = Path(source.execute("PRAGMA database_list").fetchone()[2])
+        if path.is_symlink() and not force:
+            raise StartupError(f"{path} is a link, to {target}; name that file, or use --force.")
         _check_target(target, original, force=force)
         try:
             # Beside the target, so that taking its name is one step; with it goes what SQLite puts beside the copy.
@@ -55,8 +64,13 @@ def copy_database(url: URL, path: Path, *, force: bool, timeout_seconds: float, 
                 books = _copy(source, part, on_progress)
                 shutil.copymode(original, part)
                 _sync(part)
-                part.replace(target)
+                if force:
+                    part.replace(target)
+                else:
+                    _move_to_new(part, target)
                 _sync(target.parent)
+        except FileExistsError as error:
+            raise _in_the_way(target) from error
         except OSError as error:
             raise StartupError(f"Cannot write {path}: {error.strerror}.") from error
         except sqlite3.OperationalError as error:
@@ -81,12 +95,36 @@ def _check_target(target: Path, original: Path, *, force: bool) -> None:
         if not target.is_file() or target.samefile(original):
             raise StartupError(f"{target} cannot be replaced by a backup; choose another name.")
         if not force:
-            raise StartupError(f"{target} is there already; --force replaces it.")
+            raise _in_the_way(target)
     for log in _LOGS:
         if os.path.lexists(f"{target}{log}"):
             raise StartupError(
                 f"{target}{log} would be taken for a part of the backup; remove it, or choose another name."
             )
+
+
+def _in_the_way(target: Path) -> StartupError:
+    return StartupError(f"{target} is there already; --force replaces it.")
+
+
+def _move_to_new(part: Path, target: Path) -> None:
+    """Give a file its name in one step. Raises `FileExistsError` where something has it, and then leaves that alone."""
+    try:
+        os.link(part, target)
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
+        _rename_to_new(part, target)
+    else:
+        part.unlink()
+
+
+def _rename_to_new(part: Path, target: Path) -> None:
+    """Rename where a file system has no hard links, as FAT; Python itself has no way to do it without replacing."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.renameat2(_AT_FDCWD, os.fsencode(part), _AT_FDCWD, os.fsencode(target), _RENAME_NOREPLACE):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
 
 
 def _copy(source: sqlite3.Connection, part: Path, on_progress: Progress) -> int:

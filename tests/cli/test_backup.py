@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy.engine import make_url
 
-from bookstore_grpc.dal.backup import copy_database
+from bookstore_grpc.dal.backup import _rename_to_new, copy_database
+from bookstore_grpc.errors import StartupError
 from tests.cli.test_progress import errors_on_a_terminal
 from tests.executable import BOOKSTORE, PATIENCE_SECONDS, Finished, environment, run_bookstore, wait_until
 
@@ -83,6 +84,49 @@ def test_an_older_file_gives_way_only_by_force(path: Path, folder: Path) -> None
 
     assert run_backup(path, copy, "--force").status == 0
     assert rows(copy) == rows(path)
+
+
+def test_a_link_is_followed_only_by_force(path: Path, folder: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere.db"
+    (folder / "copy.db").symlink_to(elsewhere)
+
+    refused = run_backup(path, folder / "copy.db")
+    told = f"Error: {folder}/copy.db is a link, to {elsewhere}; name that file, or use --force.\n"
+    assert refused == (1, "", told)
+    assert not elsewhere.exists()
+
+    assert run_backup(path, folder / "copy.db", "--force").status == 0
+    assert (folder / "copy.db").is_symlink()
+    assert rows(elsewhere) == rows(path)
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_what_appears_during_the_copy_is_left_alone(path: Path, folder: Path, tmp_path: Path, kind: str) -> None:
+    target = folder / "copy.db"
+
+    def come_in_between(_done: int, _total: int) -> None:
+        if kind == "file":
+            target.write_text("somebody else's")
+        elif not target.is_symlink():
+            target.symlink_to(tmp_path / "elsewhere.db")
+
+    with pytest.raises(StartupError, match="is there already; --force replaces it"):
+        copy(path, target, on_progress=come_in_between)
+    assert os.listdir(folder) == ["copy.db"]
+    assert not (tmp_path / "elsewhere.db").exists()
+    if kind == "file":
+        assert target.read_text() == "somebody else's"
+
+
+def test_where_there_are_no_hard_links_a_name_is_taken_in_one_step_too(tmp_path: Path) -> None:
+    part, target = tmp_path / "part", tmp_path / "target"
+    part.write_text("new")
+    _rename_to_new(part, target)
+    assert (part.exists(), target.read_text()) == (False, "new")
+    part.write_text("newer")
+    with pytest.raises(FileExistsError):
+        _rename_to_new(part, target)
+    assert (part.read_text(), target.read_text()) == ("newer", "new")
 
 
 def test_the_database_itself_is_not_replaced(path: Path, folder: Path) -> None:
