@@ -2,6 +2,7 @@
 
 import json
 import os
+import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -88,6 +89,7 @@ def open_channel(server: str, tls: TLS | None) -> grpc.aio.Channel:
     if bool(tls.cert) != bool(tls.key):
         raise ValueError("a certificate needs its key, and a key its certificate")
     ca, cert, key = (_contents(path) for path in (tls.ca, tls.cert, tls.key))
+    _check_files(tls, ca, cert)
     return grpc.aio.secure_channel(server, grpc.ssl_channel_credentials(ca, key, cert), options=_OPTIONS)
 
 
@@ -127,3 +129,31 @@ def _contents(path: str) -> bytes | None:
             return file.read()
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror})") from error
+
+
+def _check_files(tls: TLS, ca: bytes | None, cert: bytes | None) -> None:
+    """Raise `ValueError` for what gRPC would find out with the first call, and then not say of which file."""
+    for path, contents in ((tls.ca, ca), (tls.cert, cert)):
+        if contents is None:
+            continue
+        try:
+            # What stands beside the certificates, in any language, is nobody's business.
+            _ssl_context().load_verify_locations(cadata=contents.decode("ascii", errors="ignore"))
+        except (ssl.SSLError, ValueError) as error:  # ValueError: nothing at all
+            raise ValueError(f"{path} holds no certificate in PEM form") from error
+    # What is no file, such as a shell's <(command), can be read only once.
+    if not (os.path.isfile(tls.cert) and os.path.isfile(tls.key)):
+        return
+    context = _ssl_context()
+    context.set_ciphers("DEFAULT:@SECLEVEL=0")  # which keys are too weak is for gRPC and the server to say
+    try:
+        # Without a password it would ask for one at the terminal.
+        context.load_cert_chain(tls.cert, tls.key, password="")
+    except ssl.SSLError as error:
+        if error.reason in ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH"):
+            raise ValueError(f"the key in {tls.key} does not belong to the certificate in {tls.cert}") from error
+        raise ValueError(f"{tls.key} holds no private key in PEM form, without a password") from error
+
+
+def _ssl_context() -> ssl.SSLContext:
+    return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

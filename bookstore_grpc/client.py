@@ -227,6 +227,9 @@ class BookstoreClient:
                 return await method(request, timeout=give_up_at - time.monotonic(), metadata=metadata)
             except grpc.aio.AioRpcError as error:
                 raised = error_from_rpc_error(error)
+                if isinstance(raised, DeadlineExceeded) and not self._is_connected():
+                    raised = DeadlineExceeded("No connection came about.")
+                    raised.reason = ""  # the service has said nothing
                 # What a limit has refused has not begun, so any call may be sent again, when the server said.
                 if not isinstance(raised, ResourceExhausted) or not raised.reason:
                     raise raised from error
@@ -235,6 +238,9 @@ class BookstoreClient:
                 if time.monotonic() + wait_seconds >= give_up_at:
                     raise raised from error
             await asyncio.sleep(wait_seconds)
+
+    def _is_connected(self) -> bool:
+        return self._channel.get_state() is grpc.ChannelConnectivity.READY
 
 
 def error_from_rpc_error(error: grpc.aio.AioRpcError) -> BookstoreError:

@@ -8,9 +8,12 @@ from typing import NamedTuple
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
+
+_PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
+_PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
 
 
 class Certificate(NamedTuple):
@@ -44,9 +47,17 @@ class Authority:
         path.write_bytes(self.pem)
         return str(path)
 
-    def certificate(self, name: str, *, hosts: Sequence[str] = (), days: int = 1, from_day: int = -2) -> Certificate:
+    def certificate(
+        self,
+        name: str,
+        *,
+        hosts: Sequence[str] = (),
+        days: int = 1,
+        from_day: int = -2,
+        key: _PrivateKey | None = None,
+    ) -> Certificate:
         """Vouch for a server with hosts, or for a client with a name; with -1 days for one that has expired."""
-        key = ec.generate_private_key(ec.SECP256R1())
+        key = key or ec.generate_private_key(ec.SECP256R1())
         pem = _signed(_name(name), self._name, key.public_key(), self._key, hosts=hosts, days=days, from_day=from_day)
         return Certificate(pem, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
 
@@ -61,7 +72,7 @@ def _name(name: str) -> x509.Name:
 def _signed(
     subject: x509.Name,
     issuer: x509.Name,
-    public_key: ec.EllipticCurvePublicKey,
+    public_key: _PublicKey,
     key: ec.EllipticCurvePrivateKey,
     *,
     hosts: Sequence[str] = (),

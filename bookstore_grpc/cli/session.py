@@ -4,6 +4,7 @@ import asyncio
 import errno
 import math
 import os
+import re
 import sys
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,11 @@ from bookstore_grpc.wire import DEFAULT_SERVER, DEFAULT_TIMEOUT_SECONDS
 
 if TYPE_CHECKING:
     from bookstore_grpc.client import BookstoreClient
+
+
+# As in "connections to all backends failing; last error: UNKNOWN: ipv4:127.0.0.1:50051: Tls handshake failed
+# (TSI_PROTOCOL_FAILURE): SSL_ERROR_SSL: error:1000007d:SSL routines:OPENSSL_internal:CERTIFICATE_VERIFY_FAILED: …: OK".
+_GRPC_LAYERS = re.compile(r".*(?:OPENSSL_internal:|lookup error:|last error: \w+: (?:ipv[46]|unix):\S+: )", re.DOTALL)
 
 
 class Seconds(click.FloatRange):
@@ -125,14 +131,14 @@ def sentence_from_error(error: BookstoreError, *, server: str) -> str:
     if isinstance(error, InvalidRequest) and error.violations:
         lines = [f"{violation.field}: {violation.description}." for violation in error.violations]
         sentence = "\n       ".join(lines)
-    elif error.request_id is None and isinstance(error, Unavailable):
-        # gRPC's own words are about sockets; the caller knows the server by the name it gave.
+    elif error.request_id is None and isinstance(error, Unavailable) and not _is_turned_away(error):
         return (
-            f"No server answers at {server}. Start one with `bookstore serve`, or name another with --server. "
-            "If it speaks TLS: --tls, and --ca for who vouches for it."
+            f"Cannot reach {server}: {_grpc_cause(error.message)}. Start one with `bookstore serve`, or name another "
+            "with --server. If it speaks TLS: --tls, --ca for who vouches for it, and --cert with --key if it asks "
+            "callers for one."
         )
     elif error.request_id is None and isinstance(error, DeadlineExceeded):
-        return f"{server} did not answer in time; --timeout-seconds gives it longer."
+        return f"{server} did not answer in time: {_grpc_cause(error.message)}. --timeout-seconds gives it longer."
     else:
         sentence = error.message
     if isinstance(error, TokenMissing):
@@ -140,6 +146,17 @@ def sentence_from_error(error: BookstoreError, *, server: str) -> str:
     reason = f" [{error.reason}]" if error.reason else ""
     request = f" (request id {error.request_id})" if error.request_id else ""
     return f"{sentence}{reason}{request}"
+
+
+def _is_turned_away(error: Unavailable) -> bool:
+    import grpc
+
+    return isinstance(error.__cause__, grpc.aio.AioRpcError) and error.__cause__.code() is grpc.StatusCode.CANCELLED
+
+
+def _grpc_cause(details: str) -> str:
+    """Answer the end of what gRPC says, which has the cause; before it stand its own layers and our addresses."""
+    return _GRPC_LAYERS.sub("", details).removesuffix(": OK").rstrip("].")
 
 
 def shown_count(count: int, noun: str) -> str:

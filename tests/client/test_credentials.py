@@ -1,9 +1,17 @@
 """The client's own doors: whom it trusts, and who it says it is."""
 
+import re
 import socket
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 from bookstore_grpc.app import running_server
 from bookstore_grpc.client import TLS, BookstoreClient, TokenFile
@@ -96,6 +104,37 @@ async def test_a_token_may_travel_in_plaintext_on_this_machine(server: str) -> N
 def test_files_that_cannot_be_used_are_told(tls: TLS, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         BookstoreClient(tls=tls)
+
+
+def test_files_that_hold_something_else_are_told_by_name(tmp_path: Path) -> None:
+    authority = Authority()
+    ca = authority.write(tmp_path)
+    cert, key = authority.certificate("client").write(tmp_path, "client")
+    other_cert, other_key = authority.certificate("other").write(tmp_path, "other")
+    junk, locked = tmp_path / "junk", tmp_path / "locked.key"
+    junk.write_text("hello\n")
+    private_key = load_pem_private_key(Path(key).read_bytes(), password=None)
+    locked.write_bytes(private_key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"x")))
+    for tls, sentence in (
+        (TLS(ca=str(junk)), f"{junk} holds no certificate in PEM form"),
+        (TLS(ca=key), f"{key} holds no certificate in PEM form"),
+        (TLS(ca=ca, cert=str(junk), key=key), f"{junk} holds no certificate in PEM form"),
+        (TLS(ca=ca, cert=cert, key=str(junk)), f"{junk} holds no private key in PEM form"),
+        (TLS(ca=ca, cert=cert, key=str(locked)), f"{locked} holds no private key in PEM form, without a password"),
+        (TLS(ca=ca, cert=cert, key=other_key), f"the key in {other_key} does not belong to the certificate in {cert}"),
+        (TLS(ca=ca, cert=other_cert, key=key), f"the key in {key} does not belong to the certificate in {other_cert}"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(sentence)):
+            BookstoreClient(tls=tls)
+
+
+async def test_certificates_with_remarks_between_them_and_weak_keys_are_left_to_the_server(tmp_path: Path) -> None:
+    authority = Authority()
+    ca = tmp_path / "ca.pem"
+    ca.write_bytes("# Authorité\n".encode() + authority.pem + b"\n# another\n" + Authority("other").pem)
+    key = rsa.generate_private_key(public_exponent=65_537, key_size=1_024)
+    cert_file, key_file = authority.certificate("weak", key=key).write(tmp_path, "weak")
+    await BookstoreClient(tls=TLS(ca=str(ca), cert=cert_file, key=key_file)).close()
 
 
 async def test_a_token_for_this_machine_does_not_travel_by_way_of_a_proxy(

@@ -66,7 +66,31 @@ def test_who_has_no_certificate_does_not_come_in_and_is_told_of_tls(guarded: Gua
     for certificates in ((), guarded.certificates[:2]):
         refused = run_bookstore("list", "--server", guarded.server.address, *certificates)
         assert refused.status == 1
+        assert f"Cannot reach {guarded.server.address}: Socket closed. " in refused.errors
         assert "--tls" in refused.errors
+        assert "--cert" in refused.errors
+
+
+def test_who_is_refused_by_tls_is_told_why(tmp_path: Path, sqlite_url: str, start: Start) -> None:
+    authority = Authority()
+    ca, other_ca = authority.write(tmp_path), Authority("other").write(tmp_path, "other")
+    for name, certificate, ca_of_client, cause in (
+        ("expired", authority.server(days=-1), ca, "VERIFY_FAILED: certificate has expired. "),
+        (
+            "foreign",
+            authority.server(),
+            other_ca,
+            "CERTIFICATE_VERIFY_FAILED: unable to get local issuer certificate. ",
+        ),
+        ("named", authority.certificate("x", hosts=["books.example"]), ca, "Hostname Verification Check failed. "),
+    ):
+        cert, key = certificate.write(tmp_path, name)
+        server = start(sqlite_url, "--tls-cert", cert, "--tls-key", key)
+        refused = run_bookstore("health", "--server", server.address, "--ca", ca_of_client)
+        assert refused.status == 1
+        assert refused.errors.startswith(f"Error: Cannot reach {server.address}: ")
+        assert cause in refused.errors
+        assert server.stop() == 0
 
 
 def test_no_token_and_no_key_stands_in_the_log(guarded: Guarded) -> None:
