@@ -1,9 +1,11 @@
 """Addresses to listen on: what may be one, who can reach it, and how several processes come to share one."""
 
 import errno
+import os
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import structlog
 
@@ -14,6 +16,11 @@ _log = structlog.stdlib.get_logger("bookstore_grpc.addresses")
 
 # A name such as localhost may stand for an address of a family that this machine does not have.
 _NOT_OURS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+_CAUSES = {
+    errno.EADDRINUSE: "the address is in use",
+    errno.EADDRNOTAVAIL: "the address is not this machine's",
+    errno.EACCES: "this user has not the right to",
+}
 
 
 def check_addresses(addresses: Sequence[str], *, encrypted: bool, insecure: bool) -> None:
@@ -68,15 +75,48 @@ def bound_socket(address: str) -> socket.socket:
         family, *_, where = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
         return socket.create_server(where[:2], family=family)
     except (OSError, ValueError) as error:
-        raise cannot_listen(address) from error
+        raise cannot_listen(address, error) from error
 
 
-def cannot_listen(address: str) -> StartupError:
-    """Make the error of an address that cannot be had."""
+def cannot_listen(address: str, error: Exception | None = None) -> StartupError:
+    """Make the error of an address that cannot be had; where nobody knows why, it is tried once more to find out."""
     return StartupError(
-        f"Cannot listen on {address}: the address is in use or not this machine's. "
-        "Stop what listens there, or choose another (--listen, --metrics-listen, --channelz-listen)."
+        f"Cannot listen on {address}: {_cause(address, error or _bind_error(address))}. "
+        "Mend that, or choose another address (--listen, --metrics-listen, --channelz-listen)."
     )
+
+
+def _cause(address: str, error: Exception | None) -> str:
+    if error is None:
+        return "gRPC does not say why"
+    if isinstance(error, socket.gaierror | UnicodeError):  # UnicodeError: the name is too long for one
+        return f"the name does not resolve ({getattr(error, 'strerror', error)})"
+    code = getattr(error, "errno", None) or 0
+    path = address.removeprefix("unix:")
+    if code == errno.ENOENT:
+        return f"there is no folder {os.path.dirname(path)}"
+    if code == errno.EADDRINUSE and path != address and not Path(path).is_socket():
+        return f"{path} is something else than a socket"
+    return _CAUSES.get(code) or getattr(error, "strerror", None) or str(error)
+
+
+def _bind_error(address: str) -> Exception | None:
+    """Answer what a bind of our own raises, for gRPC's error has no cause. It leaves nothing behind."""
+    try:
+        if address.startswith("unix:"):
+            path = address.removeprefix("unix:")
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.bind(path)
+            os.unlink(path)
+            return None
+        host, _, port = address.rpartition(":")
+        for family, _, _, _, where in socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM):
+            with socket.socket(family, socket.SOCK_STREAM) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(where)
+    except (OSError, ValueError) as error:
+        return error
+    return None
 
 
 def _check_form(address: str) -> None:
@@ -106,7 +146,7 @@ def _reserve(address: str, held: ExitStack) -> str:
             else:
                 is_held = True
     except (OSError, ValueError) as error:
-        raise cannot_listen(address) from error
+        raise cannot_listen(address, error) from error
     if not is_held:
         raise cannot_listen(address)
     return f"{host}:{port}"

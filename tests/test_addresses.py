@@ -1,12 +1,14 @@
 """Addresses that several processes are to share: held for them, and kept from everybody else."""
 
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
-from bookstore_grpc.addresses import reserved
+from bookstore_grpc.addresses import cannot_listen, reserved
 from bookstore_grpc.errors import StartupError
 
 
@@ -72,9 +74,35 @@ def test_address_that_another_supervisor_holds_is_refused() -> None:
         assert _told(held).startswith(f"Cannot listen on {held}: ")
 
 
-@pytest.mark.parametrize("address", ["192.0.2.1:0", "no-such-host.invalid:0", f"{'x' * 70}.example:0"])
-def test_address_of_another_machine_or_of_none_is_refused(address: str) -> None:
-    assert _told(address).startswith(f"Cannot listen on {address}: ")
+@pytest.mark.parametrize(
+    ("address", "cause"),
+    [
+        ("192.0.2.1:0", "the address is not this machine's"),
+        ("no-such-host.invalid:0", "the name does not resolve"),
+        (f"{'x' * 70}.example:0", "the name does not resolve"),
+    ],
+)
+def test_address_of_another_machine_or_of_none_is_refused(address: str, cause: str) -> None:
+    assert _told(address).startswith(f"Cannot listen on {address}: {cause}")
+    assert cannot_listen(address).message.startswith(f"Cannot listen on {address}: {cause}")
+
+
+def test_a_folder_where_this_user_may_not_write_is_told(tmp_path: Path) -> None:
+    tmp_path.chmod(0)
+    user = os.geteuid()
+    try:
+        if user == 0:
+            os.seteuid(65_534)  # root may write everywhere
+        message = cannot_listen(f"unix:{tmp_path}/socket").message
+    finally:
+        os.seteuid(user)
+        tmp_path.chmod(0o700)
+    assert message.startswith(f"Cannot listen on unix:{tmp_path}/socket: this user has not the right to. ")
+
+
+def test_asking_why_leaves_nothing_behind(tmp_path: Path) -> None:
+    assert "gRPC does not say why" in cannot_listen(f"unix:{tmp_path}/socket").message
+    assert not list(tmp_path.iterdir())
 
 
 def test_unix_socket_is_refused_with_what_to_do() -> None:

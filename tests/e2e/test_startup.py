@@ -41,7 +41,7 @@ def test_a_port_in_use_is_told(sqlite_url: str) -> None:
         address = f"127.0.0.1:{listening.getsockname()[1]}"
         finished = failed_serve(sqlite_url, "--listen", address)
 
-    assert f"Cannot listen on {address}" in finished.errors
+    assert f"Cannot listen on {address}: the address is in use. " in finished.errors
     assert "--listen" in finished.errors
 
 
@@ -92,7 +92,25 @@ def test_an_address_of_another_form_is_told(sqlite_url: str, address: str) -> No
 def test_an_address_of_another_machine_is_told(sqlite_url: str) -> None:
     finished = failed_serve(sqlite_url, "--insecure", "--listen", "192.0.2.1:0")  # RFC 5737: never this machine's
 
-    assert "Cannot listen on 192.0.2.1:0" in finished.errors
+    assert "Cannot listen on 192.0.2.1:0: the address is not this machine's. " in finished.errors
+
+
+def test_a_socket_that_cannot_be_had_is_told_with_the_cause(sqlite_url: str, tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    for address, cause in (
+        ("unix:/no/such/folder/socket", "there is no folder /no/such/folder"),
+        ("unix:plain", "plain is something else than a socket"),
+        (f"unix:{'x' * 120}", "AF_UNIX path too long"),
+    ):
+        finished = failed_serve(sqlite_url, "--listen", address, cwd=tmp_path)
+        assert f"Cannot listen on {address}: {cause}. " in finished.errors
+    assert (tmp_path / "plain").is_file()
+
+
+def test_a_name_that_does_not_resolve_is_told(sqlite_url: str) -> None:
+    finished = failed_serve(sqlite_url, "--insecure", "--listen", "no-such-host.invalid:0")
+
+    assert "Cannot listen on no-such-host.invalid:0: the name does not resolve (" in finished.errors
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0:0", "[::]:0", "192.0.2.1:0", "example.com:0"])
