@@ -120,6 +120,8 @@ def _bind_error(address: str) -> Exception | None:
 
 
 def _check_form(address: str) -> None:
+    if "," in address and not address.startswith("unix:"):
+        raise StartupError(f"{address!r} is no address. Several are separated by blanks, not by commas.")
     host, _, port = address.rpartition(":")
     is_unix = address.startswith("unix:") and len(address) > len("unix:")
     is_tcp = bool(host) and port.isascii() and port.isdigit() and int(port) < 65_536

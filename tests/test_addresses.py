@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bookstore_grpc.addresses import cannot_listen, reserved
+from bookstore_grpc.addresses import cannot_listen, check_addresses, reserved
 from bookstore_grpc.errors import StartupError
 
 
@@ -103,6 +103,13 @@ def test_a_folder_where_this_user_may_not_write_is_told(tmp_path: Path) -> None:
 def test_asking_why_leaves_nothing_behind(tmp_path: Path) -> None:
     assert "gRPC does not say why" in cannot_listen(f"unix:{tmp_path}/socket").message
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("listed", ["127.0.0.1:1,127.0.0.1:2", "127.0.0.1:1,unix:/tmp/x", "127.0.0.1:1, 127.0.0.1:2"])
+def test_commas_between_addresses_are_told(listed: str) -> None:
+    with pytest.raises(StartupError, match="separated by blanks, not by commas"):
+        check_addresses(listed.split(" "), encrypted=False, insecure=False)
+    check_addresses(["unix:/tmp/a,b"], encrypted=False, insecure=False)
 
 
 def test_unix_socket_is_refused_with_what_to_do() -> None:
