@@ -18,6 +18,7 @@ TokenAlgorithm = Literal[
 ]  # fmt: skip
 
 _WORKERS_MAX = 64
+_INT32_MAX = 2**31 - 1  # what gRPC's options hold
 
 
 def _setting(default: Any, help: str, *, least: float | None = None, most: float | None = None) -> Any:
@@ -88,15 +89,22 @@ class Settings:
         most=_WORKERS_MAX,
     )
     max_concurrent_calls: int = _setting(
-        500, "How many calls may be under way in a process; more are refused or wait, health excepted.", least=1
+        500,
+        "How many calls may be under way in a process; more are refused or wait, health excepted.",
+        least=1,
+        most=_INT32_MAX,
     )
     max_waiting_calls: int = _setting(
         500,
         "How many calls of one method may wait in a process until it gets round to them, before more are turned away.",
         least=1,
+        most=_INT32_MAX,
     )
     max_calls_per_connection: int = _setting(
-        100, "How many calls a connection may have under way; a client then holds back the others.", least=1
+        100,
+        "How many calls a connection may have under way; a client then holds back the others.",
+        least=1,
+        most=_INT32_MAX,
     )
     max_call_seconds: float = _setting(
         30.0, "How long a call may take, and a statement for it, whatever deadline its caller has set.", least=0.1
@@ -107,9 +115,14 @@ class Settings:
         "address. 0 for any number. Each process counts for itself.",
         least=0,
     )
-    rate_limit_burst: int = _setting(100, "How many calls a caller may make at once after a rest.", least=1)
+    rate_limit_burst: int = _setting(
+        100, "How many calls a caller may make at once after a rest.", least=1, most=_INT32_MAX
+    )
     max_message_bytes: int = _setting(
-        MESSAGE_MAX_BYTES, "The longest request. A batch of 1,000 books with the longest texts has 6.1 MB.", least=1_024
+        MESSAGE_MAX_BYTES,
+        "The longest request. A batch of 1,000 books with the longest texts has 6.1 MB.",
+        least=1_024,
+        most=_INT32_MAX,
     )
     max_metadata_bytes: int = _setting(
         16_384, "The most metadata of a call, the token included.", least=1_024, most=1_048_576

@@ -23,7 +23,7 @@ from bookstore_grpc.dal.database import Database
 from bookstore_grpc.dal.records import BookDraft
 from bookstore_grpc.errors import StartupError
 from bookstore_grpc.limits import CREATE_REQUEST_KEPT_HOURS
-from bookstore_grpc.settings import Settings
+from bookstore_grpc.settings import Settings, settings_fields
 from tests.conftest import LogLines, new_database, settings_for
 from tests.metrics import call_all_at_once
 
@@ -143,6 +143,20 @@ async def test_port_in_use_is_refused(file_url: str) -> None:
     async with running_server(settings_for(file_url)) as server:
         message = await _refused(settings_for(file_url, listen=(server.addresses[0],)))
     assert message.startswith(f"Cannot listen on {server.addresses[0]}")
+
+
+async def test_the_largest_numbers_are_served_with(file_url: str) -> None:
+    largest = {
+        setting.name: setting.metadata["most"]
+        for setting in settings_fields()
+        if setting.type is int and setting.name != "pool_size"
+    }
+    async with (
+        running_server(settings_for(file_url, rate_limit_per_second=1.0, **largest)) as server,
+        grpc.aio.insecure_channel(server.addresses[0]) as channel,
+    ):
+        stub: books_pb2_grpc.BookServiceAsyncStub = books_pb2_grpc.BookServiceStub(channel)
+        await stub.ListBooks(books_pb2.ListBooksRequest())
 
 
 async def test_unix_socket_in_use_is_refused_and_left_alone(file_url: str, tmp_path: Path) -> None:

@@ -149,6 +149,16 @@ def test_value_out_of_its_range_is_refused_by_flag_and_by_variable(name: str, te
         assert _flag(name) in result.output
 
 
+_INTEGERS = [setting.name for setting in settings_fields() if setting.type is int]
+
+
+@pytest.mark.parametrize("name", _INTEGERS)
+def test_number_beyond_what_grpc_holds_is_refused(name: str) -> None:
+    result, read = _invoke(_flag(name), str(2**31))
+    assert read == []
+    assert result.exit_code == 2
+
+
 _FLOATS = [setting.name for setting in settings_fields() if setting.type is float]
 
 
