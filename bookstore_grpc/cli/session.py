@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bookstore_grpc.errors import BookstoreError, DeadlineExceeded, InvalidRequest, TokenMissing, Unavailable
-from bookstore_grpc.wire import DEFAULT_SERVER, DEFAULT_TIMEOUT_SECONDS
+from bookstore_grpc.wire import AUTHORIZATION_KEY, DEFAULT_SERVER, DEFAULT_TIMEOUT_SECONDS
 
 if TYPE_CHECKING:
     from bookstore_grpc.client import BookstoreClient
@@ -141,7 +141,7 @@ def sentence_from_error(error: BookstoreError, *, server: str) -> str:
         return f"{server} did not answer in time: {_grpc_cause(error.message)}. --timeout-seconds gives it longer."
     else:
         sentence = error.message
-    if isinstance(error, TokenMissing):
+    if isinstance(error, TokenMissing) and AUTHORIZATION_KEY in error.message:  # else only certificates count there
         sentence += " --token-file names a file with one."
     reason = f" [{error.reason}]" if error.reason else ""
     request = f" (request id {error.request_id})" if error.request_id else ""

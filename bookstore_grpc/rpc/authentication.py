@@ -14,6 +14,7 @@ READ, WRITE = "books.read", "books.write"
 # The standard methods that read (AIP-131, 132, 231). Whatever else there is, or comes to be, writes.
 _READING = ("Get", "List", "BatchGet")
 _SCHEME = "bearer"  # RFC 6750; in any case, RFC 9110, 11.1
+_SHOWN_NAME_MAX_CHARACTERS = 200
 _NAMES_IN_CERTIFICATES = ("x509_subject_alternative_name", "x509_common_name")
 
 SCOPES_BY_METHOD = {
@@ -60,6 +61,9 @@ class Authentication:
             return by_token._replace(scopes=by_token.scopes | by_certificate.scopes)
         caller = by_token or by_certificate
         if caller is None:
+            if self._client_scopes:
+                # An operator sees in the log what to give scopes to. Whoever got the certificate may have chosen it.
+                call.caller = next(iter(_names_in_certificate(call)), "")[:_SHOWN_NAME_MAX_CHARACTERS]
             raise TokenMissing(
                 f"Say who calls: send a token as the metadata {AUTHORIZATION_KEY}: Bearer TOKEN."
                 if self._tokens
@@ -78,9 +82,12 @@ class Authentication:
         return await self._tokens.caller(token.strip())
 
     def _caller_by_certificate(self, call: Call) -> Caller | None:
-        properties = call.context.auth_context()
-        names = [value.decode(errors="replace") for key in _NAMES_IN_CERTIFICATES for value in properties.get(key, ())]
-        known = [name for name in names if name in self._client_scopes]
+        known = [name for name in _names_in_certificate(call) if name in self._client_scopes]
         if not known:
             return None
         return Caller(known[0], frozenset().union(*(self._client_scopes[name] for name in known)))
+
+
+def _names_in_certificate(call: Call) -> list[str]:
+    properties = call.context.auth_context()
+    return [value.decode(errors="replace") for key in _NAMES_IN_CERTIFICATES for value in properties.get(key, ())]

@@ -93,6 +93,22 @@ def test_who_is_refused_by_tls_is_told_why(tmp_path: Path, sqlite_url: str, star
         assert server.stop() == 0
 
 
+def test_who_has_an_unknown_certificate_is_not_told_of_tokens_where_there_are_none(
+    tmp_path: Path, sqlite_url: str, start: Start
+) -> None:
+    authority = Authority()
+    ca = authority.write(tmp_path)
+    cert, key = authority.server().write(tmp_path, "server")
+    client_cert, client_key = authority.certificate("stranger").write(tmp_path, "client")
+    scopes = ("--client-scopes", "importer=books.write")
+    server = start(sqlite_url, "--tls-cert", cert, "--tls-key", key, "--tls-client-ca", ca, *scopes)
+    client = ("--server", server.address, "--ca", ca, "--cert", client_cert, "--key", client_key)
+    refused = run_bookstore("list", *client)
+    assert refused.status == 1
+    assert "The name in the caller's certificate is not known here. [TOKEN_MISSING]" in refused.errors
+    assert server.wait_for_event("call refused")["caller"] == "stranger"
+
+
 def test_no_token_and_no_key_stands_in_the_log(guarded: Guarded) -> None:
     guarded.run("list", BOOKSTORE_TOKEN=issuer.token())
     guarded.run("list", BOOKSTORE_TOKEN=issuer.token(exp=1))

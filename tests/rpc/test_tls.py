@@ -326,6 +326,7 @@ async def test_names_in_certificates_have_the_scopes_that_they_are_given(tmp_pat
     reader = authority.certificate("reader")
     by_host = authority.certificate("anything", hosts=["writer.example"])
     unknown = authority.certificate("unknown")
+    spiteful = authority.certificate('x","level":"error"\n\x1b[2J')
     create = books_pb2.CreateBookRequest(book=books_pb2.Book(name="N", author="A", release_year=1))
     async with serving(
         tmp_path,
@@ -337,8 +338,11 @@ async def test_names_in_certificates_have_the_scopes_that_they_are_given(tmp_pat
             assert (await refusal(Stub(channel).CreateBook(create))).reason == "SCOPE_MISSING"
         async with channel_to(server, shows=by_host) as channel:
             await Stub(channel).CreateBook(create)
-        async with channel_to(server, shows=unknown) as channel:
-            assert (await refusal(Stub(channel).ListBooks(LISTED))).reason == "TOKEN_MISSING"
+        for shown in (unknown, spiteful):
+            async with channel_to(server, shows=shown) as channel:
+                assert (await refusal(Stub(channel).ListBooks(LISTED))).reason == "TOKEN_MISSING"
+    callers = [line["caller"] for line in log_lines() if line.get("reason") == "TOKEN_MISSING"]
+    assert callers == ["unknown", 'x","level":"error"\n\x1b[2J']
 
 
 async def test_a_token_adds_its_scopes_to_those_of_the_certificate(tmp_path: Path) -> None:
