@@ -4,6 +4,7 @@ import logging
 
 import structlog
 
+from bookstore_grpc.errors import ResourceExhausted
 from bookstore_grpc.rpc.calls import HEALTH_PREFIX, Call, Outcome
 from bookstore_grpc.telemetry import write_line
 
@@ -50,6 +51,8 @@ class CallLog:
             fields["trace_id"] = call.trace_id
         if outcome.reason:
             fields["reason"] = outcome.reason
+        if isinstance(outcome.error, ResourceExhausted):
+            fields |= outcome.error.metadata  # which limit
         if is_slow:
             fields["slow"] = True
         if outcome.status == "UNAVAILABLE" and outcome.error:

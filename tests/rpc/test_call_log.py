@@ -56,6 +56,18 @@ async def test_a_refused_call_has_one_line_with_its_reason(stub: Stub, log_lines
     assert (line["status"], line["reason"]) == ("NOT_FOUND", "BOOK_NOT_FOUND")
 
 
+async def test_a_call_beyond_a_limit_has_a_line_that_says_which(tmp_path: Path, log_lines: LogLines) -> None:
+    settings = settings_for(
+        f"sqlite+aiosqlite:///{tmp_path}/bookstore.db", rate_limit_per_second=0.01, rate_limit_burst=1
+    )
+    async with running_server(settings) as server, grpc.aio.insecure_channel(server.addresses[0]) as channel:
+        await Stub(channel).ListBooks(books_pb2.ListBooksRequest())
+        await refusal(Stub(channel).ListBooks(books_pb2.ListBooksRequest()))
+    answered, refused = calls(log_lines)
+    assert "limit" not in answered
+    assert (refused["reason"], refused["limit"]) == ("TOO_MANY_REQUESTS", "rate")
+
+
 async def test_a_health_check_that_succeeds_is_for_those_who_debug(tmp_path: Path, log_lines: LogLines) -> None:
     settings = settings_for(f"sqlite+aiosqlite:///{tmp_path}/bookstore.db")
     async with running_server(settings) as server, grpc.aio.insecure_channel(server.addresses[0]) as channel:
