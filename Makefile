@@ -14,7 +14,7 @@ help: ## List the targets
 
 install: .venv/.dev ## Make .venv with the package and everything that development needs
 
-run: .venv/.server ## Serve the catalogue (ARGS="--listen 0.0.0.0:50051")
+run: .venv/.server ## Serve the catalogue (ARGS="--listen 127.0.0.1:50052")
 	@exec $(BIN)/bookstore serve $(ARGS)
 
 test: .venv/.dev ## Run the tests (PYTEST_ARGS="-k etag")
