@@ -21,6 +21,7 @@ from bookstore_grpc.dal.driver_errors import startup_errors
 from bookstore_grpc.dal.engines import parse_database_url
 from bookstore_grpc.doors import Doors, doors
 from bookstore_grpc.errors import StartupError
+from bookstore_grpc.hangup import ignore_hangup
 from bookstore_grpc.memory import SpareMemory
 from bookstore_grpc.rpc.call_log import CallLog
 from bookstore_grpc.rpc.calls import Gate
@@ -54,6 +55,7 @@ async def serve(settings: Settings) -> None:
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    ignore_hangup()
 
     def begin_to_stop() -> None:
         for signal_number in (signal.SIGTERM, signal.SIGINT):

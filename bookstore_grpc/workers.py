@@ -23,6 +23,7 @@ import structlog
 from bookstore_grpc.addresses import check_addresses, reserved
 from bookstore_grpc.background import repeated
 from bookstore_grpc.errors import StartupError
+from bookstore_grpc.hangup import ignore_hangup
 from bookstore_grpc.settings import Settings
 from bookstore_grpc.telemetry import configure_logging
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 _log = structlog.stdlib.get_logger("bookstore_grpc.workers")
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_HELD_BACK = (*_SIGNALS, signal.SIGHUP)
 _PAUSE_LEAST_SECONDS, _PAUSE_MOST_SECONDS = 1, 30
 _LOOK_SECONDS = 1
 # Looks without a report from a worker, which sends one a second, until it is taken for one that hangs.
@@ -101,6 +103,7 @@ class _Supervisor:
 
     async def run(self, kill_margin_seconds: float) -> bool:
         loop = asyncio.get_running_loop()
+        ignore_hangup()
         for number in _SIGNALS:
             loop.add_signal_handler(number, self._on_signal, number)
         try:
@@ -252,7 +255,7 @@ class _Supervisor:
 
 def _started(index: int, channel: socket.socket, variables: Mapping[str, str]) -> "subprocess.Popen[bytes]":
     # What arrives before the worker has handlers has to wait for them; what a process blocks its child blocks too.
-    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_BACK)
     try:
         return subprocess.Popen(  # noqa: S603  nothing here comes from outside
             [sys.executable, "-P", "-m", __name__, str(index)],
@@ -261,7 +264,7 @@ def _started(index: int, channel: socket.socket, variables: Mapping[str, str]) -
             env={**os.environ, **variables, "PYTHONPATH": os.pathsep.join(sys.path)},
         )
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD_BACK)
 
 
 def _failure(report: dict[str, Any], otherwise: str) -> Exception:
@@ -322,7 +325,8 @@ async def _serve_until_told(settings: Settings) -> None:
 
     loop.add_reader(channel, on_end_of_supervisor)
     loop.add_signal_handler(signal.SIGTERM, stop.set)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    ignore_hangup()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD_BACK)
     try:
         await app.serve_as_worker(settings, stop, tell_supervisor=_tell)
     finally:

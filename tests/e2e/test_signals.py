@@ -1,6 +1,7 @@
 """How a server ends: it finishes what is under way, within its bounds."""
 
 import asyncio
+import os
 import signal
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
@@ -14,7 +15,7 @@ from bookstore.v1 import books_pb2, books_pb2_grpc
 from sqlalchemy.engine import make_url
 
 from tests.e2e.conftest import Start
-from tests.executable import PATIENCE_SECONDS, Serving
+from tests.executable import PATIENCE_SECONDS, Serving, run_bookstore, wait_until
 from tests.rpc.health import Status, watch
 from tests.rpc.obstacles import Network
 
@@ -69,6 +70,24 @@ def test_a_signal_ends_an_idle_server_well(start: Start, sqlite_url: str, number
     events = {line["event"]: line for line in server.log_lines()}
     assert list(events) == ["serving", "draining", "stopped"]
     assert events["draining"]["grace_seconds"] == 7
+
+
+@pytest.mark.parametrize("worker_count", [1, 2])
+def test_sighup_ends_nothing_and_is_answered_in_the_log(start: Start, sqlite_url: str, worker_count: int) -> None:
+    server = start(sqlite_url, "--workers", str(worker_count), "--log-level", "debug")
+    pids = {line["pid"] for line in server.log_lines() if line["event"] in ("serving", "worker serving")}
+    assert len(pids) == (1 if worker_count == 1 else 3)
+
+    for pid in pids:
+        os.kill(pid, signal.SIGHUP)
+
+    def ignored() -> int:
+        return sum(line["event"].startswith("SIGHUP ignored: ") for line in server.log_lines())
+
+    wait_until(lambda: ignored() == len(pids) or server.process.poll() is not None, "SIGHUP is told")
+    assert run_bookstore("health", "--server", server.address).output == "SERVING\n"
+    assert server.stop() == 0
+    assert "worker ended" not in server.log_text()
 
 
 @BOTH
