@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import sys
 
 import structlog
 
@@ -9,7 +10,12 @@ _log = structlog.stdlib.get_logger("bookstore_grpc.hangup")
 
 
 def ignore_hangup() -> None:
-    """Let SIGHUP, which by default ends a process at once, be no more than a line in the log while the loop runs."""
+    """Let SIGHUP, which by default ends a process at once, be no more than a line in the log while the loop runs.
+
+    At a terminal it says that this closes, so there it ends the process as ever.
+    """
+    if sys.stderr.isatty():
+        return
     asyncio.get_running_loop().add_signal_handler(
         signal.SIGHUP, _log.info, "SIGHUP ignored: certificates and keys are read again by themselves"
     )
