@@ -141,6 +141,9 @@ async def running_server(
             serving |= {
                 "addresses": server.addresses,
                 "database": database.description,
+                "tls": settings.is_encrypted,
+                "mutual_tls": bool(settings.tls_client_ca),
+                "tokens": way_in.key_set is not None,
                 "version": version("bookstore-grpc"),
                 "pid": os.getpid(),
             }

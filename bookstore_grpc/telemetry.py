@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
@@ -160,6 +160,12 @@ def write_line(logger: structlog.stdlib.BoundLogger, level: int, event: str, fie
         _output.write_now(fields)
     else:
         _output.write_soon(fields)
+
+
+def warn_of_variables(names: Iterable[str]) -> None:
+    """Write a line for each variable that looks like a setting and is none; never its value."""
+    for name in names:
+        structlog.stdlib.get_logger("bookstore_grpc.settings").warning("unknown variable", variable=name)
 
 
 def flush_logs() -> None:

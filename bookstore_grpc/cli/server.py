@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 import click
 from click.core import ParameterSource
 
-from bookstore_grpc.cli.session import Seconds, shown_count
+from bookstore_grpc.cli.session import Seconds, shown_count, unknown_variables
 from bookstore_grpc.errors import StartupError
 from bookstore_grpc.settings import ENVIRONMENT_PREFIX, Settings, settings_fields
 
@@ -145,10 +145,11 @@ def backup(context: click.Context, /, *, path: Path, force: bool, **values: Any)
 def _server_side(context: click.Context, settings: Settings) -> Iterator[None]:
     """Set up logs, and say in a sentence what keeps the server from starting."""
     try:
-        from bookstore_grpc.telemetry import configure_logging
+        from bookstore_grpc.telemetry import configure_logging, warn_of_variables
 
         configure_logging(level=settings.log_level, log_format=settings.log_format)
         _warn_of_visible_password(context, settings)
+        warn_of_variables(unknown_variables(context))
         yield
     except ModuleNotFoundError as error:
         raise click.ClickException(

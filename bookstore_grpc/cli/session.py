@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 _GRPC_LAYERS = re.compile(r".*(?:OPENSSL_internal:|lookup error:|last error: \w+: (?:ipv[46]|unix):\S+: )", re.DOTALL)
 
 
+# Those of the tests, and what Kubernetes tells every pod of a service that is named bookstore.
+_OTHERS = re.compile(r"BOOKSTORE_(TEST_|(\w+_)?(SERVICE_HOST|SERVICE_PORT|PORT)(_\w+)?$)")
+
+
 class Seconds(click.FloatRange):
     """A time that a flag gives: a number, and no nan or inf, which no range keeps out."""
 
@@ -32,6 +36,17 @@ class Seconds(click.FloatRange):
         if not math.isfinite(seconds):
             self.fail(f"{value!r} is no time.", param, ctx)
         return seconds
+
+
+def unknown_variables(context: click.Context) -> list[str]:
+    """Name the variables that look like ours and are none, as with a typo, which would leave a door open unnoticed."""
+    main = context.find_root().command
+    known = {"BOOKSTORE_TOKEN"}  # of no flag, for `ps` shows flags to everyone
+    for command in main.commands.values() if isinstance(main, click.Group) else ():
+        known.update(parameter.envvar for parameter in command.params if isinstance(parameter.envvar, str))
+    return sorted(
+        name for name in os.environ if name.startswith("BOOKSTORE_") and name not in known and not _OTHERS.match(name)
+    )
 
 
 def connection_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -82,6 +97,8 @@ def run_with_client(
         async with _client(server, timeout_seconds, **doors) as client:
             await work(client)
 
+    for name in unknown_variables(click.get_current_context()):
+        click.echo(f"Warning: {name} is no variable of this command and does nothing.", err=True)
     try:
         asyncio.run(run())
         sys.stdout.flush()

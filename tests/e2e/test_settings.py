@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from bookstore_grpc.settings import settings_fields
+from tests.certificates import Authority
 from tests.e2e.conftest import Start
 from tests.executable import BOOKSTORE, PATIENCE_SECONDS, environment, run_bookstore
+from tests.tokens import AUDIENCE, ISSUER, Issuer
 
 pytestmark = pytest.mark.e2e
 
@@ -135,3 +137,33 @@ def test_the_format_can_be_chosen(sqlite_url: str, log_format: str, is_json: boo
     assert "plaintext" in warning
     assert warning.startswith("{") is is_json
     assert "\x1b[" not in warning
+
+
+def test_a_variable_that_is_none_is_warned_of_by_name_and_its_value_is_kept(start: Start, sqlite_url: str) -> None:
+    unknown = {"BOOKSTORE_TLS_CLIENT_CAS": "hunter2"}
+    others = {"BOOKSTORE_TEST_X": "x", "BOOKSTORE_SERVICE_HOST": "h", "BOOKSTORE_PORT_50051_TCP_ADDR": "a"}
+    server = start(sqlite_url, **unknown, **others, BOOKSTORE_TOKEN="t", BOOKSTORE_SERVER="s")
+    (warning,) = [line for line in server.log_lines() if line["level"] == "warning"]
+    assert (warning["event"], warning["variable"]) == ("unknown variable", "BOOKSTORE_TLS_CLIENT_CAS")
+    assert "hunter2" not in server.log_text()
+
+    asked = run_bookstore("health", "--server", server.address, variables={**unknown, **others})
+    assert asked.status == 0
+    assert asked.errors == "Warning: BOOKSTORE_TLS_CLIENT_CAS is no variable of this command and does nothing.\n"
+
+
+@pytest.mark.parametrize("worker_count", ["1", "2"])
+def test_the_line_of_the_start_tells_what_guards_the_doors(
+    start: Start, sqlite_url: str, tmp_path: Path, worker_count: str
+) -> None:
+    authority, issuer = Authority(), Issuer()
+    cert, key = authority.server().write(tmp_path, "server")
+    tls = ("--tls-cert", cert, "--tls-key", key)
+    tokens = ("--jwks-file", str(issuer.write_jwks(tmp_path / "jwks")))
+    names = ("--token-issuer", ISSUER, "--token-audience", AUDIENCE)
+    guarded = (*tls, "--tls-client-ca", authority.write(tmp_path), *tokens, *names)
+    for arguments, guards in (((), [False] * 3), (tls, [True, False, False]), (guarded, [True] * 3)):
+        server = start(sqlite_url, "--workers", worker_count, *arguments)
+        told = server.wait_for_event("serving")
+        assert [told[name] for name in ("tls", "mutual_tls", "tokens")] == guards
+        assert server.stop() == 0
