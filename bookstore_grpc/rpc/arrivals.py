@@ -3,16 +3,17 @@
 Imported only where metrics are wanted.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+import grpc
 from grpc_channelz.v1 import channelz, channelz_pb2
 
 
 class Arrivals:
-    """Counts the calls to the gRPC server that was made last in this process."""
+    """Counts the calls to one gRPC server."""
 
-    def __init__(self) -> None:
-        self._server_id = max(server.ref.server_id for server in _servers(from_id=0))
+    def __init__(self, server_id: int) -> None:
+        self._server_id = server_id
         self._count = 0
 
     def count(self) -> int:
@@ -21,6 +22,14 @@ class Arrivals:
         if server is not None and server.ref.server_id == self._server_id:  # after its end it is there no more
             self._count = server.data.calls_started
         return self._count
+
+
+def counted(make_server: Callable[[], grpc.aio.Server]) -> tuple[grpc.aio.Server, Arrivals]:
+    """Make a server whose arrivals are counted. It is the one that was not there before: numbers tell no order."""
+    others = {server.ref.server_id for server in _servers(from_id=0)}
+    server = make_server()
+    (server_id,) = {server.ref.server_id for server in _servers(from_id=0)} - others
+    return server, Arrivals(server_id)
 
 
 def _servers(*, from_id: int) -> Iterator[channelz_pb2.Server]:

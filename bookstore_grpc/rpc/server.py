@@ -5,6 +5,7 @@ import os
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -69,8 +70,12 @@ class Server:
             max_call_seconds=max_call_seconds,
         )
         self._health = Health(("", BOOK_SERVICE))
-        self._server = grpc.aio.server(interceptors=[self._calls], options=options)
-        self._arrivals = _arrivals() if counts_arrivals else None
+        make_server = partial(grpc.aio.server, interceptors=[self._calls], options=options)
+        self._arrivals: Arrivals | None = None
+        if counts_arrivals:
+            self._server, self._arrivals = _counted(make_server)
+        else:
+            self._server = make_server()
         self._monitor: asyncio.Task[None] | None = None
         self.why_not_ready = "starting"
         books_pb2_grpc.add_BookServiceServicer_to_server(servicer, self._server)
@@ -152,10 +157,10 @@ class Server:
         self._health.set(is_serving=is_serving)
 
 
-def _arrivals() -> "Arrivals":
-    from bookstore_grpc.rpc.arrivals import Arrivals
+def _counted(make_server: Callable[[], grpc.aio.Server]) -> "tuple[grpc.aio.Server, Arrivals]":
+    from bookstore_grpc.rpc.arrivals import counted
 
-    return Arrivals()
+    return counted(make_server)
 
 
 def bind(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None = None) -> str:
