@@ -114,3 +114,5 @@ build/generated: build/googleapis
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -I protos -I build/googleapis \
 		--python_out=$@ --grpc_python_out=$@ --mypy_out=quiet:$@ --mypy_grpc_out=quiet:$@ \
 		$$(cd protos && find * -name '*.proto' | sort)
+	@$(BIN)/python -m grpc_tools.protoc -I protos -I build/googleapis --include_source_info \
+		--descriptor_set_out=$@/bookstore/v1/books.binpb bookstore/v1/books.proto

@@ -88,6 +88,8 @@ class BookServiceStub:
     Two updates of different fields at the same time both survive. An update that changes nothing leaves
     `etag` and `update_time` as they are.
 
+    Over HTTP, PATCH without a mask changes the fields that the body has, and PUT is an update with the mask `*`.
+
     INVALID_ARGUMENT `INVALID_FIELD`: a field breaks its rule, or the mask names an unknown field.
     NOT_FOUND `BOOK_NOT_FOUND`: there is no such book.
     ABORTED `ETAG_MISMATCH`: `book.etag` is set and is not the current one.
@@ -146,6 +148,8 @@ class BookServiceAsyncStub(BookServiceStub):
 
     Two updates of different fields at the same time both survive. An update that changes nothing leaves
     `etag` and `update_time` as they are.
+
+    Over HTTP, PATCH without a mask changes the fields that the body has, and PUT is an update with the mask `*`.
 
     INVALID_ARGUMENT `INVALID_FIELD`: a field breaks its rule, or the mask names an unknown field.
     NOT_FOUND `BOOK_NOT_FOUND`: there is no such book.
@@ -226,6 +230,8 @@ class BookServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Two updates of different fields at the same time both survive. An update that changes nothing leaves
         `etag` and `update_time` as they are.
+
+        Over HTTP, PATCH without a mask changes the fields that the body has, and PUT is an update with the mask `*`.
 
         INVALID_ARGUMENT `INVALID_FIELD`: a field breaks its rule, or the mask names an unknown field.
         NOT_FOUND `BOOK_NOT_FOUND`: there is no such book.
