@@ -63,26 +63,29 @@ def reserved(addresses: Sequence[str]) -> Iterator[tuple[str, ...]]:
         yield tuple(_reserve(address, held) for address in addresses)
 
 
-def bound_socket(address: str) -> socket.socket:
-    """Answer a socket bound to a HOST:PORT that others may read from. Raises `StartupError` where it cannot be had."""
+def bound_socket(address: str, *, shares_port: bool = False) -> socket.socket:
+    """Answer a socket bound to a HOST:PORT, for HTTP. Raises `StartupError` where it cannot be had."""
     _check_form(address)
     if address.startswith("unix:"):
         raise StartupError(f"The address {address!r} is not HOST:PORT.")
-    if not is_local(address):
-        _log.warning("metrics can be read by other machines", address=address)
     host, _, port = address.rpartition(":")
     try:
         family, *_, where = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
-        return socket.create_server(where[:2], family=family)
+        return socket.create_server(where[:2], family=family, reuse_port=shares_port)
     except (OSError, ValueError) as error:
         raise cannot_listen(address, error) from error
+
+
+def shown_address(address: str, bound: socket.socket) -> str:
+    """Answer the HOST:PORT that a socket is bound to, with the real port in place of port 0."""
+    return f"{address.rpartition(':')[0]}:{bound.getsockname()[1]}"
 
 
 def cannot_listen(address: str, error: Exception | None = None) -> StartupError:
     """Make the error of an address that cannot be had; where nobody knows why, it is tried once more to find out."""
     return StartupError(
         f"Cannot listen on {address}: {_cause(address, error or _bind_error(address))}. "
-        "Mend that, or choose another address (--listen, --metrics-listen, --channelz-listen)."
+        "Mend that, or choose another address (--listen, --http-listen, --metrics-listen, --channelz-listen)."
     )
 
 

@@ -38,5 +38,10 @@ KEPT_TOKENS_MAX = 4_096
 # Callers whose rate is known, about 200 bytes each.
 RATED_CALLERS_MAX = 65_536
 
+# Of one process. Browsers hold up to six, and an idle one is closed after five seconds.
+HTTP_CONNECTIONS_MAX = 500
+# All of a request before its body. The longest page token and filter, in percent-encoding, have 40 KB.
+HTTP_HEAD_MAX_BYTES = 64 * 1024
+
 # The contract promises 24 hours; what is kept longer costs little and forgives a clock that is off.
 CREATE_REQUEST_KEPT_HOURS = 72

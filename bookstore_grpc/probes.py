@@ -3,18 +3,20 @@
 Imported only where that is wanted.
 """
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Generator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
-import uvicorn
+import structlog
 
-from bookstore_grpc.addresses import bound_socket
+from bookstore_grpc.addresses import bound_socket, shown_address
+from bookstore_grpc.http.connections import serving_http
+from bookstore_grpc.loopback import is_local
+
+_log = structlog.stdlib.get_logger("bookstore_grpc.probes")
 
 _TEXT = "text/plain; charset=utf-8"
 _PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
-_STOP_SECONDS = 1
 
 
 class Probes(NamedTuple):
@@ -25,35 +27,14 @@ class Probes(NamedTuple):
     when_ready: Callable[[], str] = lambda: "ok"
 
 
-class _Server(uvicorn.Server):
-    @contextmanager
-    def capture_signals(self) -> Generator[None, None, None]:
-        """Leave signals to the service."""
-        yield
-
-
 @asynccontextmanager
 async def serving_probes(address: str, probes: Probes) -> AsyncIterator[str]:
     """Answer on HOST:PORT while the block runs, and tell the address with its real port. Raises `StartupError`."""
     bound = bound_socket(address)
-    config = uvicorn.Config(
-        _application(probes),
-        log_config=None,
-        access_log=False,
-        lifespan="off",
-        loop="none",
-        http="h11",
-        ws="none",
-        server_header=False,
-        timeout_graceful_shutdown=_STOP_SECONDS,
-    )
-    server = _Server(config)
-    task = asyncio.create_task(server.serve(sockets=[bound]))
-    try:
-        yield f"{address.rpartition(':')[0]}:{bound.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        await task
+    if not is_local(address):
+        _log.warning("metrics can be read by other machines", address=address)
+    async with serving_http(_application(probes), bound):
+        yield shown_address(address, bound)
 
 
 def _application(probes: Probes) -> Callable[..., Any]:

@@ -68,6 +68,8 @@ def configure_logging(*, level: LogLevel, log_format: LogFormat, worker: int | N
     logging.getLogger("asyncmy").setLevel(logging.ERROR)
     # It writes a traceback for every connection that it finds broken; that the database is away has a line of ours.
     logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
+    # What a stranger sends that is no HTTP is told to the stranger.
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     logging.getLogger("bookstore_grpc").setLevel(level.upper())
 
 

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 import pytest
 import yaml
 
-from bookstore_grpc import app, probes, trace_export
+from bookstore_grpc import app, trace_export
 from bookstore_grpc.addresses import check_addresses
 from bookstore_grpc.cli import main
+from bookstore_grpc.http import connections
 from bookstore_grpc.rpc import server
 from tests.deploy.files import (
     DEPLOY,
@@ -27,7 +28,7 @@ from tests.deploy.files import (
 # What comes after the last call: gRPC's own stop, the probes' port, traces and connections, a thread that hangs.
 _ENDING_SECONDS = (
     server._STOP_MARGIN_SECONDS
-    + probes._STOP_SECONDS
+    + connections._STOP_SECONDS
     + trace_export._FLUSH_SECONDS
     + app._CLOSE_SECONDS
     + app._HANGING_SECONDS
