@@ -14,8 +14,8 @@ help: ## List the targets
 
 install: .venv/.dev ## Make .venv with the package and everything that development needs
 
-run: .venv/.server ## Serve the catalogue (ARGS="--listen 127.0.0.1:50052")
-	@exec $(BIN)/bookstore serve $(ARGS)
+run: .venv/.server ## Serve the catalogue, and its pages on http://127.0.0.1:8080 (ARGS="--listen 127.0.0.1:50052")
+	@exec $(BIN)/bookstore serve --http-listen 127.0.0.1:8080 $(ARGS)
 
 test: .venv/.dev ## Run the tests (PYTEST_ARGS="-k etag")
 	$(BIN)/pytest $(PYTEST_ARGS)
@@ -78,7 +78,7 @@ clean: ## Remove .venv and everything else that make has made
 # The stamps: what is installed so far. The server alone starts sooner than with all that development needs.
 .venv/.server: pyproject.toml constraints.txt | .venv/bin/pip
 	@echo 'Installing the server into .venv ...'
-	@$(PIP) --editable '.[server]'
+	@$(PIP) --editable '.[http]'
 	@touch $@
 
 .venv/.dev: pyproject.toml constraints.txt | .venv/bin/pip

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from bookstore_grpc.addresses import check_addresses, check_channelz_address
+from bookstore_grpc.addresses import bound_socket, check_addresses, check_channelz_address, shown_address
 from bookstore_grpc.background import repeated
 from bookstore_grpc.dal import backup, migrations
 from bookstore_grpc.dal.books import BookDAL, microseconds_now
@@ -22,12 +22,13 @@ from bookstore_grpc.dal.engines import parse_database_url
 from bookstore_grpc.doors import Doors, doors
 from bookstore_grpc.errors import StartupError
 from bookstore_grpc.hangup import ignore_hangup
+from bookstore_grpc.loopback import is_local
 from bookstore_grpc.memory import SpareMemory
 from bookstore_grpc.rpc.call_log import CallLog
 from bookstore_grpc.rpc.calls import Gate
 from bookstore_grpc.rpc.options import server_options
 from bookstore_grpc.rpc.rate_limit import RateLimit
-from bookstore_grpc.rpc.server import Server
+from bookstore_grpc.rpc.server import BOOK_SERVICE, Server
 from bookstore_grpc.rpc.servicer import BookServicer
 from bookstore_grpc.settings import Settings
 from bookstore_grpc.telemetry import flush_logs
@@ -107,7 +108,7 @@ async def running_server(
     """
     is_worker = tell_supervisor is not None
     if not is_worker:
-        check_addresses(settings.listen, encrypted=settings.is_encrypted, insecure=settings.insecure)
+        check_addresses(settings.addresses, encrypted=settings.is_encrypted, insecure=settings.insecure)
     if settings.channelz_listen:
         check_channelz_address(settings.channelz_listen, worker_count=settings.worker_count)
     async with AsyncExitStack() as stack:
@@ -118,7 +119,8 @@ async def running_server(
         books = BookDAL(
             database, clock=clock, on_group_written=metrics.group_written if metrics else None, observer=traces
         )
-        server = _server(settings, books, database, way_in, traces=traces, metrics=metrics, shares_ports=is_worker)
+        servicer = BookServicer(books)
+        server = _server(settings, servicer, database, way_in, traces=traces, metrics=metrics, shares_ports=is_worker)
         serving: dict[str, Any] = {}
         if metrics:
             sample = partial(_sample, metrics, server, database, way_in)
@@ -131,6 +133,9 @@ async def running_server(
                 _log.info("serving channelz", address=serving.pop("channelz"))
         await _prepare_tables(database, books, migrate=settings.migrate)
         await server.start(settings.listen)
+        if settings.http_listen:
+            http = _http(settings, servicer, server, way_in, shares_port=is_worker)
+            server.http_address = serving["http"] = await stack.enter_async_context(http)
         if tell_supervisor:
             report = partial(_report, tell_supervisor, server)
             stack.callback(report)  # the last says that it drains, and not only that it is silent
@@ -188,7 +193,7 @@ def back_up(settings: Settings, path: Path, *, force: bool, on_progress: backup.
 
 def _server(
     settings: Settings,
-    books: BookDAL,
+    servicer: BookServicer,
     database: Database,
     way_in: Doors,
     *,
@@ -198,7 +203,7 @@ def _server(
 ) -> Server:
     call_log = CallLog(slow_call_seconds=settings.slow_call_seconds)
     return Server(
-        BookServicer(books),
+        servicer,
         probe=database.ping,
         probe_interval_seconds=settings.health_interval_seconds,
         # A call passes the gates in this order.
@@ -271,6 +276,33 @@ async def _probes(settings: Settings, server: Server, metrics: "Metrics") -> Asy
     probes = Probes(metrics=metrics.text, why_not_ready=lambda: server.why_not_ready)
     async with serving_probes(settings.metrics_listen, probes) as address:
         yield address
+
+
+@asynccontextmanager
+async def _http(
+    settings: Settings, servicer: BookServicer, server: Server, way_in: Doors, *, shares_port: bool
+) -> AsyncIterator[str]:
+    try:
+        from bookstore_grpc.http.application import http_application
+        from bookstore_grpc.http.connections import serving_http
+    except ModuleNotFoundError as error:
+        raise StartupError(
+            f"HTTP needs more than the server (no module {error.name!r}): pip install 'bookstore-grpc[http]'."
+        ) from error
+    # Only by its name does a browser know this machine's loopback from a stranger's host that has become it.
+    is_private = is_local(settings.http_listen) or bool(settings.http_hosts)
+    application = http_application(
+        servicer,
+        BOOK_SERVICE,
+        guard=server.guard,
+        max_request_bytes=settings.max_message_bytes,
+        origins=settings.http_origins,
+        hosts=settings.http_hosts if is_private else None,
+    )
+    bound = bound_socket(settings.http_listen, shares_port=shares_port)
+    tls = way_in.certificates.tls_context() if way_in.certificates else None
+    async with serving_http(application, bound, tls=tls):
+        yield shown_address(settings.http_listen, bound)
 
 
 def _channelz(settings: Settings) -> AbstractAsyncContextManager[str]:

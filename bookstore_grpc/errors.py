@@ -8,7 +8,9 @@ back into the same class, or one above it.
     │   ├── InvalidFilter               INVALID_FILTER
     │   ├── InvalidOrderBy              INVALID_ORDER_BY
     │   ├── InvalidPageToken            INVALID_PAGE_TOKEN
-    │   └── MalformedMessage            MALFORMED_MESSAGE
+    │   ├── MalformedMessage            MALFORMED_MESSAGE
+    │   ├── RequestTooLarge             REQUEST_TOO_LARGE
+    │   └── MediaTypeUnsupported        MEDIA_TYPE_UNSUPPORTED
     ├── BookNotFound                    BOOK_NOT_FOUND
     ├── EtagMismatch                    ETAG_MISMATCH
     ├── RequestIdReused                 REQUEST_ID_REUSED
@@ -16,13 +18,15 @@ back into the same class, or one above it.
     │   ├── TokenMissing                TOKEN_MISSING
     │   └── TokenInvalid                TOKEN_INVALID
     ├── PermissionDenied
-    │   └── ScopeMissing                SCOPE_MISSING
+    │   ├── ScopeMissing                SCOPE_MISSING
+    │   └── HostUnknown                 HOST_UNKNOWN
     ├── ResourceExhausted               TOO_MANY_REQUESTS
     ├── Unavailable                     UNAVAILABLE
     │   ├── DatabaseUnavailable         DATABASE_UNAVAILABLE
     │   └── ServerDraining              SERVER_DRAINING
     ├── DeadlineExceeded                DEADLINE_EXCEEDED
     ├── MethodUnknown                   METHOD_UNKNOWN
+    │   └── VerbNotAllowed              VERB_NOT_ALLOWED
     ├── InternalError                   INTERNAL
     └── StartupError                    never crosses the wire: the service cannot start as it is set up
 """
@@ -103,8 +107,26 @@ class MalformedMessage(InvalidRequest):
 
     reason = "MALFORMED_MESSAGE"
 
-    def __init__(self, method: str) -> None:
-        super().__init__((), message=f"The bytes sent are no request of {method}.")
+    def __init__(self, method: str, cause: str = "") -> None:
+        super().__init__((), message=f"The bytes sent are no request of {method}{cause and f': {cause}'}.")
+
+
+class RequestTooLarge(InvalidRequest):
+    """The request is longer than the server takes; over gRPC, gRPC itself says so."""
+
+    reason = "REQUEST_TOO_LARGE"
+
+    def __init__(self, max_bytes: int) -> None:
+        super().__init__((), message=f"The request is longer than the {max_bytes} bytes that the server takes.")
+
+
+class MediaTypeUnsupported(InvalidRequest):
+    """The body of an HTTP request is, or may be, something else than JSON."""
+
+    reason = "MEDIA_TYPE_UNSUPPORTED"
+
+    def __init__(self, message: str = "Send the body as JSON, and say so: Content-Type: application/json.") -> None:
+        super().__init__((), message=message)
 
 
 class BookNotFound(BookstoreError):
@@ -153,6 +175,12 @@ class ScopeMissing(PermissionDenied):
     """The caller is known and lacks the scope that the call needs."""
 
     reason = "SCOPE_MISSING"
+
+
+class HostUnknown(PermissionDenied):
+    """An HTTP request was meant for another host, as a page of a stranger's can make a browser do it."""
+
+    reason = "HOST_UNKNOWN"
 
 
 class ResourceExhausted(BookstoreError):
@@ -206,6 +234,12 @@ class MethodUnknown(BookstoreError):
     """The server has no such method."""
 
     reason = "METHOD_UNKNOWN"
+
+
+class VerbNotAllowed(MethodUnknown):
+    """No call is made with this HTTP method at this path."""
+
+    reason = "VERB_NOT_ALLOWED"
 
 
 class InternalError(BookstoreError):

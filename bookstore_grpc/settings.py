@@ -33,6 +33,19 @@ class Settings:
         (DEFAULT_SERVER,),
         "Where to serve: HOST:PORT or unix:PATH. Repeatable; the variable separates by spaces.",
     )
+    http_listen: str = _setting(
+        "",
+        "HOST:PORT that answers the same calls as JSON over HTTP, with pages for people at / and /docs; with TLS where "
+        "--tls-cert is given. Needs the extra [http].",
+    )
+    http_origins: tuple[str, ...] = _setting(
+        (), "An origin such as https://shop.example whose pages may call over HTTP from browsers (CORS). Repeatable."
+    )
+    http_hosts: tuple[str, ...] = _setting(
+        (),
+        "A host name by which HTTP requests may come to an address of this machine alone, as through a proxy. Those of "
+        "the loopback always may. Repeatable.",
+    )
     database_url: str = _setting(
         "sqlite+aiosqlite:///bookstore.db",
         "The database: sqlite+aiosqlite:///FILE, postgresql+asyncpg://USER@HOST/NAME or "
@@ -195,6 +208,11 @@ class Settings:
     log_format: Literal["auto", "json", "console"] = _setting(
         "auto", "json, console (readable), or auto: console on a terminal, json elsewhere."
     )
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Where calls are answered, over gRPC and over HTTP."""
+        return (*self.listen, self.http_listen) if self.http_listen else self.listen
 
     @property
     def is_encrypted(self) -> bool:

@@ -49,10 +49,13 @@ async def serve(settings: Settings, *, kill_margin_seconds: float = 15) -> bool:
     Raises `StartupError` where the service cannot start as it is set up, and `ModuleNotFoundError` where a worker lacks
     a package.
     """
-    check_addresses(settings.listen, encrypted=settings.is_encrypted, insecure=settings.insecure)
+    check_addresses(settings.addresses, encrypted=settings.is_encrypted, insecure=settings.insecure)
     async with AsyncExitStack() as stack:
-        addresses = stack.enter_context(reserved(settings.listen))
-        supervisor = _Supervisor(replace(settings, listen=addresses))
+        shared = replace(settings, listen=stack.enter_context(reserved(settings.listen)))
+        if settings.http_listen:
+            (http_address,) = stack.enter_context(reserved((settings.http_listen,)))
+            shared = replace(shared, http_listen=http_address)
+        supervisor = _Supervisor(shared)
         if settings.metrics_listen:
             await stack.enter_async_context(supervisor.serving_metrics())
         return await supervisor.run(kill_margin_seconds)

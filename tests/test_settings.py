@@ -14,6 +14,9 @@ from bookstore_grpc.settings import ENVIRONMENT_PREFIX, Settings, settings_field
 # For each setting a flag's text and a variable's, other than the default and than each other, and what they mean.
 _VALUES: dict[str, tuple[tuple[str, Any], tuple[str, Any]]] = {
     "listen": (("127.0.0.1:1", ("127.0.0.1:1",)), ("127.0.0.1:2 unix:/tmp/x", ("127.0.0.1:2", "unix:/tmp/x"))),
+    "http_listen": (("127.0.0.1:1", "127.0.0.1:1"), ("127.0.0.1:2", "127.0.0.1:2")),
+    "http_origins": (("https://a", ("https://a",)), ("https://a https://b", ("https://a", "https://b"))),
+    "http_hosts": (("a", ("a",)), ("a b", ("a", "b"))),
     "database_url": (("sqlite:///a.db", "sqlite:///a.db"), ("postgresql://h/b", "postgresql://h/b")),
     "migrate": (("", True), ("1", True)),
     "insecure": (("", True), ("true", True)),

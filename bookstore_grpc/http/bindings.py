@@ -25,6 +25,11 @@ class Binding(NamedTuple):
     body: str
 
     @property
+    def call(self) -> str:
+        """The name that the call has in gRPC, such as `/bookstore.v1.BookService/GetBook`."""
+        return f"/{self.method.containing_service.full_name}/{self.method.name}"
+
+    @property
     def path_fields(self) -> tuple[str, ...]:
         """The fields of the request that the path has, such as `book.id`."""
         return tuple(name for name, _ in _VARIABLE.findall(self.template))

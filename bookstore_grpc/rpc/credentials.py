@@ -1,9 +1,11 @@
 """TLS: the server's certificate, and the authority that callers' must come from, read again when the files change."""
 
 import os
+import ssl
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -78,6 +80,38 @@ class Certificates:
             newer_configuration,  # type: ignore[arg-type]  # None means "as before" (grpc's documentation)
             self._requires_client_certificates,
         )
+
+    def tls_context(self) -> ssl.SSLContext:
+        """Answer a context for HTTP, whose handshakes get the newest contents likewise. Raises `StartupError`."""
+        try:
+            made, newest = self._version, self._new_tls_context()
+        except (OSError, ssl.SSLError) as error:
+            raise StartupError(f"Cannot serve HTTP with TLS: {_sentence(error)}.") from error
+
+        def renew(handshake: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
+            nonlocal made, newest
+            with self._lock:
+                self._read_again()
+                if made != self._version:
+                    # Should the files have changed again, the next handshake finds out.
+                    with suppress(OSError, ssl.SSLError):
+                        made, newest = self._version, self._new_tls_context()
+            handshake.context = newest
+
+        first = newest
+        first.sni_callback = renew
+        return first
+
+    def _new_tls_context(self) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.set_alpn_protocols(["http/1.1"])
+        cert, key, *client_ca = self._paths
+        context.load_cert_chain(cert, key)
+        if client_ca:
+            context.verify_mode = ssl.CERT_REQUIRED
+            context.load_verify_locations(client_ca[0])
+        return context
 
     def refresh(self) -> None:
         """Read the files again if they have changed or could not be used.

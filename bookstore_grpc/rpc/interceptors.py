@@ -87,6 +87,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             guarded = self._handlers[method] = self._guarded(method, handler)
         return guarded
 
+    def guard(self, method: str, context: Any) -> AbstractAsyncContextManager[Call]:
+        """Surround a unary call that has come another way than through gRPC.
+
+        `context` stands in for gRPC's. A call that fails leaves the block with the `AbortError` of its `abort`.
+        """
+        return self._call(method, context, self._unary_calls)
+
     async def refuse(self) -> None:
         """Refuse every call that comes from now on, health excepted, and return when few come, or after a moment."""
         self._is_draining = True
@@ -133,7 +140,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         # What gRPC is told to read or write it does outside of the guard: it would take in whole requests before any
         # gate, and tell the caller whatever text an exception of a reader or writer has. So all requests are streams to
         # gRPC, and all messages bytes.
-        replaced: dict[str, Any] = {"request_streaming": True, "request_deserializer": None}
+        replaced: dict[str, Any] = {
+            "request_streaming": True,
+            "request_deserializer": None,
+            "response_serializer": None,
+        }
         if not handler.response_streaming:
             guarded = _guarded_coroutine(behaviour, guard, receive, serialize)
         elif inspect.isasyncgenfunction(behaviour):
@@ -142,8 +153,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             # It writes its answers itself, through the context, which serializes them.
             guarded = _guarded_coroutine(behaviour, guard, receive, _as_it_is)
             replaced["response_serializer"] = handler.response_serializer
-        handler = handler._replace(**{"response_serializer": None, **replaced})
-        return handler._replace(**{_kind(handler): guarded})  # type: ignore[no-any-return]  # a namedtuple to the last release
+        replaced["stream_stream" if handler.response_streaming else "stream_unary"] = guarded
+        return handler._replace(**replaced)  # type: ignore[no-any-return]  # a namedtuple to the last release
 
     def _unknown_method(self, method: str) -> "grpc.RpcMethodHandler[Any, Any]":
         async def refuse(_requests: Any, context: Any) -> None:
@@ -183,7 +194,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                     yield call
                 self._tell(call, started, "OK")
             except grpc.aio.AbortError:
-                # A servicer of gRPC's own, such as health, has already set the status.
+                # A servicer has set the status itself, as that of health does.
                 self._tell(call, started, context.code().name)
                 raise
             except asyncio.CancelledError as cancelled:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _log = structlog.stdlib.get_logger("bookstore_grpc.server")
 
-BOOK_SERVICE = books_pb2.DESCRIPTOR.services_by_name["BookService"].full_name
+BOOK_SERVICE = books_pb2.DESCRIPTOR.services_by_name["BookService"]
 _REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 
 _STOP_MARGIN_SECONDS = 2
@@ -59,6 +59,7 @@ class Server:
         options: Sequence[tuple[str, int]] = (),
     ) -> None:
         self.addresses: list[str] = []
+        self.http_address = ""  # where the same calls are answered over HTTP, if they are
         self._credentials = credentials
         self._probe = probe
         self._probe_interval_seconds = probe_interval_seconds
@@ -69,7 +70,8 @@ class Server:
             admission=self._admission,
             max_call_seconds=max_call_seconds,
         )
-        self._health = Health(("", BOOK_SERVICE))
+        self.guard = self._calls.guard
+        self._health = Health(("", BOOK_SERVICE.full_name))
         make_server = partial(grpc.aio.server, interceptors=[self._calls], options=options)
         self._arrivals: Arrivals | None = None
         if counts_arrivals:
@@ -119,7 +121,7 @@ class Server:
         return self._arrivals.count() - self._calls.taken_calls if self._arrivals else 0
 
     def _register_reflection(self) -> None:
-        reflector = _ReflectionServicer((BOOK_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME))
+        reflector = _ReflectionServicer((BOOK_SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME))
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflector, self._server)  # type: ignore[no-untyped-call]  # not in its stubs
         # The two versions of reflection differ in their package's name and in nothing on the wire.
         v1 = grpc.stream_stream_rpc_method_handler(

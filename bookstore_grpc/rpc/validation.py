@@ -27,6 +27,9 @@ class Violations:
         if description is not None:
             self._violations.append(Violation(field, description))
 
+    def __len__(self) -> int:
+        return len(self._violations)
+
     def raise_if_any(self) -> None:
         """Raise `InvalidRequest` with everything noted."""
         if self._violations:

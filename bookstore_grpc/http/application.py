@@ -1,0 +1,48 @@
+"""The HTTP application: pages for people first, and everything else is a call."""
+
+import re
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from google.protobuf.descriptor import ServiceDescriptor
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+
+from bookstore_grpc.errors import StartupError
+from bookstore_grpc.http.api import Guard, JsonApi
+from bookstore_grpc.http.asgi import Application
+from bookstore_grpc.http.pages import page_routes
+
+_ORIGIN = re.compile(r"https?://[^/?#@*\s]+")
+_VERBS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
+_ASKED_HEADERS = ["Authorization", "Content-Type", "If-Match", "If-None-Match", "X-Request-Id", "Traceparent"]
+_TOLD_HEADERS = ["ETag", "Location", "Retry-After", "X-Request-Id"]
+
+
+def http_application(
+    servicer: Any,
+    service: ServiceDescriptor,
+    *,
+    guard: Guard,
+    max_request_bytes: int,
+    origins: Sequence[str],
+    hosts: Collection[str] | None,
+) -> Application:
+    """Build it. Pages of `origins` may call from browsers. For the others see `JsonApi`. Raises `StartupError`."""
+    for origin in origins:
+        if not _ORIGIN.fullmatch(origin):
+            raise StartupError(f"--http-origins {origin!r} is not an origin such as https://shop.example.")
+    cors = Middleware(
+        CORSMiddleware,
+        allow_origins=origins,
+        allow_methods=_VERBS,
+        allow_headers=_ASKED_HEADERS,
+        expose_headers=_TOLD_HEADERS,
+    )
+    application = Starlette(routes=page_routes(), middleware=[cors] if origins else [])
+    application.router.redirect_slashes = False
+    application.router.default = JsonApi(
+        servicer, service, guard=guard, max_request_bytes=max_request_bytes, hosts=hosts
+    )
+    return application

@@ -1,0 +1,141 @@
+"""JSON to messages and back, by the rules of proto3 (https://protobuf.dev/programming-guides/json/).
+
+Unknown fields are refused, and all that is wrong is told at once, by the names that fields have in the contract. The
+library would stop at the first, and tell it in the words of Python.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+import orjson
+from google.protobuf import json_format
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import Message
+
+from bookstore_grpc.errors import quoted
+from bookstore_grpc.rpc.validation import Violations
+
+_WELL_KNOWN = "google.protobuf."
+_WHOLE_NUMBER = re.compile("-?[0-9]{1,20}")
+_SHOWN_MAX_CHARACTERS = 100
+
+
+def json_from_message(message: Message) -> bytes:
+    """Encode a message. Fields that have their default are left out, 64-bit integers are strings."""
+    return orjson.dumps(json_format.MessageToDict(message))
+
+
+def fill_message(message: Message, value: Any, path: str, violations: Violations) -> None:
+    """Set the fields that a JSON object has; what is wrong with them is added to the violations, below `path`."""
+    if not isinstance(value, dict):
+        violations.check(path or "body", "is to be a JSON object")
+        return
+    fields = fields_by_spelling(message.DESCRIPTOR)
+    given: set[int] = set()
+    for key, item in value.items():
+        field = fields.get(key)
+        if field is None:
+            violations.check(joined(path, key[:_SHOWN_MAX_CHARACTERS]), f"is not a field of {message.DESCRIPTOR.name}")
+        elif field.number in given:
+            violations.check(joined(path, field.name), "is given twice, in two spellings")
+        else:
+            given.add(field.number)
+            if item is not None:  # null is as good as absent
+                set_field(message, field, item, joined(path, field.name), violations)
+
+
+def set_field(message: Message, field: FieldDescriptor, value: Any, path: str, violations: Violations) -> None:
+    """Set a field to what a JSON value says; what is wrong with it is added to the violations, at `path`."""
+    convert = _converter(field)
+    if convert is None:
+        try:
+            json_format.ParseDict({field.json_name: value}, message)
+        except json_format.ParseError:
+            kind = field.message_type or field.enum_type
+            violations.check(path, f"is no {kind.name}" if kind else "is of another type")
+    elif not field.is_repeated:
+        convert(message, value, path, violations)
+    elif not isinstance(value, list):
+        violations.check(path, "is to be a JSON array")
+    else:
+        for index, item in enumerate(value):
+            convert(message, item, f"{path}[{index}]", violations)
+
+
+@cache
+def fields_by_spelling(message: Descriptor) -> Mapping[str, FieldDescriptor]:
+    """Answer the fields of a message by their names in JSON and in the contract."""
+    return {spelling: field for field in message.fields for spelling in (field.json_name, field.name)}
+
+
+def is_well_known(field: FieldDescriptor) -> bool:
+    """Tell whether a field's message has a form of its own in JSON, as timestamps and masks have."""
+    return field.message_type is not None and field.message_type.full_name.startswith(_WELL_KNOWN)
+
+
+def joined(path: str, name: str) -> str:
+    """Answer the path of a field below another."""
+    return f"{path}.{name}" if path else name
+
+
+_Convert = Callable[[Any, Any, str, Violations], None]
+
+
+@cache
+def _converter(field: FieldDescriptor) -> _Convert | None:
+    """Answer what sets a field, or adds to it if it is repeated; None for what is left to the library."""
+    name, is_repeated = field.name, field.is_repeated
+    is_map = field.message_type is not None and field.message_type.GetOptions().map_entry
+    if field.message_type is not None and not is_well_known(field) and not is_map:
+
+        def set_message(message: Any, value: Any, path: str, violations: Violations) -> None:
+            child = getattr(message, name).add() if is_repeated else getattr(message, name)
+            child.SetInParent()
+            fill_message(child, value, path, violations)
+
+        return set_message
+    read = _READERS.get(field.type)
+    if read is None:
+        return None
+
+    def set_scalar(message: Any, value: Any, path: str, violations: Violations) -> None:
+        try:
+            if is_repeated:
+                getattr(message, name).append(read(value))
+            else:
+                setattr(message, name, read(value))
+        except _Unreadable as unreadable:
+            violations.check(path, str(unreadable))
+        except ValueError:  # the message's own: it is whole, and too large
+            violations.check(path, f"is {quoted(str(value))}, which does not fit into its type")
+
+    return set_scalar
+
+
+class _Unreadable(Exception):
+    """The value is not of the type that its field has; the text says what it is to be."""
+
+
+def _whole_number(value: Any) -> int:
+    if isinstance(value, str) and _WHOLE_NUMBER.fullmatch(value):
+        return int(value)
+    if (isinstance(value, int) and not isinstance(value, bool)) or (isinstance(value, float) and value.is_integer()):
+        return int(value)
+    raise _Unreadable("is to be a whole number")
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    raise _Unreadable("is to be a text, a string in JSON")
+
+
+_READERS: Mapping[int, Callable[[Any], Any]] = {
+    FieldDescriptor.TYPE_STRING: _text,
+    FieldDescriptor.TYPE_INT32: _whole_number,
+    FieldDescriptor.TYPE_INT64: _whole_number,
+    FieldDescriptor.TYPE_UINT32: _whole_number,
+    FieldDescriptor.TYPE_UINT64: _whole_number,
+}

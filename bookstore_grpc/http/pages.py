@@ -1,0 +1,55 @@
+"""The pages for people, and the files that they are made of. They hold no data, so everyone may have them."""
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
+
+_SITE = Path(__file__).parent / "site"
+
+# Everything comes from this server, and nothing is written into a page but by its own scripts.
+_POLICY = "; ".join(
+    [
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "img-src 'self' data:",
+        "connect-src 'self'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+    ]
+)
+_HEADERS = {
+    "Content-Security-Policy": _POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-cache",
+}
+
+
+def page_routes() -> list[BaseRoute]:
+    """Answer the routes of the pages: the catalogue at /, and their files below /assets."""
+    return [Route("/", _page("index.html")), Mount("/assets", _Files(directory=_SITE))]
+
+
+def _page(name: str) -> Callable[[Request], Awaitable[Response]]:
+    async def page(_request: Request) -> Response:
+        return FileResponse(_SITE / name, headers=_HEADERS)
+
+    return page
+
+
+class _Files(StaticFiles):
+    """Files that say what browsers may do with them."""
+
+    def file_response(self, *arguments: Any, **options: Any) -> Response:
+        response = super().file_response(*arguments, **options)
+        response.headers.update(_HEADERS)
+        return response
