@@ -21,6 +21,10 @@ ENCODED_BOOKS_MAX = 16_384
 # Books on the pages that are kept until the next commit.
 KEPT_PAGES_MAX_BOOKS = 8_192
 
+# Answers that are kept as JSON, of an RPC: most have 16 KB, and a page of a thousand books 200.
+JSON_ANSWERS_KEPT_MAX = 32
+JSON_ANSWER_KEPT_MAX_BYTES = 256 * 1024
+
 FILTER_MAX_CODE_POINTS = 2_000
 FILTER_MAX_TERMS = 100
 FILTER_MAX_LEVELS = 20

@@ -1,11 +1,10 @@
 """Outcomes of calls to HTTP answers: statuses, headers, JSON."""
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import grpc
-import orjson
-from google.protobuf import json_format
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from google.rpc import error_details_pb2, status_pb2
@@ -21,6 +20,7 @@ from bookstore_grpc.http.asgi import Send
 from bookstore_grpc.http.bindings import Binding
 from bookstore_grpc.http.json_messages import json_from_message
 from bookstore_grpc.http.requests import etag_from_header
+from bookstore_grpc.limits import JSON_ANSWER_KEPT_MAX_BYTES, JSON_ANSWERS_KEPT_MAX
 
 Header = tuple[bytes, bytes]
 
@@ -88,10 +88,15 @@ class AnswerEncoder:
         self._has_etag = "etag" in binding.method.output_type.fields_by_name
         self._location = location
         self._is_get = binding.verb == "GET"
+        self._kept_json = lru_cache(JSON_ANSWERS_KEPT_MAX)(self._json_from_bytes)
 
     def encode(self, answer: Message | bytes, *, if_none_match: str) -> Answer:
         """Answer a message, given as such or as its bytes."""
-        message: Any = self._message_class.FromString(answer) if isinstance(answer, bytes) else answer
+        if isinstance(answer, bytes):
+            # A page that has been kept comes as the same bytes again.
+            is_short = len(answer) <= JSON_ANSWER_KEPT_MAX_BYTES
+            return Answer(200, _HEADERS, (self._kept_json if is_short else self._json_from_bytes)(answer))
+        message: Any = answer
         headers = _HEADERS
         if self._has_etag and message.etag:
             headers += ((b"etag", f'"{message.etag}"'.encode()),)
@@ -101,6 +106,9 @@ class AnswerEncoder:
             return Answer(200, headers, json_from_message(message))
         fields = {name: str(getattr(message, name)) for name in self._location.path_fields}
         return Answer(201, (*headers, (b"location", self._location.path(fields).encode())), json_from_message(message))
+
+    def _json_from_bytes(self, data: bytes) -> bytes:
+        return json_from_message(self._message_class.FromString(data))
 
 
 def refusal(code: grpc.StatusCode, status: status_pb2.Status) -> Answer:
@@ -116,5 +124,4 @@ def refusal(code: grpc.StatusCode, status: status_pb2.Status) -> Answer:
             headers += ((b"retry-after", str(max(1, -(-retry.retry_delay.ToMilliseconds() // 1_000))).encode()),)
     if code is grpc.StatusCode.UNAUTHENTICATED:
         headers += ((b"www-authenticate", b"Bearer"),)
-    body = orjson.dumps(json_format.MessageToDict(status))
-    return Answer(STATUSES_BY_REASON.get(reason, STATUSES[code]), headers, body)
+    return Answer(STATUSES_BY_REASON.get(reason, STATUSES[code]), headers, json_from_message(status))
