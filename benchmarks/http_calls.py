@@ -2,7 +2,6 @@
 
 import http.client
 import json
-import math
 import random
 from collections.abc import Callable, Iterator, Mapping
 from itertools import count
@@ -20,11 +19,15 @@ _TIMEOUT_SECONDS = 60
 _URIS = 1_024
 # With one, all connections would ask for the same book at the same time, and updates would wait for each other.
 _PROCESSES = 16
-_STATUSES = {"GET": 200, "POST": 201, "PUT": 200}
+_STATUSES = {"GET": 200, "POST": 201, "PUT": 200, "PATCH": 200}
 
 
 class HttpCalls:
     """The calls of the tutorial's server, whose catalogue had `size` synthetic books at first."""
+
+    _books_path = "/books"
+    _update_verb = "PUT"
+    _allowance_bytes = 0  # by which an answer may be shorter than the longest
 
     def __init__(self, address: str, *, size: int) -> None:
         self._address = address
@@ -45,21 +48,21 @@ class HttpCalls:
     def _prepare_get(self, _run: int) -> Prepared:
         def call() -> int:
             book_id = self._random_id()
-            book, length = self._call("GET", f"/books/{book_id}")
-            check(book["id"] == book_id and book["name"] and book["author"], f"GET answered {book}")
+            book, length = self._call("GET", f"{self._books_path}/{book_id}")
+            check(int(book["id"]) == book_id and book["name"] and book["author"], f"GET answered {book}")
             return length
 
-        return Prepared(load=self._load(self._paths(), processes=_PROCESSES), call=call)
+        return self._prepared(self._load(self._paths(), processes=_PROCESSES), call)
 
     def _prepare_list(self, operation: Operation) -> Prepared:
         if operation.is_filtered:
             return self._prepare_filtered_list(operation)
         positions = self._positions(operation)
-        paths = [f"/books?limit={operation.page_size}&skip={position}" for position in positions]
+        paths = [self._page_path(operation, position) for position in positions]
 
         def call() -> int:
             page, length = self._call("GET", paths[-1])
-            ids, first_id = [book["id"] for book in page], positions[-1] + 1
+            ids, first_id = [int(book["id"]) for book in self._books(page)], positions[-1] + 1
             expected = list(range(first_id, first_id + operation.page_size))
             check(ids == expected, f"a page has books {ids[:2]}… instead of {operation.page_size} from {first_id}")
             return length
@@ -68,19 +71,20 @@ class HttpCalls:
 
     def _prepare_filtered_list(self, operation: Operation) -> Prepared:
         authors = asked_authors(self._size, is_any=operation.is_any)
-        paths = [f"/books?limit={operation.page_size}&author={quote_plus(author)}" for author in authors]
+        paths = [self._author_path(operation, author) for author in authors]
 
         def call() -> int:
             page, length = self._call("GET", paths[-1])
-            ids = [book["id"] for book in page]
+            books = self._books(page)
+            ids = [int(book["id"]) for book in books]
             check(len(ids) == BOOKS_PER_AUTHOR and ids == sorted(set(ids)), f"an author's page has books {ids}")
-            check({book["author"] for book in page} == {authors[-1]}, "a filtered page has another author's book")
+            check({book["author"] for book in books} == {authors[-1]}, "a filtered page has another author's book")
             return length
 
         return self._prepared_list(paths, call)
 
     def _prepared_list(self, paths: list[str], call: Callable[[], int]) -> Prepared:
-        return Prepared(load=self._load(paths, processes=1 if len(paths) == 1 else _PROCESSES), call=call)
+        return self._prepared(self._load(paths, processes=1 if len(paths) == 1 else _PROCESSES), call)
 
     def _positions(self, operation: Operation) -> list[int]:
         """Answer how many books lie before the pages that are asked for."""
@@ -89,30 +93,45 @@ class HttpCalls:
             return sorted(self._random.randrange(first, end - operation.page_size) for _ in range(_URIS))
         return [self._size * 9 // 10 if operation.is_late else 0]
 
+    def _page_path(self, operation: Operation, position: int) -> str:
+        return f"{self._books_path}?limit={operation.page_size}&skip={position}"
+
+    def _author_path(self, operation: Operation, author: str) -> str:
+        return f"{self._books_path}?limit={operation.page_size}&author={quote_plus(author)}"
+
+    def _books(self, page: Any) -> Any:
+        return page
+
+    def _renaming(self, name: str) -> bytes:
+        return _book(name, author_name(0))
+
     def _prepare_update(self, run: int) -> Prepared:
         prefix, numbers = f"Renamed in run {run:04d}: ", count()
 
         def body() -> bytes:
-            return _book(f"{prefix}{next(numbers):011d}", author_name(0))
+            return self._renaming(f"{prefix}{next(numbers):011d}")
 
         def call() -> int:
-            path, sent = f"/books/{self._random_id()}", body()
-            book, length = self._call("PUT", path, sent)
+            path, sent = f"{self._books_path}/{self._random_id()}", body()
+            book, length = self._call(self._update_verb, path, sent)
             stored, _ = self._call("GET", path)
             check(
-                stored == book and book["name"] == json.loads(sent)["name"], f"PUT answered {book}, stored is {stored}"
+                stored == book and book["name"] == json.loads(sent)["name"],
+                f"{self._update_verb} answered {book}, stored is {stored}",
             )
             return length
 
         bodies = (body() for _ in count())
-        load = self._load(self._paths(), bodies=bodies, headers={":method": "PUT"}, processes=_PROCESSES)
-        return Prepared(load=load, call=call, renames_to=prefix, renamed=self._renamed)
+        paths = self._paths()
 
-    def _renamed(self, outcome: Outcome) -> float:
-        # The connections of a process walk its URIs together.
-        first, end = id_range(self._size)
-        drawn = outcome.calls * _PROCESSES / IN_FLIGHT
-        return (end - first) * (1 - math.exp(-drawn / (end - first)))
+        def renamed(outcome: Outcome) -> float:
+            # The connections of a process walk its URIs together, each process in an order of its own.
+            walked = min(1, outcome.calls / IN_FLIGHT / len(paths))
+            return float(len(set(paths)) * (1 - (1 - walked) ** _PROCESSES))
+
+        headers = {":method": self._update_verb}
+        load = self._load(paths, bodies=bodies, headers=headers, processes=_PROCESSES)
+        return self._prepared(load, call, renames_to=prefix, renamed=renamed)
 
     def _prepare_create(self, run: int) -> Prepared:
         def body(number: int) -> bytes:
@@ -122,16 +141,19 @@ class HttpCalls:
         numbers = count()
 
         def call() -> int:
-            book, length = self._call("POST", "/books", body(next(numbers)))
-            stored, _ = self._call("GET", f"/books/{book['id']}")
+            book, length = self._call("POST", self._books_path, body(next(numbers)))
+            stored, _ = self._call("GET", f"{self._books_path}/{book['id']}")
             check(stored == book, f"POST answered {book}, stored is {stored}")
             return length
 
         bodies = (body(number) for number in numbers)
-        return Prepared(load=self._load(["/books"], bodies=bodies), call=call, books_per_call=1)
+        return self._prepared(self._load([self._books_path], bodies=bodies), call, books_per_call=1)
+
+    def _prepared(self, load: Load, call: Callable[[], int], **options: Any) -> Prepared:
+        return Prepared(load=load, call=call, allowance_bytes=self._allowance_bytes, **options)
 
     def _paths(self) -> list[str]:
-        return [f"/books/{self._random_id()}" for _ in range(_URIS)]
+        return [f"{self._books_path}/{self._random_id()}" for _ in range(_URIS)]
 
     def _random_id(self) -> int:
         return self._random.randrange(*id_range(self._size))

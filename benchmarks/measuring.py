@@ -11,9 +11,10 @@ from benchmarks.calls import Calls, Prepared
 from benchmarks.errors import BenchmarkError, check
 from benchmarks.grpc_calls import GrpcCalls
 from benchmarks.http_calls import HttpCalls
+from benchmarks.json_calls import JsonCalls
 from benchmarks.load import IN_FLIGHT, Load, Outcome, run_load
 from benchmarks.operations import Operation
-from benchmarks.servers import Contender, Server, running
+from benchmarks.servers import JSON, Contender, Server, running
 from benchmarks.storage import Databases, ServerMemory, Storage
 
 _WARM_UP_SHARE = 0.2
@@ -90,7 +91,8 @@ class Bench:
         url = storage.url if storage else ""
         with running(contender, database_url=url, folder=self.folder, arguments=arguments) as server:
             if storage and contender.is_http:
-                yield Running(server, HttpCalls(server.address, size=size), storage, size)
+                kind = JsonCalls if contender is JSON else HttpCalls
+                yield Running(server, kind(server.address, size=size), storage, size)
                 return
             with closing(GrpcCalls(server.address, size=size, connections=connections, token=token)) as calls:
                 yield Running(server, calls, storage or ServerMemory(calls), size)

@@ -12,7 +12,14 @@ from benchmarks.sections import Rounds
 from benchmarks.servers import CONTENDERS
 
 # Okabe and Ito's colours, which people tell apart whatever their eyes.
-_COLOURS = {"ours": "#D55E00", "floor": "#999999", "tutorial": "#0072B2", "textbook": "#009E73", "threads": "#E69F00"}
+_COLOURS = {
+    "ours": "#D55E00",
+    "json": "#CC79A7",
+    "floor": "#999999",
+    "tutorial": "#0072B2",
+    "textbook": "#009E73",
+    "threads": "#E69F00",
+}
 _BAR = 0.8
 
 

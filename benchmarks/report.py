@@ -109,6 +109,10 @@ def _rate_goals(found: Mapping[str, Rounds]) -> Iterator[Sequence[str]]:
         for peer, wanted in (("tutorial", goal.times_tutorial), ("floor", goal.share_of_floor)):
             if "ours" in rates and peer in rates:
                 yield _goal(f"{goal.operation.title}: rate, by {peer}'s", wanted, rates["ours"] / rates[peer])
+    for key, by_contender in found.items():
+        rates = _rates(by_contender)
+        if "json" in rates and "tutorial" in rates:
+            yield _goal(f"{_TITLES[key]}, as JSON: rate, by tutorial's", 1, rates["json"] / rates["tutorial"])
     batch, single = _rates(found.get(BATCH_CREATE_500.key, {})), _rates(found.get(CREATE.key, {}))
     if "ours" in batch and "tutorial" in single:
         books = batch["ours"] * BATCH_CREATE_500.books_per_call

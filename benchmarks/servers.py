@@ -39,12 +39,16 @@ class Contender:
 
     @property
     def is_http(self) -> bool:
-        """Tell whether it speaks HTTP and JSON instead of gRPC."""
-        return self.tables == "tutorial"
+        """Tell whether it is spoken to in JSON over HTTP instead of gRPC."""
+        return self.key in ("json", "tutorial")
 
 
 def _bookstore(address: str) -> Sequence[str]:
     return [BOOKSTORE, "serve", "--listen", address, "--log-level", "warning"]
+
+
+def _bookstore_over_http(address: str) -> Sequence[str]:
+    return [*_bookstore("127.0.0.1:0"), "--http-listen", address]
 
 
 def _module(name: str) -> Callable[[str], Sequence[str]]:
@@ -52,6 +56,7 @@ def _module(name: str) -> Callable[[str], Sequence[str]]:
 
 
 OURS = Contender("ours", "`bookstore serve`", "bookstore", _bookstore)
+JSON = Contender("json", "`bookstore serve --http-listen`, called over HTTP", "bookstore", _bookstore_over_http)
 FLOOR = Contender("floor", "grpc.aio on uvloop, answering from memory", "memory", _module("floor"))
 TUTORIAL = Contender(
     "tutorial", "FastAPI, uvicorn, pydantic and SQLAlchemy's async ORM", "tutorial", _module("tutorial")
@@ -62,7 +67,7 @@ TEXTBOOK = Contender(
 THREADS = Contender(
     "threads", "grpcio's synchronous server with 10 threads, synchronous ORM", "bookstore", _module("threads")
 )
-CONTENDERS = (OURS, FLOOR, TUTORIAL, TEXTBOOK, THREADS)
+CONTENDERS = (OURS, JSON, FLOOR, TUTORIAL, TEXTBOOK, THREADS)
 
 
 class Server:
