@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import require
 from tests.executable import BOOKSTORE, GRPCURL, PATIENCE_SECONDS, Serving, environment, serving
 
 pytestmark = pytest.mark.e2e
@@ -16,14 +18,16 @@ pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 ADDRESS = "127.0.0.1:50051"
+HTTP_ADDRESS = "127.0.0.1:8080"
 
 # What differs from run to run.
-_VARYING = re.compile(r'\d{4}-\d\d-\d\dT[\d:.]+Z|(?<="etag": ")[^"]+|(?<="request_id":")[^"]+')
+_VARYING = re.compile(r'\d{4}-\d\d-\d\dT[\d:.]+Z|(?<="etag": ")[^"]+|(?<="etag":")[^"]+|(?<="request_id":")[^"]+')
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Serving]:
-    with serving(f"sqlite:///{tmp_path}/bookstore.db", tmp_path / "server.log") as server:
+    url = f"sqlite:///{tmp_path}/bookstore.db"
+    with serving(url, tmp_path / "server.log", "--http-listen", "127.0.0.1:0") as server:
         yield server
 
 
@@ -40,13 +44,17 @@ def session(block: str) -> list[tuple[str, str]]:
     ]
 
 
-@pytest.mark.parametrize(("heading", "index"), [("Two commands", 1), ("With grpcurl", 0)])
+@pytest.mark.parametrize(("heading", "index"), [("Two commands", 1), ("In the browser", 0), ("With grpcurl", 0)])
 def test_a_session_prints_what_the_readme_shows(server: Serving, heading: str, index: int) -> None:
+    require(shutil.which("curl"), "needs curl")
+    http_address = server.wait_for_event("serving")["http"]
     variables = environment(BOOKSTORE_SERVER=server.address)
     variables["PATH"] = f"{GRPCURL.parent}{os.pathsep}{variables['PATH']}"
     for command, shown in session(blocks(heading, "console")[index]):
         printed = subprocess.run(
-            command.replace(ADDRESS, server.address).replace(".venv/bin/bookstore", str(BOOKSTORE)),
+            command.replace(ADDRESS, server.address)
+            .replace(HTTP_ADDRESS, http_address)
+            .replace(".venv/bin/bookstore", str(BOOKSTORE)),
             shell=True,
             cwd=ROOT,
             env=variables,
