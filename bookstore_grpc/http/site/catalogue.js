@@ -1,0 +1,338 @@
+// The catalogue: what is searched for, in which order and on which page, as the address says it.
+
+import { call } from "./api.js";
+import { createBook, deleteBook, editBook } from "./book-dialogs.js";
+import { button, byId, countText, element, failureBox, notify, quoted, written, yearText } from "./elements.js";
+
+const COLUMNS = [
+  { field: "id", title: "No.", ascending: "Oldest first", descending: "Newest first" },
+  { field: "name", title: "Title", ascending: "Title A–Z", descending: "Title Z–A" },
+  { field: "author", title: "Author", ascending: "Author A–Z", descending: "Author Z–A" },
+  { field: "release_year", title: "Year", ascending: "Year, earliest first", descending: "Year, latest first" },
+  { field: "create_time", title: "Added", ascending: "Added, earliest first", descending: "Added, latest first" },
+  { field: "update_time", title: "Changed", ascending: "Changed, earliest first", descending: "Changed, latest first" },
+];
+const ORDER = "id desc";
+const SIZE = "50";
+const TYPING_MS = 250;
+// Pages that "Previous" leads back over; the browser's own history leads further.
+const TRAIL_MAX = 500;
+
+const filter = byId("filter");
+const results = byId("results");
+const table = results.querySelector("table");
+const [first, previous, next] = ["first", "previous", "next"].map(byId);
+const day = new Intl.DateTimeFormat(undefined, { dateStyle: "medium" });
+const moment = new Intl.DateTimeFormat(undefined, { dateStyle: "full", timeStyle: "medium" });
+
+// What is on the screen, and what is on its way there. `trail` has, for each page before, its token and how many books
+// stand before it.
+let shown;
+let wanted;
+let nextToken = "";
+let loading;
+let typing;
+
+/** Read from the address what it asks for. */
+function viewFromAddress() {
+  const query = new URLSearchParams(location.search);
+  const { trail = [], before = 0 } = history.state ?? {};
+  return {
+    filter: query.get("filter") ?? "",
+    order: query.get("order") ?? ORDER,
+    size: query.get("size") ?? SIZE,
+    page: query.get("page") ?? "",
+    trail,
+    before,
+  };
+}
+
+function addressOf({ filter, order, size, page }) {
+  const query = new URLSearchParams();
+  if (filter) query.set("filter", filter);
+  if (order !== ORDER) query.set("order", order);
+  if (size !== SIZE) query.set("size", size);
+  if (page) query.set("page", page);
+  return `${location.pathname}${query.size ? `?${query}` : ""}`;
+}
+
+/** Show a view, and when it has come enter it into the history as `enter` says ("pushState", "replaceState", none). */
+async function show(view, enter) {
+  wanted = view;
+  loading?.abort();
+  const { signal } = (loading = new AbortController());
+  results.ariaBusy = "true";
+  let answer;
+  try {
+    const query = { filter: view.filter, orderBy: view.order, pageSize: view.size, pageToken: view.page };
+    answer = await call("GET", "books", { query, signal });
+  } catch (failure) {
+    if (signal.aborted) return false;
+    wanted = shown;
+    showFailure(failure, view, enter);
+    return false;
+  }
+  if (signal.aborted) return false;
+  const { books = [], nextPageToken = "" } = answer;
+  shown = view;
+  nextToken = nextPageToken;
+  results.ariaBusy = null;
+  const { trail, before, isTyped = false } = view;
+  const address = addressOf(view);
+  const isNew = address !== location.pathname + location.search;
+  if (enter) history[isNew ? enter : "replaceState"]({ trail, before, isTyped }, "", address);
+  document.title = view.filter ? `${view.filter} – Books` : "Books";
+  byId("failure").replaceChildren();
+  if (filter.value.trim() === view.filter) showFilterError();
+  showOrder();
+  showBooks(books);
+  return true;
+}
+
+/** Begin anew from the first page of another filter, order or size. */
+function turnTo(changes, enter = "pushState") {
+  return show({ ...(wanted ?? viewFromAddress()), isTyped: false, ...changes, page: "", trail: [], before: 0 }, enter);
+}
+
+function search({ isTyped = false } = {}) {
+  const sought = filter.value.trim();
+  if (isTyped && sought === wanted?.filter) return showFilterError();
+  // One search is one step of the history, however it was typed.
+  const enter = isTyped && history.state?.isTyped ? "replaceState" : "pushState";
+  return turnTo({ filter: sought, isTyped }, enter);
+}
+
+function fillFilter(text) {
+  clearTimeout(typing);
+  filter.value = text;
+}
+
+function showFailure(failure, view, enter) {
+  results.ariaBusy = null;
+  if (failure.reason === "INVALID_FILTER" || failure.violations?.some(({ field }) => field === "filter")) {
+    showFilterError(failure, view.filter);
+    return;
+  }
+  const isOurs = failure.status === 400; // the address is wrong, and stays so
+  const way = isOurs
+    ? button("Show the whole catalogue", () => leave({}))
+    : button("Try again", () => show(view, enter));
+  byId("failure").replaceChildren(failureBox(failure, way));
+}
+
+/** Leave whatever is in the address, and show the catalogue from its beginning. */
+function leave(changes) {
+  fillFilter(changes.filter ?? "");
+  return turnTo({ filter: "", order: ORDER, size: SIZE, ...changes });
+}
+
+/** Say beside the field what is wrong with a filter, and where; nothing for one that is right. */
+function showFilterError(failure, text) {
+  const place = byId("filter-error");
+  filter.ariaInvalid = failure ? "true" : null;
+  if (!failure) return place.replaceChildren();
+  const characters = Array.from(text);
+  const column = Number(failure.metadata.column) - 1;
+  const parts = [element("p", {}, failure.message)];
+  if (column >= 0) {
+    const from = Math.max(0, column - 60);
+    const mark = element("mark", {}, characters[column] ?? "\u00a0");
+    const around = [characters.slice(from, column).join(""), mark, characters.slice(column + 1, column + 60).join("")];
+    parts.push(element("p", { className: "where", attributes: { "aria-hidden": "true" } }, ...around));
+  }
+  const literally = button("Search for this text as it stands", () => {
+    fillFilter(`"${text.replace(/["\\*]/g, "\\$&")}"`);
+    search();
+    filter.focus();
+  });
+  place.replaceChildren(...parts, element("p", {}, literally));
+}
+
+function showOrder() {
+  const [field, direction = "asc"] = shown.order.split(/\s+/);
+  for (const head of table.tHead.rows[0].cells) {
+    head.ariaSort = head.dataset.field === field ? (direction === "asc" ? "ascending" : "descending") : null;
+  }
+  byId("order").value = `${field}${direction === "desc" ? " desc" : ""}`;
+  const size = byId("size");
+  if (![...size.options].some((option) => option.value === shown.size)) size.append(element("option", {}, shown.size));
+  size.value = shown.size;
+}
+
+function showBooks(books) {
+  table.tBodies[0].replaceChildren(...books.map(row));
+  table.hidden = byId("pager").hidden = !books.length;
+  byId("empty").hidden = books.length > 0;
+  byId("empty").replaceChildren(...(books.length ? [] : emptiness()));
+  const { before, page, trail } = shown;
+  const isAll = !page && !nextToken;
+  const isAnywhere = page && !before; // a page that somebody has shared
+  const [from, to] = [before + 1, before + books.length].map((each) => each.toLocaleString("en"));
+  byId("range").textContent = isAll || isAnywhere ? countText(books.length, "book") : `Books ${from} to ${to}`;
+  first.ariaDisabled = String(!page);
+  previous.ariaDisabled = String(!trail.length);
+  next.ariaDisabled = String(!nextToken);
+  shown.count = books.length;
+  byId("results-title").textContent = byId("found").textContent = books.length ? byId("range").textContent : "No books";
+}
+
+function row(book) {
+  const { id, name, author, releaseYear = 0, createTime, updateTime } = book;
+  const cell = (className, ...children) => element("td", { className, role: "cell" }, ...children);
+  const made = element(
+    "tr",
+    { role: "row", dataset: { id } },
+    cell("id", id),
+    cell("name", written(name)),
+    cell("author", written(author)),
+    cell("year", element("data", { value: releaseYear }, yearText(releaseYear))),
+    cell("time added", time(createTime)),
+    cell("time changed", time(updateTime)),
+    cell(
+      "actions",
+      button("Edit", () => edit(book), { ariaLabel: `Edit ${name}` }),
+      button("Delete", () => remove(book), { ariaLabel: `Delete ${name}` }),
+    ),
+  );
+  return made;
+}
+
+function time(text) {
+  const date = new Date(text);
+  return element("time", { dateTime: text, title: moment.format(date) }, day.format(date));
+}
+
+function emptiness() {
+  if (shown.filter) {
+    return [
+      element("p", { className: "large" }, "No book matches this search."),
+      button("Show all books", () => leave({})),
+    ];
+  }
+  if (shown.page)
+    return [
+      element("p", { className: "large" }, "There is nothing more on this page."),
+      button("To the first page", () => turnTo({})),
+    ];
+  return [
+    element("p", { className: "large" }, "The catalogue is empty."),
+    element("p", {}, "Add a book by hand, or many from a CSV file."),
+    element(
+      "div",
+      { className: "buttons" },
+      button("Add the first book", create, { className: "primary" }),
+      button("Import a CSV file", importFile),
+    ),
+  ];
+}
+
+async function create() {
+  const book = await createBook();
+  if (!book) return;
+  notify(
+    "Added ",
+    quoted(book.name),
+    ". ",
+    button("Show it", () => leave({ filter: `id = ${book.id}` })),
+  );
+  await refresh();
+  // The button of an empty catalogue is gone, and with it the focus.
+  if (document.activeElement === document.body) focusRow(book.id);
+}
+
+async function edit(book) {
+  const changed = await editBook(book);
+  if (changed && changed.etag !== book.etag) {
+    notify("Saved ", quoted(changed.name), ".");
+    await refresh();
+  }
+  focusRow(book.id);
+}
+
+async function remove(book) {
+  const rows = [...table.tBodies[0].rows];
+  const at = rows.findIndex((each) => each.dataset.id === book.id);
+  if (await deleteBook(book)) {
+    notify("Deleted ", quoted(book.name), ".");
+    await refresh();
+    focusRow((rows[at + 1] ?? rows[at - 1])?.dataset.id);
+  }
+}
+
+async function importFile() {
+  const { importBooks } = await import("./import.js");
+  await importBooks();
+  await refresh();
+}
+
+/** Show the same page as it now is. */
+function refresh() {
+  return show(shown ?? viewFromAddress());
+}
+
+function focusRow(id) {
+  const found = id && table.querySelector(`tr[data-id="${id}"] button`);
+  (found || results).focus();
+}
+
+function step(control, view) {
+  control.addEventListener("click", async () => {
+    // From a page that is about to be replaced no step leads anywhere.
+    if (control.ariaDisabled === "true" || wanted !== shown) return;
+    if ((await show(view(), "pushState")) && results.getBoundingClientRect().top < 0) results.scrollIntoView();
+  });
+}
+
+for (const { field, title, ascending, descending } of COLUMNS) {
+  const sort = () => turnTo({ order: shown?.order === field ? `${field} desc` : field });
+  table.tHead.rows[0].append(
+    element("th", { scope: "col", role: "columnheader", dataset: { field } }, button(title, sort)),
+  );
+  byId("order").append(
+    element("option", { value: field }, ascending),
+    element("option", { value: `${field} desc` }, descending),
+  );
+}
+table.tHead.rows[0].append(
+  element("th", { scope: "col", role: "columnheader" }, element("span", { className: "unseen" }, "Actions")),
+);
+
+step(first, () => ({ ...shown, page: "", trail: [], before: 0 }));
+step(previous, () => ({ ...shown, trail: shown.trail.slice(0, -1), ...shown.trail.at(-1) }));
+step(next, () => {
+  const { page, before, trail, count } = shown;
+  return { ...shown, page: nextToken, before: before + count, trail: [...trail, { page, before }].slice(-TRAIL_MAX) };
+});
+// As a link it would enter the history, and that is for views.
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault();
+  results.focus();
+});
+byId("size").addEventListener("change", ({ target }) => turnTo({ size: target.value }));
+byId("order").addEventListener("change", ({ target }) => turnTo({ order: target.value }));
+byId("create").addEventListener("click", create);
+byId("import").addEventListener("click", importFile);
+byId("search").addEventListener("submit", (event) => {
+  event.preventDefault();
+  clearTimeout(typing);
+  search();
+});
+filter.addEventListener("input", () => {
+  clearTimeout(typing);
+  typing = setTimeout(search, TYPING_MS, { isTyped: true });
+});
+for (const example of document.querySelectorAll("[data-filter]")) {
+  example.textContent = example.dataset.filter;
+  example.addEventListener("click", () => {
+    fillFilter(example.dataset.filter);
+    search();
+  });
+}
+addEventListener("popstate", () => {
+  const view = viewFromAddress();
+  fillFilter(view.filter);
+  show(view);
+});
+
+fillFilter(viewFromAddress().filter);
+show(viewFromAddress());

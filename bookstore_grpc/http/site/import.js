@@ -1,0 +1,304 @@
+// Importing a CSV file: in batches, with ids that make sending them again safe.
+
+import { call, Failure, newId, uuid } from "./api.js";
+import { csvText, readCsv } from "./csv.js";
+import { button, byId, countText, element, failureBox, onClose, written } from "./elements.js";
+
+const FIELDS = ["name", "author", "release_year"];
+// The same as `bookstore import` has: a file that either has imported, the other stores no second time.
+const NAMESPACE = "5d0dbb0e-6d0c-4c53-8d4c-2f1f2bd4d9a7";
+const BATCH_ROWS = 500;
+// Well under what the server accepts, even where every character takes six bytes of JSON.
+const BATCH_CHARACTERS = 1_000_000;
+const TRIES = 8;
+const REFUSALS_SHOWN = 100;
+
+const dialog = byId("import-dialog");
+const form = dialog.querySelector("form");
+const input = byId("import-file");
+const progress = byId("import-progress");
+const [running, told, place, refusedPart] = [".running", ".told", ".failure-place", ".refused"].map((each) =>
+  dialog.querySelector(each),
+);
+const close = dialog.querySelector(".close");
+const submit = dialog.querySelector("[type=submit]");
+
+/** Let a person import files, for as long as the dialog is open. */
+export function importBooks() {
+  let run;
+  form.reset();
+  clear();
+  return new Promise((resolve) => {
+    onClose(dialog, () => {
+      run?.abort();
+      resolve();
+    });
+    // Escape and the button stop an import first, and only then close.
+    close.onclick = () => (run ? run.abort() : dialog.close());
+    dialog.oncancel = (event) => {
+      if (run && event.target === dialog) event.preventDefault();
+      run?.abort();
+    };
+    input.onchange = clear;
+    form.onsubmit = (event) => {
+      event.preventDefault();
+      const file = input.files[0];
+      if (!run) file ? start(new Import(file)) : say("Choose a file first.");
+    };
+
+    async function start(work) {
+      run = new AbortController();
+      clear();
+      running.hidden = false;
+      progress.value = work.at;
+      close.textContent = "Stop";
+      submit.hidden = input.disabled = true;
+      addEventListener("beforeunload", keepOpen);
+      try {
+        await work.run(run.signal);
+        say(work.summary);
+      } catch (error) {
+        if (run.signal.aborted) {
+          const again = work.isRepeatable ? "Import the same file again to go on: nothing is stored twice." : "";
+          say(`Stopped. ${work.summary} ${again}`);
+        } else {
+          say(work.summary);
+          place.replaceChildren(
+            error instanceof Failure
+              ? failureBox(
+                  error,
+                  button("Try again", () => start(work), { className: "again" }),
+                )
+              : element("p", { className: "error", role: "alert" }, error.message),
+          );
+        }
+      } finally {
+        offerRefused(work.refused);
+        run = undefined;
+        close.textContent = "Close";
+        submit.hidden = input.disabled = false;
+        running.hidden = work.at < 1;
+        removeEventListener("beforeunload", keepOpen);
+        (place.querySelector(".again") ?? close).focus();
+      }
+    }
+    dialog.showModal();
+  });
+}
+
+/** One file on its way into the catalogue. After a failure `run` goes on where it was. */
+class Import {
+  stored = 0;
+  fresh = 0;
+  refused = [];
+  isRepeatable = Boolean(crypto.subtle);
+  at = 0;
+  #entries;
+  #batch = [];
+  #highestId;
+
+  constructor(file) {
+    this.file = file;
+  }
+
+  get summary() {
+    const stored = `${countText(this.stored, "book")} stored, ${this.fresh.toLocaleString("en")} of them new`;
+    const said = `${stored}; ${countText(this.refused.length, "row")} refused.`;
+    return this.isRepeatable
+      ? said
+      : `${said} This page did not come over HTTPS: the same file again would be stored again.`;
+  }
+
+  async run(signal) {
+    this.#highestId ??= await highestId(signal);
+    this.#entries ??= await this.#open();
+    while (await this.#fill()) {
+      await this.#store(signal);
+      progress.value = this.at;
+      say(`${countText(this.stored, "book")} stored so far.`);
+      showRefused(this.refused);
+    }
+    progress.value = this.at;
+  }
+
+  async #open() {
+    const bytes = await this.file.arrayBuffer();
+    const digest = this.isRepeatable && hex(await crypto.subtle.digest("SHA-256", bytes));
+    let text;
+    try {
+      text = new TextDecoder("utf-8", { fatal: true }).decode(bytes);
+    } catch {
+      throw new Error("The file is not UTF-8 text. Spreadsheets can save it as “CSV UTF-8”.");
+    }
+    return entries(text, digest, this.refused);
+  }
+
+  /** Take rows for the next batch, and answer whether there were any. */
+  async #fill() {
+    let characters = 0;
+    while (!this.#batch.length || (this.#batch.length < BATCH_ROWS && characters < BATCH_CHARACTERS)) {
+      const { value: entry, done } = this.#entries.next();
+      this.at = done ? 1 : entry.at;
+      if (done) break;
+      characters += entry.book.name.length + entry.book.author.length;
+      this.#batch.push(entry);
+    }
+    await Promise.all(this.#batch.map(async (entry) => (entry.requestId ??= await requestId(entry.idText))));
+    return this.#batch.length > 0;
+  }
+
+  /** Store the batch: what the server refuses is noted and left out, and the rest is sent again. */
+  async #store(signal) {
+    let size = BATCH_ROWS;
+    while (this.#batch.length) {
+      const part = this.#batch.slice(0, size);
+      const requests = part.map(({ book, requestId }) => ({ book, requestId }));
+      try {
+        const { books } = await patiently(
+          () => call("POST", "books:batchCreate", { body: { requests }, signal }),
+          signal,
+        );
+        this.stored += books.length;
+        this.fresh += books.filter((book) => BigInt(book.id) > this.#highestId).length;
+        this.#batch.splice(0, part.length);
+      } catch (failure) {
+        const reasons = failure.status === 413 ? new Map([[0, failure.message]]) : reasonsByIndex(failure);
+        if (!reasons.size) throw failure;
+        if (failure.status === 413 && part.length > 1) {
+          size = part.length >> 1;
+          continue;
+        }
+        // An answer holds as many violations as fit, so the last row's may not be all there: ask again.
+        if (reasons.size > 1) reasons.delete(Math.max(...reasons.keys()));
+        for (const [index, reason] of reasons) this.#refuse(part[index], reason);
+        this.#batch = this.#batch.filter((_, index) => !reasons.has(index));
+      }
+    }
+  }
+
+  #refuse({ line, values }, reason) {
+    this.refused.push({ line, values, reason });
+  }
+}
+
+/** Answer the rows of a file that can be sent; the others are refused as they are met. */
+function* entries(text, digest, refused) {
+  const rows = readCsv(text);
+  const header = (rows.next().value?.cells ?? []).map((title) => title.trim().toLowerCase());
+  const missing = FIELDS.filter((field) => !header.includes(field));
+  if (missing.length) {
+    throw new Error(`The first line must name the columns ${FIELDS.join(", ")}; it lacks ${missing.join(", ")}.`);
+  }
+  let number = 0;
+  for (const { line, cells, at } of rows) {
+    const values = Object.fromEntries(header.map((title, index) => [title, cells[index] ?? ""]));
+    const idText = digest && `${digest}:${number++}`;
+    const { name, author, release_year: given } = values;
+    const year = given.trim();
+    let reason;
+    if (cells.length > header.length) reason = `has ${cells.length} columns, more than the header's ${header.length}`;
+    else if (given && !/^[+-]?[0-9]+$/.test(year))
+      reason = `release_year: is '${given.slice(0, 40)}', not a whole number`;
+    else if (given && Number(year) !== (Number(year) | 0))
+      reason = `release_year: is ${year.slice(0, 20)}, out of all range`;
+    if (reason) refused.push({ line, values, reason });
+    else
+      yield {
+        line,
+        values,
+        idText,
+        at: at / text.length,
+        book: { name, author, ...(given && { releaseYear: Number(year) }) },
+      };
+  }
+}
+
+/** Do what is refused for a while again when the server says. */
+async function patiently(work, signal) {
+  for (let tries = 1; ; tries++) {
+    try {
+      return await work();
+    } catch (failure) {
+      if (!failure.passes || tries === TRIES) throw failure;
+      say(`The server asks for a pause of ${countText(failure.retrySeconds, "second")}.`);
+      await pause(failure.retrySeconds * 1_000, signal);
+    }
+  }
+}
+
+function pause(milliseconds, signal) {
+  return new Promise((resolve, reject) => {
+    const timer = setTimeout(resolve, milliseconds);
+    signal.addEventListener("abort", () => (clearTimeout(timer), reject(signal.reason)), { once: true });
+  });
+}
+
+function reasonsByIndex(failure) {
+  const reasons = new Map();
+  for (const { field, description } of failure.violations ?? []) {
+    const found = /^requests\[(\d+)\]\.(?:book\.)?(.+)$/.exec(field);
+    if (!found) continue;
+    const before = reasons.get(Number(found[1]));
+    reasons.set(Number(found[1]), `${before ? `${before}; ` : ""}${found[2]}: ${description}`);
+  }
+  return reasons;
+}
+
+/** Answer an id that every book stored from now on is above. */
+async function highestId(signal) {
+  const { books = [] } = await call("GET", "books", { query: { orderBy: "id desc", pageSize: 1 }, signal });
+  return BigInt(books[0]?.id ?? 0);
+}
+
+/** Derive the id of a row from its file and its place in it (RFC 9562, version 5). */
+async function requestId(text) {
+  if (!text) return newId();
+  const namespace = NAMESPACE.match(/[0-9a-f]{2}/g).map((byte) => parseInt(byte, 16));
+  const named = new Uint8Array([...namespace, ...new TextEncoder().encode(text)]);
+  return uuid(new Uint8Array(await crypto.subtle.digest("SHA-1", named)).slice(0, 16), 5);
+}
+
+function hex(buffer) {
+  return Array.from(new Uint8Array(buffer), (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+/** Show the first of the rows that were refused. */
+function showRefused(refused) {
+  const count = refused.length;
+  refusedPart.hidden = !count;
+  const body = refusedPart.querySelector("tbody");
+  for (const { line, reason } of refused.slice(body.rows.length, REFUSALS_SHOWN)) {
+    body.append(element("tr", {}, element("td", {}, line), written(reason, "td")));
+  }
+  byId("refused-title").textContent =
+    `${countText(count, "row")} refused${count > REFUSALS_SHOWN ? `, ${REFUSALS_SHOWN} of them here` : ""}`;
+}
+
+/** Let all of them be downloaded, as `bookstore import --rejects` writes them. */
+function offerRefused(refused) {
+  // The server's refusals of a batch come after those of the page, which are found as the batch is filled.
+  refused.sort((one, other) => one.line - other.line);
+  refusedPart.querySelector("tbody").replaceChildren();
+  showRefused(refused);
+  const link = refusedPart.querySelector("a");
+  const rows = refused.map(({ line, reason, values }) => [line, reason, ...FIELDS.map((field) => values[field])]);
+  URL.revokeObjectURL(link.href);
+  link.hidden = false;
+  link.href = URL.createObjectURL(new Blob([csvText([["line", "reason", ...FIELDS], ...rows])], { type: "text/csv" }));
+}
+
+function clear() {
+  place.replaceChildren();
+  refusedPart.querySelector("tbody").replaceChildren();
+  refusedPart.hidden = refusedPart.querySelector("a").hidden = running.hidden = true;
+  progress.value = 0;
+  say("");
+}
+
+function say(text) {
+  told.textContent = text;
+}
+
+function keepOpen(event) {
+  event.preventDefault();
+}
