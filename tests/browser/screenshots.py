@@ -1,0 +1,60 @@
+"""The pictures of the pages in docs/images: `.venv/bin/python -m tests.browser.screenshots` takes them anew."""
+
+import asyncio
+import csv
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bookstore_grpc.app import running_server
+from tests.browser.conftest import CHROMIUM, FLAGS
+from tests.conftest import settings_for
+
+if TYPE_CHECKING:
+    from playwright.async_api import Page
+
+ROOT = Path(__file__).parents[2]
+IMAGES = ROOT / "docs" / "images"
+# From a time whose books are in scripts that every machine has letters for.
+CATALOGUE = "?filter=release_year+>%3D+1810+release_year+<+1930&order=release_year"
+
+
+async def take_catalogue(page: "Page", site: str) -> None:
+    await page.goto(f"{site}/{CATALOGUE}")
+    await page.locator("tbody tr").first.wait_for()
+    await page.screenshot(path=IMAGES / "catalogue-page.png")
+
+
+TAKERS = (take_catalogue,)
+
+
+async def store_classics(page: "Page", site: str) -> None:
+    with (ROOT / "examples" / "classics.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    requests = [
+        {"book": {"name": row["name"], "author": row["author"], "releaseYear": int(row["release_year"])}}
+        for row in rows
+    ]
+    answer = await page.request.post(f"{site}/v1/books:batchCreate", data={"requests": requests})
+    assert answer.ok, await answer.text()
+
+
+async def take_all() -> None:
+    """Fill a catalogue of its own with the examples, and take every picture of it."""
+    from playwright.async_api import async_playwright
+
+    IMAGES.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        settings = settings_for(f"sqlite+aiosqlite:///{folder}/bookstore.db", http_listen="127.0.0.1:0")
+        async with running_server(settings) as server, async_playwright() as playwright:
+            site = f"http://{server.http_address}"
+            browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+            page = await browser.new_page(viewport={"width": 1280, "height": 800}, locale="en-GB")
+            await store_classics(page, site)
+            for take in TAKERS:
+                await take(page, site)
+            await browser.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(take_all())
