@@ -4,6 +4,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
@@ -32,11 +34,16 @@ _HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-cache",
 }
+# What travels is a third of what it was. It is little, so compressing it anew costs less than keeping it.
+_COMPRESSED = [Middleware(GZipMiddleware, compresslevel=6)]
 
 
 def page_routes() -> list[BaseRoute]:
     """Answer the routes of the pages: the catalogue at /, and their files below /assets."""
-    return [Route("/", _page("index.html")), Mount("/assets", _Files(directory=_SITE))]
+    return [
+        Route("/", _page("index.html"), middleware=_COMPRESSED),
+        Mount("/assets", _Files(directory=_SITE), middleware=_COMPRESSED),
+    ]
 
 
 def _page(name: str) -> Callable[[Request], Awaitable[Response]]:

@@ -802,4 +802,4 @@ async def test_the_page_is_there_before_its_data_and_is_small(page: "Page", site
         )"""
     )
     assert len(travelled) == 8, travelled
-    assert sum(travelled.values()) < 50_000, travelled
+    assert sum(travelled.values()) < 20_000, travelled
