@@ -41,14 +41,13 @@ class Body:
         return b"".join(parts)
 
     async def finish(self) -> bool:
-        """Pass over what has not been read, if it is short and comes soon, and answer whether nothing is left."""
-        if self._length > self._max_bytes or self._context.header("expect"):
+        """Pass over what has not been read, if it comes soon, and answer whether nothing is left."""
+        if self._context.header("expect"):
             return not self._has_more
-        left = self._max_bytes
         try:
             async with asyncio.timeout(_REST_SECONDS):
-                while self._has_more and left > 0:
-                    left -= len(await self._next() or b"")
+                while self._has_more:
+                    await self._next()
         except TimeoutError:
             return False
         return not self._has_more
