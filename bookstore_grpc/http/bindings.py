@@ -7,6 +7,7 @@ passed over: `response_body`, and bindings of RPCs that stream.
 import re
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
+from urllib.parse import quote
 
 from google.api import annotations_pb2
 from google.api.http_pb2 import HttpRule
@@ -35,8 +36,8 @@ class Binding(NamedTuple):
         return tuple(name for name, _ in _VARIABLE.findall(self.template))
 
     def path(self, values: Mapping[str, str]) -> str:
-        """Answer the path with these values of its fields."""
-        return _VARIABLE.sub(lambda variable: values[variable[1]], self.template)
+        """Answer the path with these values of its fields, in percent-encoding."""
+        return _VARIABLE.sub(lambda variable: quote(values[variable[1]]), self.template)
 
 
 class Route(NamedTuple):
@@ -47,14 +48,22 @@ class Route(NamedTuple):
 
 
 class Routes:
-    """Finds what a path stands for. Bindings may name the variables of one path differently."""
+    """Finds what a path stands for. Bindings may name the variables of one path differently.
+
+    Raises `ValueError` where two bindings stand for the same requests.
+    """
 
     def __init__(self, bindings: tuple[Binding, ...]) -> None:
         by_path: dict[str, dict[str, Binding]] = {}
         for binding in bindings:
-            by_path.setdefault(_VARIABLE.sub(_unnamed, binding.template), {})[binding.verb] = binding
+            verbs = by_path.setdefault(_VARIABLE.sub(_unnamed, binding.template), {})
+            if binding.verb in verbs:
+                raise ValueError(f"{binding.call}: {binding.verb} {binding.template} is another binding's already.")
+            verbs[binding.verb] = binding
         self._fixed = {path: Route(found) for path, found in by_path.items() if not _VARIABLE.search(path)}
-        self._varying = [(_pattern(path), found) for path, found in by_path.items() if path not in self._fixed]
+        # What says more of a path goes first: a variable would take in the `:archive` that another ends with.
+        varying = sorted((path for path in by_path if path not in self._fixed), key=_literal_length, reverse=True)
+        self._varying = [(_pattern(path), by_path[path]) for path in varying]
 
     def find(self, path: str) -> Route | None:
         """Answer the route of a path, or None where there is none such."""
@@ -81,6 +90,10 @@ def _bindings_of_method(method: MethodDescriptor) -> Iterator[Binding]:
             raise ValueError(f"{method.full_name}: neither response_body nor a stream has a form in JSON here.")
         verb, path = (each.custom.kind, each.custom.path) if kind == "custom" else (kind.upper(), getattr(each, kind))
         yield Binding(method, verb, path, each.body)
+
+
+def _literal_length(path: str) -> int:
+    return len(_VARIABLE.sub(lambda variable: variable[2].replace("*", ""), path))
 
 
 def _unnamed(variable: re.Match[str]) -> str:

@@ -1,0 +1,173 @@
+"""A client of the JSON API, over the standard library; and one by hand, for what no library would send."""
+
+import asyncio
+import http.client
+import json
+import socket
+import ssl
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+from google.protobuf import json_format
+from google.rpc import error_details_pb2, status_pb2
+
+_SECONDS = 30
+
+JSON = {"Content-Type": "application/json"}
+
+
+class Answer(NamedTuple):
+    """What came back: names of headers are in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+async def ask(
+    address: str,
+    verb: str,
+    path: str,
+    body: Any = None,
+    *,
+    tls: ssl.SSLContext | None = None,
+    **headers: str,
+) -> Answer:
+    """Send a request on a connection of its own. What is no bytes is sent as JSON."""
+    return await asyncio.to_thread(ask_and_wait, address, verb, path, body, tls=tls, **headers)
+
+
+def ask_and_wait(
+    address: str, verb: str, path: str, body: Any = None, *, tls: ssl.SSLContext | None = None, **headers: str
+) -> Answer:
+    connection = (
+        http.client.HTTPSConnection(address, timeout=_SECONDS, context=tls)
+        if tls
+        else http.client.HTTPConnection(address, timeout=_SECONDS)
+    )
+    try:
+        return answer_on(connection, verb, path, body, **headers)
+    finally:
+        connection.close()
+
+
+def answer_on(connection: http.client.HTTPConnection, verb: str, path: str, body: Any = None, **headers: str) -> Answer:
+    """Send a request on a connection that is there; `content_type` is the header Content-Type."""
+    sent = {name.replace("_", "-"): value for name, value in headers.items()}
+    if body is not None and "content-type" not in sent:
+        sent |= JSON
+    data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+    connection.request(verb, path, body=data, headers=sent)
+    response = connection.getresponse()
+    headers_of_answer = {name.lower(): value for name, value in response.getheaders()}
+    return Answer(response.status, headers_of_answer, response.read())
+
+
+class HttpRefusal(NamedTuple):
+    """A failing answer with its details, unpacked."""
+
+    status: int
+    code: int
+    message: str
+    reason: str
+    metadata: dict[str, str]
+    violations: dict[str, str]
+    details: list[str]
+    headers: Mapping[str, str]
+
+
+def refusal_from_answer(answer: Answer) -> HttpRefusal:
+    """Check what holds for every failure, and answer what it tells."""
+    assert answer.status >= 400, answer
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    status = json_format.Parse(answer.body, status_pb2.Status())
+    info = error_details_pb2.ErrorInfo()
+    bad_request = error_details_pb2.BadRequest()
+    for detail in status.details:
+        assert detail.Unpack(info) or detail.Unpack(bad_request) or detail.type_url
+    assert info.domain == "bookstore.v1"
+    assert info.metadata["request_id"] == answer.headers["x-request-id"]
+    violations: dict[str, str] = {}
+    for each in bad_request.field_violations:
+        assert each.field not in violations, "told twice"
+        violations[each.field] = each.description
+    details = [_text_without_request_id(detail) for detail in status.details]
+    return HttpRefusal(
+        answer.status,
+        status.code,
+        status.message,
+        info.reason,
+        dict(info.metadata),
+        violations,
+        details,
+        answer.headers,
+    )
+
+
+def details_of(status: status_pb2.Status) -> list[str]:
+    """Answer the details as texts that can be compared, without the request id."""
+    return [_text_without_request_id(detail) for detail in status.details]
+
+
+async def refused(address: str, verb: str, path: str, body: Any = None, **options: Any) -> HttpRefusal:
+    return refusal_from_answer(await ask(address, verb, path, body, **options))
+
+
+def _text_without_request_id(detail: Any) -> str:
+    info = error_details_pb2.ErrorInfo()
+    if detail.Unpack(info):
+        del info.metadata["request_id"]
+        return f"{info}"
+    return f"{detail}"
+
+
+class Wire:
+    """A connection on which a test sends what it likes."""
+
+    def __init__(self, address: str, *, receive_buffer_bytes: int = 0) -> None:
+        host, _, port = address.rpartition(":")
+        self.socket = socket.socket(socket.AF_INET6 if host.startswith("[") else socket.AF_INET)
+        if receive_buffer_bytes:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
+        self.socket.settimeout(_SECONDS)
+        self.socket.connect((host.strip("[]"), int(port)))
+
+    def __enter__(self) -> "Wire":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+    def send(self, data: bytes) -> None:
+        self.socket.sendall(data)
+
+    def read_until(self, end: bytes) -> bytes:
+        """Answer what comes, up to an end that must come."""
+        received = b""
+        while end not in received:
+            data = self.socket.recv(65_536)
+            assert data, received
+            received += data
+        return received
+
+    def read_to_end(self, seconds: float = _SECONDS) -> bytes:
+        """Answer what comes until the other side hangs up, which it must within the time."""
+        self.socket.settimeout(seconds)
+        received = b""
+        with suppress(ConnectionError):
+            while data := self.socket.recv(65_536):
+                received += data
+        return received
+
+
+def head(verb: str, path: str, **headers: str) -> bytes:
+    """The head of a request; `content_length` is the header Content-Length."""
+    every = {"host": "localhost", **headers}
+    lines = [f"{verb} {path} HTTP/1.1", *(f"{name.replace('_', '-')}: {value}" for name, value in every.items())]
+    return "".join(f"{line}\r\n" for line in [*lines, ""]).encode()
