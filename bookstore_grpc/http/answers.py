@@ -19,7 +19,7 @@ from bookstore_grpc.errors import (
 from bookstore_grpc.http.asgi import Send
 from bookstore_grpc.http.bindings import Binding
 from bookstore_grpc.http.json_messages import json_from_message
-from bookstore_grpc.http.requests import etag_from_header
+from bookstore_grpc.http.requests import ANY, etag_from_header
 from bookstore_grpc.limits import JSON_ANSWER_KEPT_MAX_BYTES, JSON_ANSWERS_KEPT_MAX
 
 Header = tuple[bytes, bytes]
@@ -90,7 +90,7 @@ class AnswerEncoder:
         self._is_get = binding.verb == "GET"
         self._kept_json = lru_cache(JSON_ANSWERS_KEPT_MAX)(self._json_from_bytes)
 
-    def encode(self, answer: Message | bytes, *, if_none_match: str) -> Answer:
+    def encode(self, answer: Message | bytes, *, if_none_match: str | None) -> Answer:
         """Answer a message, given as such or as its bytes."""
         if isinstance(answer, bytes):
             # A page that has been kept comes as the same bytes again.
@@ -100,7 +100,7 @@ class AnswerEncoder:
         headers = _HEADERS
         if self._has_etag and message.etag:
             headers += ((b"etag", f'"{message.etag}"'.encode()),)
-            if self._is_get and if_none_match and message.etag in map(etag_from_header, if_none_match.split(",")):
+            if self._is_get and if_none_match and _names(if_none_match, message.etag):
                 return Answer(304, headers[1:], b"")
         if self._location is None:
             return Answer(200, headers, json_from_message(message))
@@ -109,6 +109,10 @@ class AnswerEncoder:
 
     def _json_from_bytes(self, data: bytes) -> bytes:
         return json_from_message(self._message_class.FromString(data))
+
+
+def _names(if_none_match: str, etag: str) -> bool:
+    return if_none_match == ANY or etag in map(etag_from_header, if_none_match.split(","))
 
 
 def refusal(code: grpc.StatusCode, status: status_pb2.Status) -> Answer:

@@ -94,7 +94,7 @@ class JsonApi:
     ) -> Answer:
         data = b""
         if endpoint.decoder.takes_body:
-            if context.header("content-type").partition(";")[0].strip().lower() != "application/json":
+            if (context.header("content-type") or "").partition(";")[0].strip().lower() != "application/json":
                 raise MediaTypeUnsupported
             data = await body.read()
             call.request_bytes = len(data)
@@ -111,7 +111,7 @@ class JsonApi:
     def _check_host(self, context: HttpContext) -> None:
         if self._hosts is None:
             return
-        host = _host_name(context.header("host"))
+        host = _host_name(context.header("host") or "")
         if not (is_loopback(host) or host in self._hosts):
             raise HostUnknown(
                 f"This server does not go by the name {quoted(host)}; its operator can let it, with --http-hosts."

@@ -19,7 +19,7 @@ class Body:
         self._context = context
         self._receive = receive
         self._max_bytes = max_bytes
-        length = context.header("content-length")
+        length = context.header("content-length") or ""
         self._length = int(length) if length.isdecimal() else 0
         self.is_announced = self._length > 0 or bool(context.header("transfer-encoding"))
         self._has_more = self.is_announced

@@ -30,9 +30,9 @@ class HttpContext:
         self.request_id = ""
         self.status = status_pb2.Status()
 
-    def header(self, name: str) -> str:
-        """Answer a header, of several the first, or "" for none."""
-        return next((value for key, value in self._metadata if key == name), "")
+    def header(self, name: str) -> str | None:
+        """Answer a header, of several the first."""
+        return next((value for key, value in self._metadata if key == name), None)
 
     def invocation_metadata(self) -> Collection[tuple[str, str | bytes]]:
         """Answer the headers."""

@@ -18,6 +18,7 @@ from bookstore_grpc.rpc.validation import Violations
 
 _BOOLS = {"true": True, "false": False}
 _ETAG = "etag"
+ANY = "*"  # what If-Match and If-None-Match say of any etag
 
 Path = tuple[FieldDescriptor, ...]
 
@@ -48,7 +49,7 @@ class RequestDecoder:
         """Whether a part of the request comes as JSON."""
         return bool(self._binding.body)
 
-    def decode(self, *, path_values: Sequence[str], query: bytes, if_match: str, body: bytes) -> Message:
+    def decode(self, *, path_values: Sequence[str], query: bytes, if_match: str | None, body: bytes) -> Message:
         """Answer the request. Raises `MalformedMessage` for what is no JSON or no query, and `InvalidRequest`."""
         request: Message = self._request_class()
         violations = Violations()
@@ -58,7 +59,7 @@ class RequestDecoder:
             self._take_query(request, query, violations)
         for path, text in zip(self._path_fields, path_values, strict=True):
             _take_path_value(request, path, text, violations)
-        if if_match and self._etag:
+        if if_match not in (None, ANY) and self._etag:
             self._take_etag(request, self._etag, etag_from_header(if_match), violations)
         violations.raise_if_any()
         return request
@@ -104,6 +105,8 @@ class RequestDecoder:
             given.add(path)
             message = _below(request, parents)
             if field is self._mask:
+                if not text:
+                    continue  # as good as none
                 if self._binding.verb == "PUT" and text != "*":
                     violations.check(_spelled(path), "is not for PUT, which replaces everything; that is PATCH")
                 message.ClearField(field.name)
@@ -112,8 +115,10 @@ class RequestDecoder:
     def _take_etag(self, request: Message, path: Path, etag: str, violations: Violations) -> None:
         *parents, field = path
         message = _below(request, parents)
-        differs = getattr(message, field.name) not in ("", etag)
-        violations.check(_spelled(path), "is another one than that in If-Match" if differs else None)
+        if not etag:
+            violations.check(_spelled(path), "is empty in If-Match, which would guard against nothing")
+        elif getattr(message, field.name) not in ("", etag):
+            violations.check(_spelled(path), "is another one than that in If-Match")
         setattr(message, field.name, etag)
 
 
@@ -134,11 +139,8 @@ def etag_path(binding: Binding) -> Path | None:
 
 
 def etag_from_header(value: str) -> str:
-    """Answer the etag in a header, "" for any.
-
-    A proxy that compresses answers makes etags weak (`W/`), and the state is the same.
-    """
-    return "" if value == "*" else value.strip().removeprefix("W/").strip('"')
+    """Answer the etag in a header. A proxy that compresses answers makes it weak (`W/`), and the state is the same."""
+    return value.strip().removeprefix("W/").strip('" ')
 
 
 def _parameters(message: Descriptor, path: Path, *, taken: Sequence[str]) -> Iterator[Path]:
