@@ -46,6 +46,8 @@ RATED_CALLERS_MAX = 65_536
 HTTP_CONNECTIONS_MAX = 500
 # All of a request before its body. The longest page token and filter, in percent-encoding, have 40 KB.
 HTTP_HEAD_MAX_BYTES = 64 * 1024
+# Browsers and proxies together send some forty. Each takes 300 bytes, however short it is.
+HTTP_HEADERS_MAX = 200
 
 # The contract promises 24 hours; what is kept longer costs little and forgives a clock that is off.
 CREATE_REQUEST_KEPT_HOURS = 72

@@ -56,7 +56,9 @@ def ask_and_wait(
         connection.close()
 
 
-def answer_on(connection: http.client.HTTPConnection, verb: str, path: str, body: Any = None, **headers: str) -> Answer:
+def answer_on(
+    connection: http.client.HTTPConnection, verb: str, path: str, body: Any = None, /, **headers: str
+) -> Answer:
     """Send a request on a connection that is there; `content_type` is the header Content-Type."""
     sent = {name.replace("_", "-"): value for name, value in headers.items()}
     if body is not None and "content-type" not in sent:
