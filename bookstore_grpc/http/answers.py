@@ -14,6 +14,7 @@ from bookstore_grpc.errors import (
     MediaTypeUnsupported,
     MethodUnknown,
     RequestTooLarge,
+    ServerDraining,
     VerbNotAllowed,
 )
 from bookstore_grpc.http.asgi import Send
@@ -128,4 +129,6 @@ def refusal(code: grpc.StatusCode, status: status_pb2.Status) -> Answer:
             headers += ((b"retry-after", str(max(1, -(-retry.retry_delay.ToMilliseconds() // 1_000))).encode()),)
     if code is grpc.StatusCode.UNAUTHENTICATED:
         headers += ((b"www-authenticate", b"Bearer"),)
+    if reason == ServerDraining.reason:
+        headers += ((b"connection", b"close"),)  # another server may answer, on another connection
     return Answer(STATUSES_BY_REASON.get(reason, STATUSES[code]), headers, json_from_message(status))

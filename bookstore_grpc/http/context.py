@@ -3,6 +3,7 @@
 import ipaddress
 from collections.abc import Collection, Mapping
 from typing import Any, NoReturn
+from urllib.parse import quote
 
 import grpc
 from google.rpc import status_pb2
@@ -60,7 +61,7 @@ class HttpContext:
             is_v6 = ipaddress.ip_address(host).version == 6
         except ValueError:
             return "unknown:"
-        return f"ipv6:[{host}]:{port}" if is_v6 else f"ipv4:{host}:{port}"
+        return f"ipv6:{quote(f'[{host}]', safe=':')}:{port}" if is_v6 else f"ipv4:{host}:{port}"
 
     def auth_context(self) -> Mapping[str, list[bytes]]:
         """Answer the names in the client's certificate, under gRPC's keys."""
