@@ -132,10 +132,10 @@ async def running_server(
             if is_worker:
                 _log.info("serving channelz", address=serving.pop("channelz"))
         await _prepare_tables(database, books, migrate=settings.migrate)
-        await server.start(settings.listen)
         if settings.http_listen:
             http = _http(settings, servicer, server, way_in, shares_port=is_worker)
             server.http_address = serving["http"] = await stack.enter_async_context(http)
+        await server.start(settings.listen)  # what fails after it would leave it listening
         if tell_supervisor:
             report = partial(_report, tell_supervisor, server)
             stack.callback(report)  # the last says that it drains, and not only that it is silent
