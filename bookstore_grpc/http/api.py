@@ -65,7 +65,7 @@ class JsonApi:
         }
         self._guard = guard
         self._max_request_bytes = max_request_bytes
-        self._hosts = hosts
+        self._hosts = None if hosts is None else {host.lower() for host in hosts}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
