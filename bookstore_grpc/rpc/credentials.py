@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 import grpc
 import structlog
@@ -88,7 +88,7 @@ class Certificates:
         except (OSError, ssl.SSLError) as error:
             raise StartupError(f"Cannot serve HTTP with TLS: {_sentence(error)}.") from error
 
-        def renew(handshake: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
+        def renewed() -> ssl.SSLContext:
             nonlocal made, newest
             with self._lock:
                 self._read_again()
@@ -96,11 +96,9 @@ class Certificates:
                     # Should the files have changed again, the next handshake finds out.
                     with suppress(OSError, ssl.SSLError):
                         made, newest = self._version, self._new_tls_context()
-            handshake.context = newest
+            return newest
 
-        first = newest
-        first.sni_callback = renew
-        return first
+        return _RenewedContext(renewed)
 
     def _new_tls_context(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -171,6 +169,24 @@ class Certificates:
         if not self._has_warned and (reason := self._why_not_valid(self._in_use)):
             self._has_warned = True
             _log.warning("callers will refuse the certificate", cause=reason)
+
+
+class _RenewedContext(ssl.SSLContext):
+    """Begins each handshake in the context that there is then.
+
+    A context that only borrowed another's certificate (`sni_callback`) would go on to resume the sessions of clients
+    whose authority is no longer trusted.
+    """
+
+    def __new__(cls, _newest: Callable[[], ssl.SSLContext]) -> Self:
+        return super().__new__(cls, ssl.PROTOCOL_TLS_SERVER)
+
+    def __init__(self, newest: Callable[[], ssl.SSLContext]) -> None:
+        self._newest = newest
+
+    def wrap_bio(self, *arguments: Any, **options: Any) -> ssl.SSLObject:
+        """Begin a handshake, as event loops do."""
+        return self._newest().wrap_bio(*arguments, **options)
 
 
 def _signature(path: str) -> tuple[int, ...] | None:
