@@ -1,7 +1,7 @@
 """JSON to messages and back, by the rules of proto3 (https://protobuf.dev/programming-guides/json/).
 
-Unknown fields are refused, and all that is wrong is told at once, by the names that fields have in the contract. The
-library would stop at the first, and tell it in the words of Python.
+Unknown fields are refused, and all that is wrong, or the first thousand of it, is told at once by the names that fields
+have in the contract. The library would stop at the first, and tell it in the words of Python.
 """
 
 import re
@@ -17,6 +17,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from bookstore_grpc.errors import quoted
+from bookstore_grpc.limits import JSON_ARRAY_MAX, JSON_VIOLATIONS_MAX
 from bookstore_grpc.rpc.validation import Violations
 
 _WELL_KNOWN = "google.protobuf."
@@ -38,6 +39,8 @@ def fill_message(message: Message, value: Any, path: str, violations: Violations
     fields = fields_by_spelling(message.DESCRIPTOR)
     given: set[int] = set()
     for key, item in value.items():
+        if len(violations) >= JSON_VIOLATIONS_MAX:
+            return
         field = fields.get(key)
         if field is None:
             violations.check(joined(path, key[:_SHOWN_MAX_CHARACTERS]), f"is not a field of {message.DESCRIPTOR.name}")
@@ -62,8 +65,12 @@ def set_field(message: Message, field: FieldDescriptor, value: Any, path: str, v
         convert(message, value, path, violations)
     elif not isinstance(value, list):
         violations.check(path, "is to be a JSON array")
+    elif len(value) > JSON_ARRAY_MAX:
+        violations.check(path, f"has {len(value):,} entries, more than {JSON_ARRAY_MAX:,}")
     else:
         for index, item in enumerate(value):
+            if len(violations) >= JSON_VIOLATIONS_MAX:
+                return
             convert(message, item, f"{path}[{index}]", violations)
 
 

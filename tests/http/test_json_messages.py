@@ -1,6 +1,7 @@
 """JSON to messages and back: what the library writes is read as it was, and nothing else is taken for it."""
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -195,6 +196,29 @@ def test_what_is_no_array_is_refused(value: Any) -> None:
 def test_numbers_in_arrays_are_told_of_by_their_place() -> None:
     found = violations_of({"ids": ["1", "x", 2, None]}, books_pb2.BatchGetBooksRequest)
     assert found == {"ids[1]": "is to be a whole number", "ids[3]": "is to be a whole number"}
+
+
+@pytest.mark.parametrize("entry", [{}, 1, {"a": 1}], ids=repr)
+def test_an_array_without_end_is_refused_before_it_is_read(entry: Any) -> None:
+    began = time.perf_counter()
+    assert violations_of({"requests": [entry] * 2_000_000}) == {"requests": "has 2,000,000 entries, more than 10,000"}
+    assert time.perf_counter() - began < 1  # meanwhile nobody else is answered
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"requests": [1] * 10_000},
+        {"requests": [{"a": 1}] * 10_000},
+        {str(number): 1 for number in range(100_000)},
+        {"requests": [{str(number): 1 for number in range(100_000)}] * 100},
+    ],
+    ids=["entries", "fields of entries", "fields", "fields without end"],
+)
+def test_after_a_thousand_violations_no_more_are_looked_for(value: Any) -> None:
+    began = time.perf_counter()
+    assert len(violations_of(value)) == 1_000
+    assert time.perf_counter() - began < 1
 
 
 def test_a_long_name_of_no_field_is_cut() -> None:
