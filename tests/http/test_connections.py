@@ -99,7 +99,6 @@ def hangs_up(address: str, data: bytes, *, trickle: bytes = b"", answers: int = 
         pytest.param(b"", b"", 0, id="silent"),
         pytest.param(b"", b"\r\n", 0, id="empty lines"),
         pytest.param(b"GET /v1/books/1 HTTP/1.1\r\n", b"x", 0, id="head that does not end"),
-        pytest.param(GET, b"", 0, id="silent after an answer"),
         pytest.param(GET, b"x", 1, id="second head that does not end"),
         pytest.param(GET + b"GET /v1/books", b"x", 1, id="second head, begun before the answer to the first"),
     ],
@@ -108,7 +107,7 @@ async def test_who_does_not_ask_is_not_waited_for(
     address: str, data: bytes, trickle: bytes, answers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seconds = await asyncio.to_thread(hangs_up, address, data, trickle=trickle, answers=answers)
-    assert seconds < 6  # idle connections are kept for five
+    assert seconds < 3
 
 
 async def test_a_silent_handshake_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,7 +220,7 @@ LARGE = head("GET", "/v1/books/0")
 async def test_an_answer_that_nobody_reads_is_not_kept(
     address: str, data: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert await asyncio.to_thread(unread, address, data, seconds=1.5) < LARGE_BYTES
+    assert await asyncio.to_thread(unread, address, data, seconds=0.8) < LARGE_BYTES
 
 
 async def test_an_answer_that_is_read_slowly_is_read_to_its_end(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
