@@ -24,6 +24,7 @@ KEPT_PAGES_MAX_BOOKS = 8_192
 # What is read of JSON before it is clear that it is refused: 8 MiB of `{},` would hold up all calls for seconds.
 JSON_ARRAY_MAX = 10_000
 JSON_VIOLATIONS_MAX = 1_000
+
 # Answers that are kept as JSON, of an RPC: most have 16 KB, and a page of a thousand books 200.
 JSON_ANSWERS_KEPT_MAX = 32
 JSON_ANSWER_KEPT_MAX_BYTES = 256 * 1024

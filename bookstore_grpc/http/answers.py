@@ -112,10 +112,6 @@ class AnswerEncoder:
         return json_from_message(self._message_class.FromString(data))
 
 
-def _names(if_none_match: str, etag: str) -> bool:
-    return if_none_match == ANY or etag in map(etag_from_header, if_none_match.split(","))
-
-
 def refusal(code: grpc.StatusCode, status: status_pb2.Status) -> Answer:
     """Answer a failure: the status as JSON, and in headers what HTTP's own tools look at."""
     reason = ""
@@ -132,3 +128,7 @@ def refusal(code: grpc.StatusCode, status: status_pb2.Status) -> Answer:
     if reason == ServerDraining.reason:
         headers += ((b"connection", b"close"),)  # another server may answer, on another connection
     return Answer(STATUSES_BY_REASON.get(reason, STATUSES[code]), headers, json_from_message(status))
+
+
+def _names(if_none_match: str, etag: str) -> bool:
+    return if_none_match == ANY or etag in map(etag_from_header, if_none_match.split(","))

@@ -149,6 +149,8 @@ class _Connection(HttpToolsProtocol):
 
     def _refuse(self, status: int) -> None:
         """Answer a request that is none, and hang up; without a word where that would pass for another's answer."""
+        if self.transport.is_closing():
+            return
         cycle = self.cycle
         if cycle is not None and not cycle.response_complete:  # type: ignore[redundant-expr]  # None at first
             if cycle.response_started or not cycle.more_body or self.pipeline:

@@ -16,9 +16,10 @@ from bookstore_grpc.http.bindings import Binding
 from bookstore_grpc.http.json_messages import fields_by_spelling, fill_message, is_well_known, set_field
 from bookstore_grpc.rpc.validation import Violations
 
+ANY = "*"  # what If-Match and If-None-Match say of any etag
+
 _BOOLS = {"true": True, "false": False}
 _ETAG = "etag"
-ANY = "*"  # what If-Match and If-None-Match say of any etag
 
 Path = tuple[FieldDescriptor, ...]
 
