@@ -298,6 +298,7 @@ async def _http(
         max_request_bytes=settings.max_message_bytes,
         origins=settings.http_origins,
         hosts=settings.http_hosts if is_private else None,
+        needs_token=way_in.key_set is not None,
     )
     bound = bound_socket(settings.http_listen, shares_port=shares_port)
     tls = way_in.certificates.tls_context() if way_in.certificates else None

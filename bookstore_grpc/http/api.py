@@ -21,7 +21,7 @@ from bookstore_grpc.errors import (
 )
 from bookstore_grpc.http.answers import Answer, AnswerEncoder, refusal
 from bookstore_grpc.http.asgi import Receive, Scope, Send
-from bookstore_grpc.http.bindings import Binding, Route, Routes, bindings
+from bookstore_grpc.http.bindings import Binding, Route, Routes, bindings, location_of_new
 from bookstore_grpc.http.body import Body
 from bookstore_grpc.http.context import HttpContext
 from bookstore_grpc.http.requests import RequestDecoder
@@ -61,7 +61,7 @@ class JsonApi:
         found = bindings(service)
         self._routes = Routes(found)
         self._endpoints = {
-            binding: _Endpoint(servicer, binding, location=_location(binding, found)) for binding in found
+            binding: _Endpoint(servicer, binding, location=location_of_new(binding, found)) for binding in found
         }
         self._guard = guard
         self._max_request_bytes = max_request_bytes
@@ -133,12 +133,3 @@ def _host_name(host: str) -> str:
     """Answer the name in a Host header, without the port and the brackets of an IPv6 address."""
     name, colon, port = host.rpartition(":")
     return (name if colon and port.isdecimal() else host).strip("[]").lower()
-
-
-def _location(binding: Binding, all_bindings: Collection[Binding]) -> Binding | None:
-    """Answer how the new resource of a create (AIP-133) can be got; None for what is no create."""
-    name = binding.method.name
-    if binding.verb != "POST" or not name.startswith("Create"):
-        return None
-    getter = f"Get{name.removeprefix('Create')}"
-    return next((other for other in all_bindings if other.method.name == getter), None)

@@ -28,8 +28,12 @@ def http_application(
     max_request_bytes: int,
     origins: Sequence[str],
     hosts: Collection[str] | None,
+    needs_token: bool = False,
 ) -> Application:
-    """Build it. Pages of `origins` may call from browsers. For the others see `JsonApi`. Raises `StartupError`."""
+    """Build it. Pages of `origins` may call from browsers, and the docs say whether a call `needs_token`.
+
+    For the others see `JsonApi`. Raises `StartupError`.
+    """
     for origin in origins:
         if not _ORIGIN.fullmatch(origin):
             raise StartupError(f"--http-origins {origin!r} is not an origin such as https://shop.example.")
@@ -40,7 +44,7 @@ def http_application(
         allow_headers=_ASKED_HEADERS,
         expose_headers=_TOLD_HEADERS,
     )
-    application = Starlette(routes=page_routes(), middleware=[cors] if origins else [])
+    application = Starlette(routes=page_routes(needs_token=needs_token), middleware=[cors] if origins else [])
     application.router.redirect_slashes = False
     application.router.default = JsonApi(
         servicer, service, guard=guard, max_request_bytes=max_request_bytes, hosts=hosts

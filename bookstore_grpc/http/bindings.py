@@ -5,7 +5,7 @@ passed over: `response_body`, and bindings of RPCs that stream.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import NamedTuple
 from urllib.parse import quote
 
@@ -34,6 +34,10 @@ class Binding(NamedTuple):
     def path_fields(self) -> tuple[str, ...]:
         """The fields of the request that the path has, such as `book.id`."""
         return tuple(name for name, _ in _VARIABLE.findall(self.template))
+
+    def rewritten(self, variable: Callable[[str, str], str]) -> str:
+        """Answer the template with other words for its variables, each given as its field and its pattern."""
+        return _VARIABLE.sub(lambda found: variable(found[1], found[2] or "*"), self.template)
 
     def path(self, values: Mapping[str, str]) -> str:
         """Answer the path with these values of its fields, in percent-encoding."""
@@ -78,6 +82,15 @@ class Routes:
 def bindings(service: ServiceDescriptor) -> tuple[Binding, ...]:
     """Answer the bindings of a service, in the order of its file. Raises `ValueError` for what is not understood."""
     return tuple(binding for method in service.methods for binding in _bindings_of_method(method))
+
+
+def location_of_new(binding: Binding, all_bindings: Collection[Binding]) -> Binding | None:
+    """Answer how the new resource of a create (AIP-133) can be got; None for what is no create."""
+    name = binding.method.name
+    if binding.verb != "POST" or not name.startswith("Create"):
+        return None
+    getter = f"Get{name.removeprefix('Create')}"
+    return next((other for other in all_bindings if other.method.name == getter), None)
 
 
 def _bindings_of_method(method: MethodDescriptor) -> Iterator[Binding]:

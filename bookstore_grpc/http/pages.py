@@ -1,4 +1,7 @@
-"""The pages for people, and the files that they are made of. They hold no data, so everyone may have them."""
+"""The pages for people, the files that they are made of, and the OpenAPI document.
+
+They hold no data, so everyone may have them.
+"""
 
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -10,6 +13,10 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
+
+from bookstore_grpc.http.openapi import openapi_document
+
+_Endpoint = Callable[[Request], Awaitable[Response]]
 
 _SITE = Path(__file__).parent / "site"
 
@@ -38,19 +45,27 @@ _HEADERS = {
 _COMPRESSED = [Middleware(GZipMiddleware, compresslevel=6)]
 
 
-def page_routes() -> list[BaseRoute]:
-    """Answer the routes of the pages: the catalogue at /, and their files below /assets."""
+def page_routes(*, needs_token: bool) -> list[BaseRoute]:
+    """Answer the routes of the pages: the catalogue at /, the document, and files below /assets."""
     return [
-        Route("/", _page("index.html"), middleware=_COMPRESSED),
+        Route("/", _file(_SITE / "index.html"), middleware=_COMPRESSED),
+        Route("/openapi.json", _openapi(needs_token=needs_token), middleware=_COMPRESSED),
         Mount("/assets", _Files(directory=_SITE), middleware=_COMPRESSED),
     ]
 
 
-def _page(name: str) -> Callable[[Request], Awaitable[Response]]:
-    async def page(_request: Request) -> Response:
-        return FileResponse(_SITE / name, headers=_HEADERS)
+def _openapi(*, needs_token: bool) -> _Endpoint:
+    async def document(_request: Request) -> Response:
+        return Response(openapi_document(needs_token=needs_token), headers=_HEADERS, media_type="application/json")
 
-    return page
+    return document
+
+
+def _file(path: Path) -> _Endpoint:
+    async def file(_request: Request) -> Response:
+        return FileResponse(path, headers=_HEADERS)
+
+    return file
 
 
 class _Files(StaticFiles):

@@ -41,8 +41,8 @@ class RequestDecoder:
             for path in query_parameters(binding)
             for spelling in (_spelled(path), ".".join(field.json_name for field in path))
         }
-        self._path_fields = [_path(self._message, name) for name in binding.path_fields]
-        self._mask = next((field for field in self._message.fields if _is_mask(field)), None)
+        self._path_fields = [field_path(self._message, name) for name in binding.path_fields]
+        self._mask = next((field for field in self._message.fields if is_mask(field)), None)
         self._etag = etag_path(binding)
 
     @property
@@ -133,10 +133,26 @@ def etag_path(binding: Binding) -> Path | None:
     """Answer where an `If-Match` goes, if the request has a place for one."""
     for name in (_ETAG, f"{binding.body}.{_ETAG}"):
         try:
-            return _path(binding.method.input_type, name)
+            return field_path(binding.method.input_type, name)
         except KeyError:
             continue
     return None
+
+
+def field_path(message: Descriptor, name: str) -> Path:
+    """Answer the fields that a dotted name leads through. Raises `KeyError`."""
+    first, _, rest = name.partition(".")
+    field = message.fields_by_name[first]
+    if not rest:
+        return (field,)
+    if field.message_type is None:
+        raise KeyError(name)
+    return (field, *field_path(field.message_type, rest))
+
+
+def is_mask(field: FieldDescriptor) -> bool:
+    """Tell whether a field says which fields of a resource change."""
+    return field.message_type is not None and field.message_type.full_name == FieldMask.DESCRIPTOR.full_name
 
 
 def etag_from_header(value: str) -> str:
@@ -159,7 +175,7 @@ def _parameter_value(field: FieldDescriptor, text: str) -> Any:
     value: Any = text
     if field.type == FieldDescriptor.TYPE_BOOL:
         value = _BOOLS.get(text, text)
-    elif _is_mask(field):
+    elif is_mask(field):
         value = re.sub("_([a-z0-9])", lambda found: found[1].upper(), text)  # JSON knows one spelling only
     return [value] if field.is_repeated else value
 
@@ -173,17 +189,6 @@ def _take_path_value(request: Message, path: Path, text: str, violations: Violat
         violations.check(_spelled(path), f"is {in_body} in the body and {text} in the path")
 
 
-def _path(message: Descriptor, name: str) -> Path:
-    """Answer the fields that a dotted name leads through. Raises `KeyError`."""
-    first, _, rest = name.partition(".")
-    field = message.fields_by_name[first]
-    if not rest:
-        return (field,)
-    if field.message_type is None:
-        raise KeyError(name)
-    return (field, *_path(field.message_type, rest))
-
-
 def _below(message: Message, parents: Sequence[FieldDescriptor]) -> Any:
     for field in parents:
         message = getattr(message, field.name)
@@ -192,7 +197,3 @@ def _below(message: Message, parents: Sequence[FieldDescriptor]) -> Any:
 
 def _spelled(path: Sequence[FieldDescriptor]) -> str:
     return ".".join(field.name for field in path)
-
-
-def _is_mask(field: FieldDescriptor) -> bool:
-    return field.message_type is not None and field.message_type.full_name == FieldMask.DESCRIPTOR.full_name

@@ -1,0 +1,82 @@
+"""What the comments of a .proto file say of its services, messages and fields.
+
+Generated code has no comments; they come from a file's descriptor with source info, as `make generate` writes it.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from importlib import resources
+from typing import NamedTuple
+
+from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorProto, FileDescriptorSet
+from google.rpc.code_pb2 import Code
+
+# Where the parts of a file stand in its descriptor (google/protobuf/descriptor.proto).
+_SYNTAX, _MESSAGE, _SERVICE = 12, 4, 6
+_FIELD, _NESTED_MESSAGE, _METHOD = 2, 3, 2
+
+# Where a line of Markdown goes on in the next one. Some who show it, as Swagger UI does, would keep the break.
+_SOFT_BREAK = re.compile(r"(?<=\S)\n {0,3}(?=[^\s*])")
+_FIRST_SENTENCE = re.compile(r".+?[.!?](?=\s|$)")
+_ERRORS = re.compile(rf"^(?=(?:{'|'.join(Code.keys())}) `)", re.MULTILINE)
+
+
+class Comment(NamedTuple):
+    """What is said of something: in a sentence, at length, and, of an RPC, of each error by its code."""
+
+    summary: str = ""
+    description: str = ""
+    errors: tuple[tuple[str, str], ...] = ()
+
+
+class Comments:
+    """The comments of a file, by the full name of what they are about; "" has that of the file."""
+
+    def __init__(self, file: FileDescriptorProto) -> None:
+        texts = {tuple(place.path): place.leading_comments for place in file.source_code_info.location}
+        self._comments: Mapping[str, Comment] = {
+            name: _comment(texts[place]) for name, place in _places(file) if texts.get(place)
+        }
+
+    def of(self, full_name: str) -> Comment:
+        """Answer what is said of something, which may be nothing."""
+        return self._comments.get(full_name, Comment())
+
+
+def comments_of_contract() -> Comments:
+    """Read those of `bookstore.v1`."""
+    data = resources.files("bookstore.v1").joinpath("books.binpb").read_bytes()
+    return Comments(FileDescriptorSet.FromString(data).file[0])
+
+
+def _places(file: FileDescriptorProto) -> Iterator[tuple[str, tuple[int, ...]]]:
+    yield "", (_SYNTAX,)
+    yield from _places_of_messages(file.package, (_MESSAGE,), file.message_type)
+    for number, service in enumerate(file.service):
+        name = f"{file.package}.{service.name}"
+        yield name, (_SERVICE, number)
+        for method_number, method in enumerate(service.method):
+            yield f"{name}.{method.name}", (_SERVICE, number, _METHOD, method_number)
+
+
+def _places_of_messages(
+    scope: str, place: tuple[int, ...], messages: Iterable[DescriptorProto]
+) -> Iterator[tuple[str, tuple[int, ...]]]:
+    for number, message in enumerate(messages):
+        name, here = f"{scope}.{message.name}", (*place, number)
+        yield name, here
+        for field_number, field in enumerate(message.field):
+            yield f"{name}.{field.name}", (*here, _FIELD, field_number)
+        yield from _places_of_messages(name, (*here, _NESTED_MESSAGE), message.nested_type)
+
+
+def _comment(text: str) -> Comment:
+    """Take a comment apart: errors stand at its end, each on a line that opens with its code."""
+    parts = _ERRORS.split("\n".join(line.removeprefix(" ") for line in text.splitlines()))
+    description, *errors = (_SOFT_BREAK.sub(" ", part).strip() for part in parts)
+    first = _FIRST_SENTENCE.match(description)
+    return Comment(
+        summary=first[0] if first else description,
+        description=description,
+        errors=tuple((code, line) for code, _, line in (error.partition(" ") for error in errors)),
+    )
