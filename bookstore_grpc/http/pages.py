@@ -3,6 +3,7 @@
 They hold no data, so everyone may have them.
 """
 
+import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,14 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
+from swagger_ui_bundle import swagger_ui_path
 
 from bookstore_grpc.http.openapi import openapi_document
 
 _Endpoint = Callable[[Request], Awaitable[Response]]
 
 _SITE = Path(__file__).parent / "site"
+_SWAGGER_UI = ("swagger-ui-bundle.js", "swagger-ui.css")
 
 # Everything comes from this server, and nothing is written into a page but by its own scripts.
 _POLICY = "; ".join(
@@ -46,10 +49,13 @@ _COMPRESSED = [Middleware(GZipMiddleware, compresslevel=6)]
 
 
 def page_routes(*, needs_token: bool) -> list[BaseRoute]:
-    """Answer the routes of the pages: the catalogue at /, the document, and files below /assets."""
+    """Answer the routes of the pages: the catalogue at /, the docs, and their files below /assets."""
     return [
         Route("/", _file(_SITE / "index.html"), middleware=_COMPRESSED),
+        Route("/docs", _file(_SITE / "docs.html"), middleware=_COMPRESSED),
         Route("/openapi.json", _openapi(needs_token=needs_token), middleware=_COMPRESSED),
+        # As it is: to compress 1.5 MB would hold up every other call.
+        Mount("/assets/swagger-ui", _SwaggerUI(directory=swagger_ui_path)),
         Mount("/assets", _Files(directory=_SITE), middleware=_COMPRESSED),
     ]
 
@@ -75,3 +81,10 @@ class _Files(StaticFiles):
         response = super().file_response(*arguments, **options)
         response.headers.update(_HEADERS)
         return response
+
+
+class _SwaggerUI(_Files):
+    """What /docs takes of Swagger UI; its package has more."""
+
+    def lookup_path(self, path: str) -> tuple[str, os.stat_result | None]:
+        return super().lookup_path(path) if path in _SWAGGER_UI else ("", None)

@@ -71,7 +71,8 @@ def vulnerable(name: str) -> dict[str, Any]:
 
 def knows(*names: str) -> Answer:
     """Know of the old vulnerability that the service is tried with, and of those of `names`."""
-    return lambda name, _version: (200, vulnerable(name) if name in ("jinja2", *names) else {})
+    old = ("jinja2", "2.4.1")
+    return lambda name, version: (200, vulnerable(name) if name in names or (name, version) == old else {})
 
 
 def audit(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
