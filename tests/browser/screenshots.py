@@ -25,7 +25,18 @@ async def take_catalogue(page: "Page", site: str) -> None:
     await page.screenshot(path=IMAGES / "catalogue-page.png")
 
 
-TAKERS = (take_catalogue,)
+async def take_docs(page: "Page", site: str) -> None:
+    await page.set_viewport_size({"width": 1760, "height": 1100})  # a call and its answer want more room
+    await page.goto(f"{site}/docs#/BookService/GetBook")
+    operation = page.locator("#operations-BookService-GetBook")
+    await operation.get_by_role("button", name="Try it out").click()
+    await operation.get_by_role("button", name="Execute").click()
+    await operation.locator(".live-responses-table").wait_for()
+    await operation.evaluate("operation => operation.scrollIntoView()")
+    await page.screenshot(path=IMAGES / "docs-page.png")
+
+
+TAKERS = (take_catalogue, take_docs)
 
 
 async def store_classics(page: "Page", site: str) -> None:

@@ -1,0 +1,179 @@
+"""The page at /docs, in a real Chromium: each call can be tried, by everyone, and nothing comes from elsewhere."""
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from bookstore_grpc.app import running_server
+from bookstore_grpc.http.openapi import openapi_document
+from tests.browser.accessibility import violations
+from tests.browser.conftest import Trouble
+from tests.conftest import settings_for
+from tests.tokens import Issuer, token_settings
+
+if TYPE_CHECKING or find_spec("playwright"):  # the fixture `browser` tells of its absence
+    from playwright.async_api import Locator, Page, expect
+
+PHONE_WIDTH, PHONE_HEIGHT = 390, 844
+
+
+class Docs:
+    """The page, and what a visitor does with it."""
+
+    def __init__(self, page: "Page") -> None:
+        self.page = page
+
+    def operation(self, name: str) -> "Locator":
+        return self.page.locator(f"#operations-BookService-{name}")
+
+    async def open(self, name: str) -> "Locator":
+        """Open an operation, ready to be tried."""
+        operation = self.operation(name)
+        await operation.locator(".opblock-summary-control").click()
+        await operation.get_by_role("button", name="Try it out").click()
+        return operation
+
+    async def fill(self, name: str, **values: str) -> "Locator":
+        """Open an operation and fill in parameters, whose names are in lower case with underscores for hyphens."""
+        operation = await self.open(name)
+        for parameter, value in values.items():
+            row = operation.locator(f'[data-param-name="{parameter.replace("_", "-")}" i]')
+            await row.get_by_role("textbox").fill(value)
+        return operation
+
+    async def execute(self, operation: "Locator", *, status: int) -> str:
+        """Make the call and answer what the page shows of its answer."""
+        await operation.get_by_role("button", name="Execute").click()
+        shown = operation.locator(".live-responses-table")
+        await expect(shown.locator("tbody .response-col_status")).to_contain_text(str(status))
+        return await shown.inner_text()
+
+
+@pytest.fixture
+async def docs(page: "Page", site: str) -> Docs:
+    return await _docs_at(page, site)
+
+
+async def _docs_at(page: "Page", site: str) -> Docs:
+    await page.goto(f"{site}/docs")
+    await expect(page.locator(".opblock")).not_to_have_count(0)
+    return Docs(page)
+
+
+async def test_every_operation_is_shown_with_what_it_does(docs: Docs) -> None:
+    paths = json.loads(openapi_document(needs_token=False))["paths"]
+    operations = {
+        operation["operationId"]: (verb.upper(), path, operation["summary"])
+        for path, item in paths.items()
+        for verb, operation in item.items()
+    }
+    await expect(docs.page.locator(".opblock")).to_have_count(len(operations))
+    for name, texts in operations.items():
+        for text in texts:
+            await expect(docs.operation(name)).to_contain_text(text)
+
+
+async def test_books_are_created_listed_and_changed_by_real_calls(docs: Docs, site: str) -> None:
+    created = await docs.execute(await docs.open("CreateBook"), status=201)
+    assert "The Left Hand of Darkness" in created
+    assert "location: /v1/books/1" in created
+    listed = await docs.execute(await docs.fill("ListBooks", filter='author:"le guin"', pagesize="5"), status=200)
+    assert '"id": "1"' in listed
+    (etag,) = [line.split('"')[3] for line in created.splitlines() if '"etag":' in line]
+
+    update = await docs.fill("UpdateBook", id="1", if_match=f'"{etag}"')
+    await update.get_by_role("textbox", name="Request body").fill('{"name": "The Dispossessed"}')
+    assert '"name": "The Dispossessed"' in await docs.execute(update, status=200)
+    answer = await docs.page.request.get(f"{site}/v1/books/1")
+    assert (await answer.json())["name"] == "The Dispossessed"
+
+
+async def test_a_change_that_would_be_lost_is_told_of(docs: Docs, trouble: Trouble) -> None:
+    trouble.expect("status of 409 .*/v1/books/1")
+    await docs.execute(await docs.open("CreateBook"), status=201)
+    shown = await docs.execute(await docs.fill("UpdateBook", id="1", if_match='"old"'), status=409)
+    assert "ETAG_MISMATCH" in shown
+
+
+async def test_an_error_is_shown_as_it_came(docs: Docs, trouble: Trouble) -> None:
+    trouble.expect("status of 400 .*/v1/books")
+    shown = await docs.execute(await docs.fill("ListBooks", filter="name ="), status=400)
+    assert "INVALID_FILTER" in shown
+
+
+async def test_several_books_are_asked_for_in_one_call(docs: Docs) -> None:
+    await docs.execute(await docs.open("CreateBook"), status=201)
+    assert '"id": "1"' in await docs.execute(await docs.open("BatchGetBooks"), status=200)
+
+
+async def test_a_token_is_sent_once_it_has_been_given(page: "Page", trouble: Trouble, tmp_path: Path) -> None:
+    trouble.expect("status of 401 .*/v1/books")
+    issuer = Issuer()
+    values: dict[str, Any] = {"http_listen": "127.0.0.1:0", **token_settings(issuer.write_jwks(tmp_path / "jwks.json"))}
+    async with running_server(settings_for(f"sqlite+aiosqlite:///{tmp_path}/bookstore.db", **values)) as server:
+        docs = await _docs_at(page, f"http://{server.http_address}")
+        list_books = await docs.open("ListBooks")
+        assert "TOKEN_MISSING" in await docs.execute(list_books, status=401)
+
+        await page.locator(".scheme-container").get_by_role("button", name="Authorize").click()
+        assert await violations(page) == []
+        await page.get_by_role("textbox", name="Value").fill(issuer.token())
+        await page.locator(".modal-ux").get_by_role("button", name="Authorize", exact=True).click()
+        await expect(page.get_by_role("heading", name="Authorized", exact=True)).to_be_visible()
+        assert await violations(page) == []
+        await page.keyboard.press("Escape")
+        await expect(page.locator(".modal-ux")).to_have_count(0)
+        await docs.execute(list_books, status=200)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_a_call_is_made_by_keyboard_alone(docs: Docs, scheme: Any) -> None:
+    page = docs.page
+    await page.emulate_media(color_scheme=scheme)
+    await _tab_to(page, docs.operation("CreateBook").locator(".opblock-summary-control"))
+    await page.keyboard.press("Enter")
+    await _tab_to(page, docs.operation("CreateBook").get_by_role("button", name="Try it out"))
+    await page.keyboard.press("Enter")
+    await _tab_to(page, docs.operation("CreateBook").get_by_role("button", name="Execute"))
+    await page.keyboard.press("Enter")
+    shown = docs.operation("CreateBook").locator(".live-responses-table tbody .response-col_status")
+    await expect(shown).to_contain_text("201")
+
+
+async def _tab_to(page: "Page", target: "Locator") -> None:
+    for _ in range(40):
+        await page.keyboard.press("Tab")
+        if await target.count() and await target.evaluate("element => element === document.activeElement"):
+            # Where the focus is, can be seen.
+            assert await target.evaluate("element => getComputedStyle(element).outlineStyle") == "solid"
+            return
+    pytest.fail(f"{target} is not reached by Tab")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_axe_finds_nothing_whatever_is_open(docs: Docs, scheme: Any, trouble: Trouble) -> None:
+    trouble.expect("status of 404 .*/v1/books/1")
+    await docs.page.emulate_media(color_scheme=scheme)
+    await expect(docs.page.locator("html.dark-mode")).to_have_count(int(scheme == "dark"))
+    assert await violations(docs.page) == []
+    for name, status in {"ListBooks": 200, "GetBook": 404, "CreateBook": 201, "UpdateBook": 200}.items():
+        await docs.execute(await docs.open(name), status=status)
+    for name in ("UpdateBookByPut", "DeleteBook", "BatchGetBooks", "BatchCreateBooks"):
+        await docs.open(name)
+    await docs.page.get_by_role("button", name="Schemas").click()
+    for schema in await docs.page.locator(".models button[aria-expanded=false]").all():
+        await schema.click()
+    assert await violations(docs.page) == []
+
+    await docs.page.set_viewport_size({"width": PHONE_WIDTH, "height": PHONE_HEIGHT})
+    assert await violations(docs.page) == []
+    assert await docs.page.evaluate("document.documentElement.scrollWidth") <= PHONE_WIDTH
+
+
+async def test_the_page_leads_to_the_catalogue_and_to_the_document(docs: Docs, site: str) -> None:
+    links = docs.page.get_by_role("navigation", name="Pages").get_by_role("link")
+    addresses = [await link.evaluate("link => link.href") for link in await links.all()]
+    assert addresses == [f"{site}/", f"{site}/openapi.json"]
