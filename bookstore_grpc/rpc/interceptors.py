@@ -33,6 +33,8 @@ from bookstore_grpc.wire import REQUEST_ID_KEY, STATUS_DETAILS_KEY, TRACEPARENT_
 _log = structlog.stdlib.get_logger("bookstore_grpc.calls")
 
 _OBSERVER_FAILED = "observer failed"
+# Not the words in which calls are refused that have not begun: by those a proxy knows what may be sent again at once.
+_CUT_OFF = "The server has shut down amidst the call, which may have been done."
 _SANE_REQUEST_ID = re.compile(rf"[A-Za-z0-9._-]{{1,{REQUEST_ID_MAX_CHARACTERS}}}")
 _CUT_OFF_SECONDS = 1
 _LULL_SECONDS = 0.05
@@ -204,7 +206,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                     self._tell(call, started, "CANCELLED")
                     raise
                 # Left alone, a cancellation that is not the caller's would leave it waiting (grpc/grpc#29248).
-                error = ServerDraining() if is_cut_by_drain else InternalError()
+                error = ServerDraining(_CUT_OFF) if is_cut_by_drain else InternalError()
                 error.__cause__ = cancelled
                 await self._fail(call, started, error)
             except Exception as raised:

@@ -9,6 +9,7 @@ from bookstore.v1 import books_pb2
 
 from bookstore_grpc.app import running_server
 from bookstore_grpc.dal.database import Database
+from bookstore_grpc.errors import ServerDraining
 from tests.conftest import settings_for
 from tests.rpc.calls import Stub, create, get, refusal_from_error, update
 from tests.rpc.health import Status, watch
@@ -99,6 +100,8 @@ async def test_the_drain_ends_after_its_grace_though_a_call_hangs(
             await call
         refused = refusal_from_error(caught.value)
         assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "SERVER_DRAINING")
+        # By these words a proxy would send it again at once, as one that has not begun.
+        assert refused.message != ServerDraining().message
         async with asyncio.timeout(25):  # less than the database would wait for the lock
             await server.stopped
     assert await get(stub, made.id) == made
