@@ -53,7 +53,8 @@ class Admission:
     def check_room(self) -> None:
         """Raise `ResourceExhausted` if more calls are under way than may be."""
         if self._under_way > self._max_concurrent_calls:
-            self._refusals_left -= 1
+            # Calls over HTTP come unasked, and are not to be refused at the cost of those that wait with gRPC.
+            self._refusals_left = max(0.0, self._refusals_left - 1)
             raise ResourceExhausted("The server has too many calls under way; try again.", limit="concurrent_calls")
 
     async def start(self, server: grpc.aio.Server) -> None:
