@@ -2,7 +2,7 @@
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from socket import socket
@@ -14,14 +14,32 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from bookstore_grpc.http.asgi import Application
 from bookstore_grpc.limits import HTTP_CONNECTIONS_MAX, HTTP_HEAD_MAX_BYTES, HTTP_HEADERS_MAX
 
-# Where the scope's state has the certificate that a client has shown, as `ssl` describes it.
-PEER_CERTIFICATE = "peer_certificate"
+# Where a request's scope has, in its state, the caller.
+CALLER = "caller"
 
 _HEAD_SECONDS = 10
 _UNREAD_SECONDS = 60
 _STOP_SECONDS = 1
 _PIPELINED_MAX = 32
 _LENGTHS = (b"content-length", b"transfer-encoding")
+
+
+class Caller:
+    """The other side of a connection: the certificate that it has shown, as `ssl` describes it, and if it has gone.
+
+    The `task` that works for it is cancelled when it goes.
+    """
+
+    def __init__(self, certificate: Mapping[str, Any] | None) -> None:
+        self.certificate = certificate or {}
+        self.has_gone = False
+        self.task: asyncio.Task[Any] | None = None
+
+    def go(self) -> None:
+        """Take note that it has gone."""
+        self.has_gone = True
+        if self.task is not None:
+            self.task.cancel()
 
 
 @asynccontextmanager
@@ -81,20 +99,21 @@ class _Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        self._caller = Caller(transport.get_extra_info("peercert"))
         self._overhead_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
         self._unread_timer: asyncio.TimerHandle | None = None
         if len(self.connections) > HTTP_CONNECTIONS_MAX:
             transport.abort()
             return
-        if certificate := transport.get_extra_info("peercert"):
-            self.app_state = {**self.app_state, PEER_CERTIFICATE: certificate}
+        self.app_state = {CALLER: self._caller}
         self._bound_wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_wait()
         self._end_unread()
         super().connection_lost(exc)
+        self._caller.go()
 
     def data_received(self, data: bytes) -> None:
         self._overhead_bytes += len(data)

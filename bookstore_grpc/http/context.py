@@ -1,14 +1,16 @@
 """A call that came over HTTP, as the guard, the gates and the observers of calls see it."""
 
+import asyncio
 import ipaddress
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NoReturn
 from urllib.parse import quote
 
 import grpc
 from google.rpc import status_pb2
 
-from bookstore_grpc.http.connections import PEER_CERTIFICATE
+from bookstore_grpc.http.connections import CALLER, Caller
 from bookstore_grpc.wire import REQUEST_ID_KEY, STATUS_DETAILS_KEY
 
 _Metadata = tuple[tuple[str, str | bytes], ...]
@@ -23,6 +25,7 @@ class HttpContext:
     def __init__(self, scope: Mapping[str, Any]) -> None:
         self._scope = scope
         self._metadata = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"])
+        self._caller: Caller = scope["state"][CALLER]
         self._code = grpc.StatusCode.OK
         self.path: str = scope["path"]
         self.query: bytes = scope["query_string"]
@@ -34,6 +37,26 @@ class HttpContext:
     def header(self, name: str) -> str | None:
         """Answer a header, of several the first."""
         return next((value for key, value in self._metadata if key == name), None)
+
+    @contextmanager
+    def ended_with_caller(self) -> Iterator[None]:
+        """Cancel the block when the caller goes, as gRPC cancels the calls of one who does, and leave it then."""
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101  uvicorn runs each request in a task of its own
+        self._caller.task = task
+        try:
+            yield
+        except asyncio.CancelledError:
+            if not self._caller.has_gone:
+                raise
+            task.uncancel()
+        finally:
+            self._caller.task = None
+
+    @property
+    def is_json(self) -> bool:
+        """Whether the body is said to be JSON."""
+        return (self.header("content-type") or "").partition(";")[0].strip().lower() == "application/json"
 
     def invocation_metadata(self) -> Collection[tuple[str, str | bytes]]:
         """Answer the headers."""
@@ -65,7 +88,7 @@ class HttpContext:
 
     def auth_context(self) -> Mapping[str, list[bytes]]:
         """Answer the names in the client's certificate, under gRPC's keys."""
-        certificate = self._scope.get("state", {}).get(PEER_CERTIFICATE) or {}
+        certificate = self._caller.certificate
         subject = [pair for part in certificate.get("subject", ()) for pair in part]
         alternatives = certificate.get("subjectAltName", ())
         return {

@@ -28,6 +28,7 @@ RULES: dict[str, tuple[str, str, HttpRule]] = {
     ),
     "CreateShelf": ("CreateShelfRequest", "Shelf", HttpRule(post="/v1/shelves", body="shelf")),
     "DustShelf": ("ShelfRequest", "Shelf", HttpRule(post="/v1/{name=shelves/*}:dust", body="*")),
+    "CloseShelf": ("ShelfRequest", "Shelf", HttpRule(post="/v1/{name=shelves/*}:close")),
     "LockShelf": (
         "ShelfRequest",
         "Shelf",
@@ -76,6 +77,9 @@ class Librarian(BookServicer):
 
     async def DustShelf(self, request: Any, _context: Any) -> Any:  # noqa: N802
         return self._shelf(name=f"{request.name} dusted{' gently' if request.gently else ''}", room=request.times)
+
+    async def CloseShelf(self, request: Any, _context: Any) -> Any:  # noqa: N802
+        return self._shelf(name=f"{request.name} closed")
 
     async def LockShelf(self, request: Any, _context: Any) -> Any:  # noqa: N802
         return self._shelf(name=f"{request.name} locked{' gently' if request.gently else ''}", room=request.times)

@@ -64,6 +64,13 @@ async def test_a_verb_of_its_own_at_the_end_of_a_path_is_no_part_of_the_name(she
     assert (answer.status, answer.json) == (200, {"name": "shelves/top dusted gently", "room": "3"})
 
 
+async def test_a_post_without_a_body_has_to_say_that_it_is_no_form_of_another_page(shelves: str) -> None:
+    refusal = await refused(shelves, "POST", "/v1/shelves/top:close")
+    assert (refusal.status, refusal.reason) == (415, "MEDIA_TYPE_UNSUPPORTED")
+    answer = await ask(shelves, "POST", "/v1/shelves/top:close", content_type="application/json")
+    assert (answer.status, answer.json) == (200, {"name": "shelves/top closed"})
+
+
 @pytest.mark.parametrize(
     ("name", "location"),
     [

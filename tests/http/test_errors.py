@@ -320,15 +320,22 @@ async def test_a_caller_who_goes_before_the_body_is_there_has_cancelled(address:
     assert (line["status"], line["level"]) == ("CANCELLED", "info")
 
 
-async def test_a_caller_who_goes_while_the_call_is_done_leaves_nothing_behind(log_lines: LogLines) -> None:
+async def test_a_call_ends_with_the_caller_who_goes(log_lines: LogLines) -> None:
     servicer = Waiting()
-    async with http_server_with(servicer) as server:
+    async with http_server_with(servicer, max_concurrent_calls=1) as server:
         with Wire(server.http_address) as wire:
             wire.send(head("GET", "/v1/books/1"))
             await servicer.begun.acquire()
+
+        async def is_told() -> bool:
+            return any(line["event"] == "call cancelled" for line in log_lines())
+
+        await until(is_told)
         servicer.may_go_on.set()
         assert (await ask(server.http_address, "GET", "/v1/books/2")).status == 200
-    assert {line["level"] for line in log_lines()} == {"info"}
+    lines = log_lines()
+    assert [line["status"] for line in lines if "status" in line] == ["CANCELLED", "OK"]
+    assert {line["level"] for line in lines} == {"info"}
 
 
 async def test_a_name_with_anything_in_it_is_told_safely(address: str) -> None:
