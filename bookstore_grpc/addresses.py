@@ -23,9 +23,16 @@ _CAUSES = {
 }
 
 
-def check_addresses(addresses: Sequence[str], *, encrypted: bool, insecure: bool) -> None:
-    """Raise `StartupError` for what is no address, or one that other machines can reach in plaintext unasked."""
-    for address in addresses:
+def check_addresses(addresses: Sequence[str], *, http_address: str = "", encrypted: bool, insecure: bool) -> None:
+    """Raise `StartupError` for what is no address, or one that other machines can reach in plaintext unasked.
+
+    HTTP has one of its own, and no unix socket.
+    """
+    if http_address.startswith("unix:"):
+        raise StartupError(f"HTTP has an address of the form HOST:PORT, which {http_address} is not.")
+    if http_address in addresses and not http_address.endswith(":0"):
+        raise StartupError(f"{http_address} cannot be both gRPC's and HTTP's: choose another with --http-listen.")
+    for address in (*addresses, http_address) if http_address else addresses:
         _check_form(address)
         if encrypted or is_local(address):
             continue

@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from bookstore_grpc.addresses import bound_socket, check_addresses, check_channelz_address, shown_address
+from bookstore_grpc.addresses import (
+    bound_socket,
+    check_addresses,
+    check_channelz_address,
+    shown_address,
+)
 from bookstore_grpc.background import repeated
 from bookstore_grpc.dal import backup, migrations
 from bookstore_grpc.dal.books import BookDAL, microseconds_now
@@ -108,7 +113,12 @@ async def running_server(
     """
     is_worker = tell_supervisor is not None
     if not is_worker:
-        check_addresses(settings.addresses, encrypted=settings.is_encrypted, insecure=settings.insecure)
+        check_addresses(
+            settings.listen,
+            http_address=settings.http_listen,
+            encrypted=settings.is_encrypted,
+            insecure=settings.insecure,
+        )
     if settings.channelz_listen:
         check_channelz_address(settings.channelz_listen, worker_count=settings.worker_count)
     async with AsyncExitStack() as stack:

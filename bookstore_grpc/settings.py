@@ -43,8 +43,8 @@ class Settings:
     )
     http_hosts: tuple[str, ...] = _setting(
         (),
-        "A host name by which HTTP requests may come to an address of this machine alone, as through a proxy. Those of "
-        "the loopback always may. Repeatable.",
+        "A host name by which calls may come over HTTP, besides those of the loopback; then by no other. Without, an "
+        "address of this machine alone answers to the loopback's, and others to every name. Repeatable.",
     )
     database_url: str = _setting(
         "sqlite+aiosqlite:///bookstore.db",
@@ -208,11 +208,6 @@ class Settings:
     log_format: Literal["auto", "json", "console"] = _setting(
         "auto", "json, console (readable), or auto: console on a terminal, json elsewhere."
     )
-
-    @property
-    def addresses(self) -> tuple[str, ...]:
-        """Where calls are answered, over gRPC and over HTTP."""
-        return (*self.listen, self.http_listen) if self.http_listen else self.listen
 
     @property
     def is_encrypted(self) -> bool:

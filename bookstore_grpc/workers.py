@@ -49,7 +49,12 @@ async def serve(settings: Settings, *, kill_margin_seconds: float = 15) -> bool:
     Raises `StartupError` where the service cannot start as it is set up, and `ModuleNotFoundError` where a worker lacks
     a package.
     """
-    check_addresses(settings.addresses, encrypted=settings.is_encrypted, insecure=settings.insecure)
+    check_addresses(
+        settings.listen,
+        http_address=settings.http_listen,
+        encrypted=settings.is_encrypted,
+        insecure=settings.insecure,
+    )
     async with AsyncExitStack() as stack:
         shared = replace(settings, listen=stack.enter_context(reserved(settings.listen)))
         if settings.http_listen:

@@ -14,7 +14,9 @@ from bookstore_grpc.http.api import Guard, JsonApi
 from bookstore_grpc.http.asgi import Application
 from bookstore_grpc.http.pages import page_routes
 
-_ORIGIN = re.compile(r"https?://[^/?#@*\s]+")
+# As browsers send them: in lower case, and with a port only where it is not the scheme's own.
+_ORIGIN = re.compile(r"(?=[^A-Z]*$)(http://(?!.*:80$)|https://(?!.*:443$))[^/?#@*\s]+")
+_HOST = re.compile(r"[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*")
 _VERBS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
 _ASKED_HEADERS = ["Authorization", "Content-Type", "If-Match", "If-None-Match", "X-Request-Id", "Traceparent"]
 _TOLD_HEADERS = ["ETag", "Location", "Retry-After", "X-Request-Id"]
@@ -36,7 +38,12 @@ def http_application(
     """
     for origin in origins:
         if not _ORIGIN.fullmatch(origin):
-            raise StartupError(f"--http-origins {origin!r} is not an origin such as https://shop.example.")
+            raise StartupError(
+                f"--http-origins {origin!r} is not an origin as browsers send it, such as https://shop.example."
+            )
+    for host in hosts or ():
+        if not _HOST.fullmatch(host):
+            raise StartupError(f"--http-hosts {host!r} is not a host name such as books.example, without a port.")
     cors = Middleware(
         CORSMiddleware,
         allow_origins=origins,

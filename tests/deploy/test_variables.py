@@ -59,7 +59,12 @@ def test_the_server_takes_the_values_and_would_listen_there(way: Callable[[], Wa
     variables = way().variables
     assert variables
     settings = settings_from(variables)
-    check_addresses(settings.addresses, encrypted=settings.is_encrypted, insecure=settings.insecure)
+    check_addresses(
+        settings.listen,
+        http_address=settings.http_listen,
+        encrypted=settings.is_encrypted,
+        insecure=settings.insecure,
+    )
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -77,7 +82,7 @@ def test_ports_are_those_that_the_server_listens_on() -> None:
 
     settings = settings_from(run_by_compose().variables)
     targets = {port(published) for published in compose()["services"]["server"]["ports"]}
-    assert targets == {*map(port, settings.addresses), port(settings.metrics_listen)}
+    assert targets == {*map(port, (*settings.listen, settings.http_listen, settings.metrics_listen))}
 
     settings = settings_from(run_by_kubernetes().variables)
     named = {each["name"]: each["containerPort"] for each in pod("Deployment")["containers"][0]["ports"]}

@@ -300,11 +300,32 @@ async def test_pages_of_named_origins_may_call_and_others_may_not(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "origin", ["*", "https://*.example", "shop.example", "null", "https://shop.example/", "ftp://a", "https://", ""]
+    "origin",
+    [
+        "*",
+        "https://*.example",
+        "shop.example",
+        "null",
+        "https://shop.example/",
+        "ftp://a",
+        "https://",
+        "",
+        # What no browser sends, so it would never be met.
+        "https://Shop.example",
+        "https://shop.example:443",
+        "http://shop.example:80",
+    ],
 )
 async def test_what_is_no_origin_is_refused_at_the_start(tmp_path: Path, origin: str) -> None:
     with pytest.raises(StartupError, match="is not an origin"):
         async with http_server(tmp_path, http_origins=(origin,)):
+            pass
+
+
+@pytest.mark.parametrize("host", ["", "*", "books.example:443", "https://books.example", "[::1]", "a b", ".example"])
+async def test_what_is_no_host_name_is_refused_at_the_start(tmp_path: Path, host: str) -> None:
+    with pytest.raises(StartupError, match="is not a host name"):
+        async with http_server(tmp_path, http_hosts=(host,)):
             pass
 
 
