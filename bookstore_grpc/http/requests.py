@@ -118,6 +118,8 @@ class RequestDecoder:
         message = _below(request, parents)
         if not etag:
             violations.check(_spelled(path), "is empty in If-Match, which would guard against nothing")
+        elif '"' in etag:
+            violations.check(_spelled(path), "is a list of etags in If-Match, which takes one")
         elif getattr(message, field.name) not in ("", etag):
             violations.check(_spelled(path), "is another one than that in If-Match")
         setattr(message, field.name, etag)

@@ -192,6 +192,11 @@ def test_an_empty_if_match_does_not_pass_for_none(header: str) -> None:
     assert violations_of(PUT, "5", if_match=header, body={}).keys() == {"book.etag"}
 
 
+def test_a_list_of_etags_is_refused_though_one_of_them_may_be_the_current() -> None:
+    found = violations_of("DELETE DeleteBook", "5", if_match='"a", W/"b"')
+    assert found == {"etag": "is a list of etags in If-Match, which takes one"}
+
+
 def test_two_etags_that_differ_are_refused_and_any_is_no_etag() -> None:
     assert violations_of(PATCH, "5", if_match='"a"', body={"etag": "b"}) == {
         "book.etag": "is another one than that in If-Match"
