@@ -1,5 +1,6 @@
 """TLS: the server's certificate, and the authority that callers' must come from, read again when the files change."""
 
+import errno
 import os
 import ssl
 import threading
@@ -109,6 +110,8 @@ class Certificates:
         if client_ca:
             context.verify_mode = ssl.CERT_REQUIRED
             context.load_verify_locations(client_ca[0])
+        if self._look() != self._seen:
+            raise OSError(errno.EAGAIN, "it has changed meanwhile", cert)  # to others than have been checked
         return context
 
     def refresh(self) -> None:
