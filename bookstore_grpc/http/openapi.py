@@ -60,9 +60,11 @@ This is the same service as over gRPC, called as the `google.api.http` options o
 [JSON by the rules of proto3](https://protobuf.dev/programming-guides/json/):
 
 * Answers spell fields in `lowerCamelCase`; requests may spell them as the contract does as well.
-* A field that has its default (empty, zero) is left out of an answer. 64-bit integers are strings.
+* A field that has its default (empty, zero) is left out of an answer, unless it is `optional`, as `releaseYear` is.
+  64-bit integers are strings.
 * Unknown fields and parameters are refused.
-* A failure is a `google.rpc.Status`. Programs look at the `reason` of its `ErrorInfo`; its metadata has the request id.
+* A failure of a call is a `google.rpc.Status`. Programs look at the `reason` of its `ErrorInfo`; its metadata has the
+  request id. What is no request of HTTP, or more of one than the server takes, has 400 or 431 and no body.
 * The etag of a book is its `ETag` too. `If-Match` guards a change as `etag` does: a mismatch is 409 `ETAG_MISMATCH`.
 * With `If-None-Match` a book that is still the same is answered with 304 and no body.
 

@@ -17,6 +17,9 @@ Rules that hold for every RPC:
   told by `authorization: Bearer TOKEN` or a certificate, and PERMISSION_DENIED (`SCOPE_MISSING`, with the
   `scope`) to a caller without `books.read` (GetBook, ListBooks, BatchGetBooks) or `books.write` (the others).
   This is decided before a request is read, whatever is in it.
+* Over HTTP, INVALID_ARGUMENT may have the reasons `REQUEST_TOO_LARGE` (413) and `MEDIA_TYPE_UNSUPPORTED` (415),
+  PERMISSION_DENIED `HOST_UNKNOWN` (403: the request was meant for another host), and UNIMPLEMENTED `METHOD_UNKNOWN`
+  (404) and `VERB_NOT_ALLOWED` (405) for a path, and a verb at a path, that stand for no RPC.
 * gRPC itself may end a call with CANCELLED, without details, that a busy or ending server has not begun: it may be
   sent again.
 * After UNAVAILABLE or DEADLINE_EXCEEDED a create may be sent again with its `request_id`; whether an update
