@@ -76,7 +76,7 @@ constraints: .venv/bin/pip ## Write constraints.txt anew with the newest version
 
 clean: ## Remove .venv and everything else that make has made
 	rm -rf .venv build dist htmlcov .coverage .coverage.* .hypothesis .*_cache
-	find benchmarks bookstore_grpc generated tests -name __pycache__ -prune -exec rm -rf {} +
+	find benchmarks bookstore_grpc deploy generated tests -name __pycache__ -prune -exec rm -rf {} +
 
 # The stamps: what is installed so far. The server alone starts sooner than with all that development needs.
 .venv/.server: pyproject.toml constraints.txt | .venv/bin/pip

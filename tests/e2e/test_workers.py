@@ -54,7 +54,8 @@ def workers(server: Serving) -> dict[int, int]:
     """The pids of a server's workers by their index. Besides them and the supervisor there is nothing."""
     found = processes(folder_of(server))
     del found[server.process.pid]
-    return {int(arguments[-1]): pid for pid, arguments in found.items()}
+    # One that has just ended has no arguments any more.
+    return {int(arguments[-1]): pid for pid, arguments in found.items() if arguments}
 
 
 def events(server: Serving) -> list[str]:
