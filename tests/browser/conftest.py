@@ -12,6 +12,7 @@ import pytest
 
 from bookstore_grpc.app import running_server
 from bookstore_grpc.rpc.server import Server
+from tests.browser.catalogue import Others
 from tests.conftest import require, settings_for
 
 if TYPE_CHECKING:
@@ -114,3 +115,8 @@ async def site_server(tmp_path: Path) -> AsyncIterator[Server]:
 def site(site_server: Server) -> str:
     """Its URL, as in "http://127.0.0.1:8080"."""
     return f"http://{site_server.http_address}"
+
+
+@pytest.fixture
+def others(page: "Page", site: str) -> Others:
+    return Others(page, site)

@@ -1,0 +1,190 @@
+"""Adding, editing and deleting books on the page for people."""
+
+import re
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from tests.browser.accessibility import violations
+from tests.browser.catalogue import BAD_REQUEST, CONFLICT, Others, fill_book, meet_conflict, shows
+from tests.browser.conftest import Trouble
+
+if TYPE_CHECKING or find_spec("playwright"):  # the fixture `browser` tells of its absence
+    from playwright.async_api import Page, Route, expect
+
+
+async def test_an_empty_catalogue_offers_to_add_and_to_import(page: "Page", site: str) -> None:
+    await page.goto(site)
+
+    await expect(page.get_by_text("The catalogue is empty.")).to_be_visible()
+    assert await violations(page) == []
+    await page.get_by_role("button", name="Import a CSV file").click()
+    assert await violations(page) == []
+    await page.keyboard.press("Escape")
+    await page.get_by_role("button", name="Add the first book").click()
+    assert await violations(page) == []
+
+
+async def test_a_book_is_added_by_keyboard_alone(page: "Page", site: str, others: Others) -> None:
+    await page.goto(site)
+    await expect(page.get_by_text("The catalogue is empty.")).to_be_visible()
+
+    await page.keyboard.press("Tab")
+    await page.keyboard.press("Enter")
+    await expect(page.locator("#results")).to_be_focused()
+    await page.reload()
+    for focused in ("Skip to the books", "API", "Import", "Add a book"):
+        await page.keyboard.press("Tab")
+        await expect(page.locator(":focus")).to_have_text(focused)
+    await page.keyboard.press("Enter")
+    for text in ("The Iliad", "Homer", "-750"):
+        await page.keyboard.type(text)
+        await page.keyboard.press("Tab")
+    await page.keyboard.press("Tab")
+    await page.keyboard.press("Enter")
+
+    await shows(page, "The Iliad")
+    await expect(page.get_by_role("cell", name="750 BCE")).to_be_visible()
+    await expect(page.get_by_role("status").filter(has_text="Added")).to_contain_text("The Iliad")
+    await expect(page.locator(":focus")).to_have_text("Add a book")
+    assert [book["releaseYear"] for book in await others.list()] == [-750]
+
+
+async def test_every_broken_rule_is_told_at_its_field(page: "Page", site: str, trouble: Trouble) -> None:
+    trouble.expect(BAD_REQUEST)
+    await page.goto(site)
+    await page.get_by_role("button", name="Add a book").click()
+
+    await fill_book(page, name=" ", author="x" * 1_001, year="10000")
+    await page.get_by_role("button", name="Add", exact=True).click()
+
+    for label, said in (
+        ("Title", "Title is required"),
+        ("Author", "Author has 1,001 code points, more than 1,000"),
+        ("Year of the first release", "Year is 10000, not between -5000 and 9999"),
+    ):
+        field = page.get_by_label(label, exact=True)
+        await expect(field).to_have_attribute("aria-invalid", "true")
+        await expect(field).to_have_accessible_description(re.compile(re.escape(said)))
+    await expect(page.get_by_label("Title", exact=True)).to_be_focused()
+    assert await violations(page) == []
+
+
+async def test_a_create_whose_answer_is_lost_makes_one_book(
+    page: "Page", site: str, others: Others, trouble: Trouble
+) -> None:
+    trouble.expect("failed: POST")
+    trouble.expect("Failed to load resource")
+
+    async def lose(route: "Route") -> None:
+        await route.fetch()
+        await route.abort("connectionreset")
+
+    await page.route(re.compile("requestId="), lose, times=1)
+    await page.goto(site)
+    await page.get_by_role("button", name="Add a book").click()
+    await fill_book(page, name="Emma", author="Jane Austen", year="1815")
+    await page.get_by_role("button", name="Add", exact=True).click()
+    await expect(page.get_by_role("alert")).to_contain_text("cannot be reached")
+
+    await page.get_by_role("button", name="Add", exact=True).click()
+
+    await shows(page, "Emma")
+    assert len(await others.list()) == 1
+
+
+async def test_an_edit_sends_what_has_changed_and_the_etag(page: "Page", site: str, others: Others) -> None:
+    book = await others.create("Dune", "Frank Herbert", 1964)
+    await page.goto(site)
+    await page.get_by_role("button", name="Edit Dune").click()
+    await page.get_by_label("Year of the first release").fill("1965")
+
+    async with page.expect_request("**/v1/books/*") as request:
+        await page.get_by_role("button", name="Save").click()
+
+    sent = await request.value
+    assert (sent.method, sent.post_data_json) == ("PATCH", {"releaseYear": 1965})
+    assert (await sent.all_headers())["if-match"] == f'"{book["etag"]}"'
+    await expect(page.get_by_role("cell", name="1965")).to_be_visible()
+    await expect(page.get_by_role("button", name="Edit Dune")).to_be_focused()
+
+
+async def test_a_conflict_shows_both_and_theirs_can_be_edited_on(
+    page: "Page", site: str, others: Others, trouble: Trouble
+) -> None:
+    trouble.expect(CONFLICT)
+    await meet_conflict(page, site, others, name="Theirs")
+
+    cells = page.locator(".conflict .differs td")
+    await expect(cells).to_have_text(["Theirs", "Mine"])
+    assert await violations(page) == []
+    await page.get_by_role("button", name="Edit what is stored now").click()
+    await expect(page.get_by_label("Title", exact=True)).to_have_value("Theirs")
+    await page.get_by_label("Title", exact=True).fill("Theirs and mine")
+    await page.get_by_role("button", name="Save").click()
+
+    await shows(page, "Theirs and mine")
+
+
+async def test_a_conflict_can_be_overwritten_and_what_only_they_have_changed_stays(
+    page: "Page", site: str, others: Others, trouble: Trouble
+) -> None:
+    trouble.expect(CONFLICT)
+    await meet_conflict(page, site, others, name="Theirs", author="Frank Herbert")
+
+    await page.get_by_role("button", name="Overwrite with my change").click()
+
+    await shows(page, "Mine")
+    (book,) = await others.list()
+    assert (book["name"], book["author"]) == ("Mine", "Frank Herbert")
+
+
+async def test_a_delete_asks_first_and_then_the_next_book_has_the_focus(
+    page: "Page", site: str, others: Others
+) -> None:
+    for name in ("One", "Two", "Three"):
+        await others.create(name)
+    await page.goto(site)
+    await page.get_by_role("button", name="Delete Two").click()
+    dialog = page.get_by_role("alertdialog")
+    await expect(dialog).to_have_accessible_description(re.compile("Two.* by Frank Herbert"))
+    await expect(page.get_by_role("button", name="Keep it")).to_be_focused()
+    assert await violations(page) == []
+    await page.get_by_role("button", name="Keep it").click()
+    await shows(page, "Three", "Two", "One")
+
+    await page.get_by_role("button", name="Delete Two").click()
+    await page.get_by_role("button", name="Delete", exact=True).click()
+
+    await shows(page, "Three", "One")
+    await expect(page.get_by_role("button", name="Edit One")).to_be_focused()
+
+
+async def test_a_book_that_somebody_has_changed_is_deleted_only_when_asked_again(
+    page: "Page", site: str, others: Others, trouble: Trouble
+) -> None:
+    trouble.expect(CONFLICT)
+    book = await others.create("Dune")
+    await page.goto(site)
+    await page.get_by_role("button", name="Delete Dune").click()
+    await others.change(book, name="Dune Messiah")
+
+    await page.get_by_role("button", name="Delete", exact=True).click()
+    await expect(page.get_by_role("alertdialog")).to_contain_text("It is now Dune Messiah")
+    assert len(await others.list()) == 1
+    await page.get_by_role("button", name="Delete it all the same").click()
+
+    await expect(page.get_by_text("The catalogue is empty.")).to_be_visible()
+
+
+async def test_a_book_that_is_gone_already_counts_as_deleted(
+    page: "Page", site: str, others: Others, trouble: Trouble
+) -> None:
+    trouble.expect("status of 404")
+    book = await others.create("Dune")
+    await page.goto(site)
+    await page.get_by_role("button", name="Delete Dune").click()
+    await others.delete(book)
+
+    await page.get_by_role("button", name="Delete", exact=True).click()
+
+    await expect(page.get_by_text("The catalogue is empty.")).to_be_visible()
