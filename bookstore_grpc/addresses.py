@@ -30,7 +30,7 @@ def check_addresses(addresses: Sequence[str], *, http_address: str = "", encrypt
     """
     if http_address.startswith("unix:"):
         raise StartupError(f"HTTP has an address of the form HOST:PORT, which {http_address} is not.")
-    if http_address in addresses and not http_address.endswith(":0"):
+    if http_address and http_address in addresses and not http_address.endswith(":0"):
         raise StartupError(f"{http_address} cannot be both gRPC's and HTTP's: choose another with --http-listen.")
     for address in (*addresses, http_address) if http_address else addresses:
         _check_form(address)
