@@ -18,24 +18,13 @@ from google.protobuf.message_factory import GetMessageClass
 from google.rpc import error_details_pb2, status_pb2
 
 from bookstore_grpc.http.bindings import Binding, bindings
+from tests.http.client import Answer
 from tests.rpc.calls import DETAILS_KEY
 
 SERVICE = books_pb2.DESCRIPTOR.services_by_name["BookService"]
 BINDINGS = {binding.method.name: binding for binding in reversed(bindings(SERVICE))}
 
 _TRAILERS = 0x80
-
-
-class HttpAnswer(NamedTuple):
-    """What came back over HTTP."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
 
 
 class Outcome(NamedTuple):
@@ -58,7 +47,7 @@ Way = Callable[[str, Message], Awaitable[Outcome]]
 
 def ask(
     address: str, ca: str, verb: str, target: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
-) -> HttpAnswer:
+) -> Answer:
     """Send a request over TLS and HTTP/1.1."""
     context = ssl.create_default_context(cafile=ca)
     connection = http.client.HTTPSConnection(address, context=context, timeout=30)
@@ -67,7 +56,7 @@ def ask(
             connection.request(verb, target, body, dict(headers or {}))
         answer = connection.getresponse()
         received = {name.lower(): value for name, value in answer.getheaders()}
-        return HttpAnswer(answer.status, received, answer.read())
+        return Answer(answer.status, received, answer.read())
     finally:
         connection.close()
 
@@ -86,13 +75,13 @@ def json_request(method: str, request: Message) -> tuple[str, str, bytes | None]
     return binding.verb, f"{path}?{query}" if query else path, body
 
 
-def status_from_json(answer: HttpAnswer) -> status_pb2.Status:
+def status_from_json(answer: Answer) -> status_pb2.Status:
     """Read a `google.rpc.Status`."""
     assert answer.headers["content-type"] == "application/json", answer
     return json_format.Parse(answer.body, status_pb2.Status())
 
 
-def outcome_from_json(method: str, answer: HttpAnswer) -> Outcome:
+def outcome_from_json(method: str, answer: Answer) -> Outcome:
     if answer.status != 200:
         return Outcome(None, without_request_id(status_from_json(answer)))
     return Outcome(json_format.Parse(answer.body, _answer_class(method)()), status_pb2.Status())
@@ -102,7 +91,7 @@ def web_headers(**others: str) -> dict[str, str]:
     return {"content-type": "application/grpc-web+proto", "x-grpc-web": "1", **others}
 
 
-def outcome_from_web(method: str, answer: HttpAnswer) -> Outcome:
+def outcome_from_web(method: str, answer: Answer) -> Outcome:
     """Read an answer of gRPC-Web: frames of messages, then one of trailers, or all in the headers."""
     assert answer.status == 200, answer
     assert answer.headers["content-type"].startswith("application/grpc-web"), answer

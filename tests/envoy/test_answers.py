@@ -14,7 +14,6 @@ from google.protobuf.message import Message
 from bookstore_grpc.http.answers import STATUSES
 from tests.envoy.callers import (
     BINDINGS,
-    HttpAnswer,
     Outcome,
     ask,
     framed,
@@ -26,6 +25,7 @@ from tests.envoy.callers import (
     web_headers,
 )
 from tests.envoy.edge import Edge
+from tests.http.client import Answer
 from tests.rpc.calls import book, create, create_all
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ async def given(stub: "Stub") -> Callable[[], Any]:
     return with_a_doomed_book
 
 
-async def by_json(edge: Edge, method: str, request: Message) -> tuple[Outcome, HttpAnswer]:
+async def by_json(edge: Edge, method: str, request: Message) -> tuple[Outcome, Answer]:
     verb, target, body = json_request(method, request)
     headers = {} if body is None else {"content-type": "application/json"}
     answer = await asyncio.to_thread(ask, edge.envoy.address, edge.envoy.ca, verb, target, body, headers)

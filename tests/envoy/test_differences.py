@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 from bookstore.v1 import books_pb2
 
-from tests.envoy.callers import HttpAnswer, ask
+from tests.envoy.callers import ask
 from tests.envoy.edge import Edge
+from tests.http.client import Answer
 from tests.rpc.calls import create, get
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ async def test_both_answer_as_the_table_says(edge: Edge, books: list[books_pb2.B
     assert not {"etag", "location", "allow"} & answer.headers.keys()
 
 
-def through_envoy(edge: Edge, request: Request) -> HttpAnswer:
+def through_envoy(edge: Edge, request: Request) -> Answer:
     return ask(edge.envoy.address, edge.envoy.ca, request.verb, request.target, *encoded(request))
 
 

@@ -13,7 +13,6 @@ from bookstore.v1 import books_pb2, books_pb2_grpc
 
 from tests.certificates import Authority
 from tests.envoy.callers import (
-    HttpAnswer,
     ask,
     framed,
     outcome_from_json,
@@ -24,13 +23,14 @@ from tests.envoy.callers import (
 )
 from tests.envoy.edge import ORIGIN, Edge, Envoy, running_edge
 from tests.executable import serving, wait_until
+from tests.http.client import Answer
 from tests.rpc.calls import REQUEST_ID_KEY
 from tests.tokens import AUDIENCE, ISSUER, Issuer
 
 FOREIGN = "https://app.example.evil.example"
 
 
-def get(edge: Edge, target: str, **headers: str) -> HttpAnswer:
+def get(edge: Edge, target: str, **headers: str) -> Answer:
     names = {name.replace("_", "-"): value for name, value in headers.items()}
     return ask(edge.envoy.address, edge.envoy.ca, "GET", target, headers=names)
 
@@ -46,7 +46,7 @@ def line_of(edge: Edge, request_id: str) -> dict[str, Any]:
     return line
 
 
-def preflight(edge: Edge, target: str, origin: str, method: str) -> HttpAnswer:
+def preflight(edge: Edge, target: str, origin: str, method: str) -> Answer:
     headers = {
         "origin": origin,
         "access-control-request-method": method,
