@@ -137,6 +137,20 @@ def test_refusals_are_earned_again_in_time() -> None:
     assert calls.may_ask()
 
 
+def test_refusals_that_were_not_asked_for_are_no_debt() -> None:
+    now = 0.0
+    calls = Admission(max_concurrent_calls=1, now=lambda: now)
+    calls.enter()
+    for _ in range(2_000):  # as over HTTP
+        calls.enter()
+        with pytest.raises(ResourceExhausted):
+            calls.check_room()
+        calls.leave()
+    assert not calls.may_ask()
+    now += 0.01
+    assert calls.may_ask()
+
+
 async def test_arrivals_can_be_asked_for_after_the_end_too() -> None:
     servicer = Waiting()
     servicer.may_go_on.set()
