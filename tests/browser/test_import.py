@@ -152,13 +152,14 @@ async def test_an_import_that_fails_goes_on_where_it_was(
 async def test_an_import_waits_when_the_server_says(page: "Page", trouble: Trouble, tmp_path: Path) -> None:
     trouble.expect("status of 429")
     url = f"sqlite+aiosqlite:///{tmp_path}/limited.db"
-    settings = settings_for(url, http_listen="127.0.0.1:0", rate_limit_per_second=2.0, rate_limit_burst=3)
+    # What the page asks for before the first batch uses up what a caller may do at once, however slow the machine is.
+    settings = settings_for(url, http_listen="127.0.0.1:0", rate_limit_per_second=0.2, rate_limit_burst=2)
     async with running_server(settings) as server:
         await page.goto(f"http://{server.http_address}")
-        await import_file(page, csv_of((f"Book {n}", "Anon", n) for n in range(1_600)))
+        await import_file(page, csv_of((f"Book {n}", "Anon", n) for n in range(10)))
         status = page.get_by_role("dialog").get_by_role("status")
-        await expect(status).to_have_text("The server asks for a pause of 1 second.")
-        await expect(status).to_have_text("1,600 books stored, 1,600 of them new; 0 rows refused.")
+        await expect(status).to_have_text(re.compile(r"The server asks for a pause of [1-5] seconds?\."))
+        await expect(status).to_have_text("10 books stored, 10 of them new; 0 rows refused.")
 
 
 async def test_an_import_makes_its_batches_as_small_as_the_server_wants_them(
