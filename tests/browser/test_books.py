@@ -17,10 +17,14 @@ async def test_an_empty_catalogue_offers_to_add_and_to_import(page: "Page", site
 
     await expect(page.get_by_text("The catalogue is empty.")).to_be_visible()
     assert await violations(page) == []
+    # What imports is fetched only now, which can take longer than the next key.
     await page.get_by_role("button", name="Import a CSV file").click()
+    await expect(page.get_by_role("dialog")).to_be_visible()
     assert await violations(page) == []
     await page.keyboard.press("Escape")
+    await expect(page.get_by_role("dialog")).to_be_hidden()
     await page.get_by_role("button", name="Add the first book").click()
+    await expect(page.get_by_role("dialog")).to_be_visible()
     assert await violations(page) == []
 
 
