@@ -12,12 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from bookstore_grpc.addresses import (
-    bound_socket,
-    check_addresses,
-    check_channelz_address,
-    shown_address,
-)
+from bookstore_grpc.addresses import bound_socket, check_addresses, check_channelz_address, shown_address
 from bookstore_grpc.background import repeated
 from bookstore_grpc.dal import backup, migrations
 from bookstore_grpc.dal.books import BookDAL, microseconds_now

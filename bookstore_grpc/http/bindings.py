@@ -41,7 +41,7 @@ class Binding(NamedTuple):
 
     def path(self, values: Mapping[str, str]) -> str:
         """Answer the path with these values of its fields, in percent-encoding."""
-        return _VARIABLE.sub(lambda variable: quote(values[variable[1]]), self.template)
+        return self.rewritten(lambda field, _pattern: quote(values[field]))
 
 
 class Route(NamedTuple):
@@ -60,7 +60,7 @@ class Routes:
     def __init__(self, bindings: tuple[Binding, ...]) -> None:
         by_path: dict[str, dict[str, Binding]] = {}
         for binding in bindings:
-            verbs = by_path.setdefault(_VARIABLE.sub(_unnamed, binding.template), {})
+            verbs = by_path.setdefault(binding.rewritten(_unnamed), {})
             if binding.verb in verbs:
                 raise ValueError(f"{binding.call}: {binding.verb} {binding.template} is another binding's already.")
             verbs[binding.verb] = binding
@@ -109,8 +109,8 @@ def _literal_length(path: str) -> int:
     return len(_VARIABLE.sub(lambda variable: variable[2].replace("*", ""), path))
 
 
-def _unnamed(variable: re.Match[str]) -> str:
-    return f"{{_={variable[2] or '*'}}}"
+def _unnamed(_field: str, pattern: str) -> str:
+    return f"{{_={pattern}}}"
 
 
 def _pattern(template: str) -> re.Pattern[str]:

@@ -90,6 +90,12 @@ def joined(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
+def _is_object(field: FieldDescriptor) -> bool:
+    """Tell whether a field's message is a JSON object of its fields."""
+    kind = field.message_type
+    return kind is not None and not is_well_known(field) and not kind.GetOptions().map_entry
+
+
 _Convert = Callable[[Any, Any, str, Violations], None]
 
 
@@ -97,8 +103,7 @@ _Convert = Callable[[Any, Any, str, Violations], None]
 def _converter(field: FieldDescriptor) -> _Convert | None:
     """Answer what sets a field, or adds to it if it is repeated; None for what is left to the library."""
     name, is_repeated = field.name, field.is_repeated
-    is_map = field.message_type is not None and field.message_type.GetOptions().map_entry
-    if field.message_type is not None and not is_well_known(field) and not is_map:
+    if _is_object(field):
 
         def set_message(message: Any, value: Any, path: str, violations: Violations) -> None:
             child = getattr(message, name).add() if is_repeated else getattr(message, name)
@@ -201,7 +206,7 @@ def _writers(message: Descriptor) -> Mapping[int, tuple[str, _Write | None]] | N
             writers[field.number] = field.json_name, _WRITERS[field.type]
         elif kind is not None and kind.full_name == Timestamp.DESCRIPTOR.full_name and not field.is_repeated:
             writers[field.number] = field.json_name, _time
-        elif kind is not None and not is_well_known(field) and not kind.GetOptions().map_entry:
+        elif _is_object(field):
             writers[field.number] = field.json_name, _objects if field.is_repeated else _object
         else:
             return None

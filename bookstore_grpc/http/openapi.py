@@ -12,7 +12,6 @@ from typing import Any
 
 import grpc
 import orjson
-from bookstore.v1 import books_pb2
 from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
@@ -48,6 +47,7 @@ from bookstore_grpc.limits import (
     REQUEST_ID_MAX_CHARACTERS,
 )
 from bookstore_grpc.rpc.authentication import SCOPES_BY_METHOD
+from bookstore_grpc.rpc.server import BOOK_SERVICE
 
 _Json = dict[str, Any]
 
@@ -176,8 +176,7 @@ _FAILURES_OF_BODIES: tuple[tuple[int, str], ...] = (
 @cache
 def openapi_document(*, needs_token: bool) -> bytes:
     """Answer the document as JSON, for a server that asks who calls or one that does not. Made once."""
-    service = books_pb2.DESCRIPTOR.services_by_name["BookService"]
-    return orjson.dumps(document_of(service, comments_of_contract(), needs_token=needs_token))
+    return orjson.dumps(document_of(BOOK_SERVICE, comments_of_contract(), needs_token=needs_token))
 
 
 def document_of(service: ServiceDescriptor, comments: Comments, *, needs_token: bool) -> _Json:
