@@ -74,7 +74,7 @@ export function deleteBook(book) {
       quoted(current.name),
       " by ",
       written(current.author),
-      ` (${yearText(yearOf(current))}). This cannot be undone.`,
+      ` (${yearText(current.releaseYear)}). This cannot be undone.`,
     );
     submit.textContent = before ? "Delete it all the same" : "Delete";
   };
@@ -204,11 +204,8 @@ function fill(values) {
   for (const field of FIELDS) inputs[field].value = values[field];
 }
 
-/** What JSON leaves out has its default. */
-const yearOf = (book) => book.releaseYear ?? 0;
-
 function valuesOf(book) {
-  return { name: book.name, author: book.author, release_year: String(yearOf(book)) };
+  return { name: book.name, author: book.author, release_year: String(book.releaseYear) };
 }
 
 /** Do one thing at a time, and let the button show that it is being done. */

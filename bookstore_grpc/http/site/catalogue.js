@@ -177,7 +177,7 @@ function showBooks(books) {
 }
 
 function row(book) {
-  const { id, name, author, releaseYear = 0, createTime, updateTime } = book;
+  const { id, name, author, releaseYear, createTime, updateTime } = book;
   const cell = (className, ...children) => element("td", { className, role: "cell" }, ...children);
   const made = element(
     "tr",
