@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sysconfig
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,12 @@ PROTOS = Path(__file__).parents[2] / "protos"
 GOOGLE_PROTOS = sysconfig.get_path("purelib")  # where googleapis-common-protos puts them
 
 
+RunNode = Callable[..., Any]
+
+
 @pytest.fixture(scope="module")
-def result(shared_server: Serving, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """What the caller in Node got."""
+def run_node(tmp_path_factory: pytest.TempPathFactory) -> RunNode:
+    """Run a script of the folder with the protos and arguments, and answer the JSON that it prints."""
     node, npm = shutil.which("node"), shutil.which("npm")
     require(node and npm, "node and npm are not installed")
     assert node is not None
@@ -30,7 +34,17 @@ def result(shared_server: Serving, tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("node") / "caller"
     shutil.copytree(SOURCE, folder, ignore=shutil.ignore_patterns("node_modules"))
     succeed(npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", cwd=folder)
-    return json.loads(succeed(node, "call.js", shared_server.address, PROTOS, GOOGLE_PROTOS, cwd=folder))
+
+    def run(script: str, address: str, *arguments: object) -> Any:
+        return json.loads(succeed(node, script, address, PROTOS, GOOGLE_PROTOS, *map(str, arguments), cwd=folder))
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def result(shared_server: Serving, run_node: RunNode) -> Any:
+    """What the caller in Node got."""
+    return run_node("call.js", shared_server.address)
 
 
 def succeed(*command: str | Path, cwd: Path) -> str:
@@ -74,6 +88,13 @@ def test_the_largest_id_is_exact(result: Any) -> None:
     assert missing["message"] == "There is no book 9223372036854775807."
     resource = missing["details"]["google.rpc.ResourceInfo"]
     assert resource["resourceName"] == "books/9223372036854775807"
+
+
+@pytest.mark.parametrize("count", [1, 128, 1_000])
+def test_calls_in_flight_on_one_connection_are_all_answered(
+    shared_server: Serving, run_node: RunNode, count: int
+) -> None:
+    assert run_node("in_flight.js", shared_server.address, count) == {"OK": 4 * count}
 
 
 def test_the_lock_file_names_no_registry() -> None:

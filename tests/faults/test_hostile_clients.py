@@ -44,6 +44,21 @@ def reset_flood(connection: socket.socket, count: int) -> None:
         connection.sendall(opening + frame(RST_STREAM, struct.pack(">I", 8), stream=stream))
 
 
+def reset_flood_of_whole_calls(connection: socket.socket, count: int) -> None:
+    """Send calls that reach their handlers, and give each up at once."""
+    request = books_pb2.GetBookRequest(id=1).SerializeToString()
+    for stream in range(1, 2 * count, 2):
+        call = call_frames("/bookstore.v1.BookService/GetBook", request, stream=stream)
+        connection.sendall(call + frame(RST_STREAM, struct.pack(">I", 8), stream=stream))
+
+
+def streams_beyond_the_limit(connection: socket.socket, count: int) -> None:
+    """Open streams on and on, whatever the server's SETTINGS say, and end none."""
+    for stream in range(1, 2 * count, 2):
+        connection.sendall(frame(HEADERS, headers(), flags=4, stream=stream))
+    time.sleep(1)
+
+
 def ping_flood(connection: socket.socket, count: int) -> None:
     for _ in range(count // 100):
         connection.sendall(frame(PING, b"12345678") * 100)
@@ -98,6 +113,8 @@ def a_byte_at_a_time(connection: socket.socket, _count: int) -> None:
 
 FLOODS = [
     reset_flood,
+    reset_flood_of_whole_calls,
+    streams_beyond_the_limit,
     ping_flood,
     settings_flood,
     continuation_flood,
@@ -162,6 +179,8 @@ async def test_others_are_served_beside_a_hostile_client(
     start: Start, sqlite_url: str, flood: Callable[[socket.socket, int], None], is_long: bool, figures: Figures
 ) -> None:
     count, clients, rounds = (20_000, 8, 5) if is_long else (2_000, 4, 1)
+    if flood is streams_beyond_the_limit:
+        clients = 4  # more would have as many calls under way as the process takes, which is another limit's affair
     server = await asyncio.to_thread(start, sqlite_url, "--log-level", "info")
     await fill(server.address)
 
