@@ -23,6 +23,7 @@ from bookstore_grpc.channel import TLS, TokenFile, call_metadata, open_channel
 from bookstore_grpc.errors import (
     BookNotFound,
     BookstoreError,
+    CallInterrupted,
     DatabaseUnavailable,
     DeadlineExceeded,
     EtagMismatch,
@@ -70,6 +71,7 @@ _ERRORS_BY_REASON: dict[str, type[BookstoreError]] = {
         ScopeMissing,
         DatabaseUnavailable,
         ServerDraining,
+        CallInterrupted,
         DeadlineExceeded,
         MethodUnknown,
     )

@@ -23,7 +23,8 @@ back into the same class, or one above it.
     ├── ResourceExhausted               TOO_MANY_REQUESTS
     ├── Unavailable                     UNAVAILABLE
     │   ├── DatabaseUnavailable         DATABASE_UNAVAILABLE
-    │   └── ServerDraining              SERVER_DRAINING
+    │   ├── ServerDraining              SERVER_DRAINING
+    │   └── CallInterrupted             CALL_INTERRUPTED
     ├── DeadlineExceeded                DEADLINE_EXCEEDED
     ├── MethodUnknown                   METHOD_UNKNOWN
     │   └── VerbNotAllowed              VERB_NOT_ALLOWED
@@ -213,11 +214,20 @@ class DatabaseUnavailable(Unavailable):
 
 
 class ServerDraining(Unavailable):
-    """This server is shutting down; another may answer."""
+    """This server is shutting down and has not begun the call; another may answer, whatever the call is."""
 
     reason = "SERVER_DRAINING"
 
     def __init__(self, message: str = "The server is shutting down; try again.") -> None:
+        super().__init__(message)
+
+
+class CallInterrupted(Unavailable):
+    """The server shut down before the call had ended; a write may have happened."""
+
+    reason = "CALL_INTERRUPTED"
+
+    def __init__(self, message: str = "The server has shut down amidst the call, which may have been done.") -> None:
         super().__init__(message)
 
 

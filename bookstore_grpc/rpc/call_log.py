@@ -4,7 +4,7 @@ import logging
 
 import structlog
 
-from bookstore_grpc.errors import ResourceExhausted
+from bookstore_grpc.errors import CallInterrupted, ResourceExhausted, ServerDraining
 from bookstore_grpc.rpc.calls import HEALTH_PREFIX, Call, Outcome
 from bookstore_grpc.telemetry import write_line
 
@@ -68,10 +68,10 @@ def _level_and_event(call: Call, outcome: Outcome) -> tuple[int, str]:
         return (logging.DEBUG if call.method.startswith(HEALTH_PREFIX) else logging.INFO), "call answered"
     if outcome.status == "CANCELLED":
         return logging.INFO, "call cancelled"
-    if outcome.reason == "SERVER_DRAINING":
+    if outcome.reason == CallInterrupted.reason:
         return logging.INFO, "call cut off by the drain"
     if outcome.status == "INTERNAL":
         return logging.ERROR, "call failed"
-    if outcome.status == "UNAVAILABLE":
+    if outcome.status == "UNAVAILABLE" and outcome.reason != ServerDraining.reason:
         return logging.WARNING, "call failed"
     return logging.INFO, "call refused"

@@ -37,6 +37,7 @@ class RefusingServicer(BookServicer):
         ),
         (errors.DatabaseUnavailable(), grpc.StatusCode.UNAVAILABLE, "DATABASE_UNAVAILABLE", True),
         (errors.ServerDraining(), grpc.StatusCode.UNAVAILABLE, "SERVER_DRAINING", True),
+        (errors.CallInterrupted(), grpc.StatusCode.UNAVAILABLE, "CALL_INTERRUPTED", True),
         (errors.DeadlineExceeded(), grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", False),
         (errors.InternalError(), grpc.StatusCode.INTERNAL, "INTERNAL", False),
     ],
