@@ -17,6 +17,7 @@ import grpc
 import structlog
 
 from bookstore_grpc.errors import (
+    CallInterrupted,
     DeadlineExceeded,
     InternalError,
     MalformedMessage,
@@ -33,12 +34,13 @@ from bookstore_grpc.wire import REQUEST_ID_KEY, STATUS_DETAILS_KEY, TRACEPARENT_
 _log = structlog.stdlib.get_logger("bookstore_grpc.calls")
 
 _OBSERVER_FAILED = "observer failed"
-# Not the words in which calls are refused that have not begun: by those a proxy knows what may be sent again at once.
-_CUT_OFF = "The server has shut down amidst the call, which may have been done."
 _SANE_REQUEST_ID = re.compile(rf"[A-Za-z0-9._-]{{1,{REQUEST_ID_MAX_CHARACTERS}}}")
 _CUT_OFF_SECONDS = 1
-_LULL_SECONDS = 0.05
-_MOST_LULLS_WAITED_FOR = 6
+# How long no call may come before responses held back are taken to have quietened the callers, and how often to look.
+_QUIET_SECONDS = 0.05
+_QUIET_LOOKS_MAX = 6
+# Responses are not held for callers that may give up meanwhile.
+_HOLD_LEAST_REMAINING_SECONDS = 1
 
 _Guard = Callable[[Any], AbstractAsyncContextManager[Call]]
 _Receive = Callable[[Call, Any, Any], Awaitable[Any]]
@@ -70,7 +72,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._streams: set[asyncio.Task[Any]] = set()
         self._is_draining = False
         self._is_cutting_off = False
-        self._refused_while_draining = 0
+        self._release: asyncio.Event | None = None
 
     async def intercept_service(
         self,
@@ -94,21 +96,41 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
         `context` stands in for gRPC's. A call that fails leaves the block with the `AbortError` of its `abort`.
         """
-        return self._call(method, context, self._unary_calls)
+        return self._call(method, context, self._unary_calls, is_refused_by_drain=True)
 
-    async def refuse(self) -> None:
-        """Refuse every call that comes from now on, health excepted, and return when few come, or after a moment."""
-        self._is_draining = True
-        for _ in range(_MOST_LULLS_WAITED_FOR):
-            refused = self._refused_while_draining
-            await asyncio.sleep(_LULL_SECONDS)
-            if self._refused_while_draining == refused:
+    @asynccontextmanager
+    async def responses_held(self) -> AsyncIterator[None]:
+        """Hold back the responses of unary gRPC calls; enter the block when few calls come, or after a moment.
+
+        A caller that waits for a response sends nothing. So in the block hardly any request is on its way, and a
+        connection can be given up without one being lost. Calls go on, and are accepted, all the while.
+        """
+        self._release = asyncio.Event()
+        try:
+            await self._quiet()
+            yield
+        finally:
+            self._release.set()
+            self._release = None
+
+    async def _quiet(self) -> None:
+        for _ in range(_QUIET_LOOKS_MAX):
+            arrived = self.taken_calls
+            await asyncio.sleep(_QUIET_SECONDS)
+            # Those held take up room, for want of which others would be refused.
+            if self.taken_calls == arrived or self._admission.is_half_full:
                 return
+
+    async def _hold_response(self, context: Any) -> None:
+        if self._release is not None:
+            remaining = context.time_remaining()
+            if remaining is None or remaining > _HOLD_LEAST_REMAINING_SECONDS:
+                await self._release.wait()
 
     async def drain(self, *, grace_seconds: float) -> bool:
         """End the streams, which have no end of their own, and wait for the unary calls; then cut off what is left.
 
-        Answer whether the unary calls ended by themselves.
+        From now on calls over HTTP and streams are refused. Answer whether the unary calls ended by themselves.
         """
         self._is_draining = True
         for task in self._streams:
@@ -134,7 +156,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         is_stream = handler.request_streaming or handler.response_streaming
 
         def guard(context: Any) -> AbstractAsyncContextManager[Call]:
-            return self._call(method, context, self._streams if is_stream else self._unary_calls)
+            calls = self._streams if is_stream else self._unary_calls
+            return self._call(method, context, calls, is_refused_by_drain=is_stream)
 
         behaviour = getattr(handler, _kind(handler))
         receive = _receiver(method, handler)
@@ -148,25 +171,27 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             "response_serializer": None,
         }
         if not handler.response_streaming:
-            guarded = _guarded_coroutine(behaviour, guard, receive, serialize)
+            guarded = _guarded_coroutine(behaviour, guard, receive, serialize, self._hold_response)
         elif inspect.isasyncgenfunction(behaviour):
             guarded = _guarded_generator(behaviour, guard, receive, serialize)
         else:
             # It writes its answers itself, through the context, which serializes them.
-            guarded = _guarded_coroutine(behaviour, guard, receive, _as_it_is)
+            guarded = _guarded_coroutine(behaviour, guard, receive, _as_it_is, self._hold_response)
             replaced["response_serializer"] = handler.response_serializer
         replaced["stream_stream" if handler.response_streaming else "stream_unary"] = guarded
         return handler._replace(**replaced)  # type: ignore[no-any-return]  # a namedtuple to the last release
 
     def _unknown_method(self, method: str) -> "grpc.RpcMethodHandler[Any, Any]":
         async def refuse(_requests: Any, context: Any) -> None:
-            async with self._call(UNKNOWN_METHOD, context, self._unary_calls):
+            async with self._call(UNKNOWN_METHOD, context, self._unary_calls, is_refused_by_drain=False):
                 raise MethodUnknown(f"There is no method {method[:200]!r}; server reflection lists what there is.")
 
         return grpc.stream_stream_rpc_method_handler(refuse)
 
     @asynccontextmanager
-    async def _call(self, method: str, context: Any, calls: set[asyncio.Task[Any]]) -> AsyncIterator[Call]:
+    async def _call(
+        self, method: str, context: Any, calls: set[asyncio.Task[Any]], *, is_refused_by_drain: bool
+    ) -> AsyncIterator[Call]:
         started = time.perf_counter()
         metadata = context.invocation_metadata() or ()
         request_id, trace_id = _ids(metadata)
@@ -187,7 +212,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             is_ours = is_bounded and (remaining is None or remaining > self._max_call_seconds)
             deadline = asyncio.timeout(self._max_call_seconds if is_ours else remaining)
             try:
-                self._check_drain(is_health_check=is_unary and is_health)
+                if self._is_draining and is_refused_by_drain:
+                    raise ServerDraining
                 if not is_health:
                     self._admission.check_room()
                 async with deadline:
@@ -206,7 +232,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                     self._tell(call, started, "CANCELLED")
                     raise
                 # Left alone, a cancellation that is not the caller's would leave it waiting (grpc/grpc#29248).
-                error = ServerDraining(_CUT_OFF) if is_cut_by_drain else InternalError()
+                error = CallInterrupted() if is_cut_by_drain else InternalError()
                 error.__cause__ = cancelled
                 await self._fail(call, started, error)
             except Exception as raised:
@@ -217,12 +243,6 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             if not is_health:
                 self._admission.leave()
 
-    def _check_drain(self, *, is_health_check: bool) -> None:
-        # Health tells the truth to the end; but whoever watches it would hold that up.
-        if self._is_draining and not is_health_check:
-            self._refused_while_draining += 1
-            raise ServerDraining
-
     def _deadline_error(self, *, is_ours: bool) -> DeadlineExceeded:
         if is_ours:
             return DeadlineExceeded(
@@ -231,6 +251,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return DeadlineExceeded()
 
     async def _fail(self, call: Call, started: float, error: BaseException) -> None:
+        await self._hold_response(call.context)
         if call.context.done():
             # The deadline came while a servicer of gRPC's own was telling its refusal.
             self._tell(call, started, call.context.code().name)
@@ -274,12 +295,19 @@ def _kind(handler: Any) -> str:
     return "_".join("stream" if is_streaming else "unary" for is_streaming in directions)
 
 
-def _guarded_coroutine(behaviour: Any, guard: _Guard, receive: _Receive, serialize: Callable[[Any], Any]) -> Any:
+def _guarded_coroutine(
+    behaviour: Any,
+    guard: _Guard,
+    receive: _Receive,
+    serialize: Callable[[Any], Any],
+    hold: Callable[[Any], Awaitable[None]],
+) -> Any:
     async def call(requests: Any, context: Any) -> Any:
         async with guard(context) as call:
             response = await behaviour(await receive(call, requests, context), context)
             data = response if isinstance(response, bytes) else serialize(response)
             call.response_bytes = len(data or b"")
+            await hold(context)
             return data
 
     return call

@@ -31,6 +31,8 @@ BOOK_SERVICE = books_pb2.DESCRIPTOR.services_by_name["BookService"]
 _REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 
 _STOP_MARGIN_SECONDS = 2
+# For GOAWAY to reach the clients before the responses, which let them send more.
+_GOAWAY_SECONDS = 0.05
 # Of an outage, in the log: some causes hold what differs at each try.
 _MOST_CAUSES = 10
 
@@ -98,7 +100,7 @@ class Server:
         self._monitor = asyncio.create_task(self._watch_health())
 
     async def drain(self, *, delay_seconds: float, grace_seconds: float) -> None:
-        """Stop without losing a call: say NOT_SERVING, wait for balancers, refuse new calls, finish those under way.
+        """Stop without losing a call: say NOT_SERVING, wait for balancers, send GOAWAY, finish the calls under way.
 
         After `grace_seconds` the calls that are left are cut off.
         """
@@ -107,11 +109,12 @@ class Server:
         self.why_not_ready = "draining"
         self._health.set(is_serving=False)
         await asyncio.sleep(delay_seconds)
-        # What has reached gRPC and no handler when it stops it cancels, which callers take for their own doing.
-        await self._calls.refuse()
-        # gRPC's own cut comes after ours, which tells the callers why; and it may return before the handlers have
-        # (grpc/grpc#37239), so they are waited for too.
-        stopped = asyncio.create_task(self._server.stop(grace_seconds + _STOP_MARGIN_SECONDS))
+        # What arrives between its GOAWAY and the client's reading that, gRPC's core cancels: docs/decisions/0016.
+        async with self._calls.responses_held():
+            # gRPC's own cut comes after ours, which tells the callers why; and it may return before the handlers have
+            # (grpc/grpc#37239), so they are waited for too.
+            stopped = asyncio.create_task(self._server.stop(grace_seconds + _STOP_MARGIN_SECONDS))
+            await asyncio.sleep(_GOAWAY_SECONDS)
         if not await self._calls.drain(grace_seconds=grace_seconds):
             _log.warning("drain cut off", grace_seconds=grace_seconds)
         await stopped
