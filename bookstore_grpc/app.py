@@ -218,6 +218,7 @@ def _server(
         has_reflection=settings.reflection == "on",
         max_concurrent_calls=settings.max_concurrent_calls,
         max_call_seconds=settings.max_call_seconds,
+        max_request_bytes=settings.max_message_bytes,
         counts_arrivals=metrics is not None,
         options=server_options(settings, shares_ports=shares_ports),
     )

@@ -35,6 +35,7 @@ from bookstore_grpc.errors import (
     MethodUnknown,
     PermissionDenied,
     RequestIdReused,
+    RequestTooLarge,
     ResourceExhausted,
     ScopeMissing,
     ServerDraining,
@@ -281,6 +282,8 @@ def _error(error: grpc.aio.AioRpcError, status: status_pb2.Status) -> BookstoreE
             return InvalidPageToken(violations[0].description)
         case BookNotFound.reason:
             return BookNotFound(missing, message=message)
+        case RequestTooLarge.reason:
+            return RequestTooLarge(message=message)
     if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
         raised: BookstoreError = InvalidRequest(violations, message=message)
     else:

@@ -113,12 +113,14 @@ class MalformedMessage(InvalidRequest):
 
 
 class RequestTooLarge(InvalidRequest):
-    """The request is longer than the server takes; over gRPC, gRPC itself says so."""
+    """The request is longer than the server takes. What is more than twice as long gRPC itself refuses."""
 
     reason = "REQUEST_TOO_LARGE"
 
-    def __init__(self, max_bytes: int) -> None:
-        super().__init__((), message=f"The request is longer than the {max_bytes} bytes that the server takes.")
+    def __init__(self, max_bytes: int = 0, *, message: str = "") -> None:
+        super().__init__(
+            (), message=message or f"The request is longer than the {max_bytes} bytes that the server takes."
+        )
 
 
 class MediaTypeUnsupported(InvalidRequest):

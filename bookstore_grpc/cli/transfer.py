@@ -25,7 +25,7 @@ from bookstore_grpc.cli.rows import (
     read_rows,
 )
 from bookstore_grpc.cli.session import connection_options, run_with_client, shown_count
-from bookstore_grpc.errors import InvalidRequest, ResourceExhausted
+from bookstore_grpc.errors import InvalidRequest, RequestTooLarge, ResourceExhausted
 
 if TYPE_CHECKING:
     from bookstore.v1.books_pb2 import Book
@@ -194,6 +194,14 @@ async def _store(client: "BookstoreClient", entries: list[_Entry], refusals: _Re
             return await client.create_books(
                 [entry.book for entry in entries], request_ids=[entry.request_id for entry in entries]
             )
+        except (RequestTooLarge, ResourceExhausted) as error:
+            # A reason of the latter would tell of a limit on calls; without one gRPC itself found the message too long.
+            is_limit_on_calls = isinstance(error, ResourceExhausted) and error.reason
+            if is_limit_on_calls or len(entries) > 1:
+                raise
+            # A row of this size travels alone, so it is this row that the server does not take.
+            refusals.add(entries[0].row, error.message.rstrip("."))
+            return []
         except InvalidRequest as error:
             reasons = _reasons_by_index(error)
             if not reasons:
@@ -204,13 +212,6 @@ async def _store(client: "BookstoreClient", entries: list[_Entry], refusals: _Re
             for index, reason in sorted(reasons.items()):
                 refusals.add(entries[index].row, reason)
             entries = [entry for index, entry in enumerate(entries) if index not in reasons]
-        except ResourceExhausted as error:
-            # A reason would tell of a limit on calls. Without one the message is too long, and a row of this size
-            # travels alone, so it is this row that the server does not take.
-            if error.reason or len(entries) > 1:
-                raise
-            refusals.add(entries[0].row, error.message.rstrip("."))
-            return []
     return []
 
 

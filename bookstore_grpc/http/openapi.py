@@ -17,6 +17,7 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 from bookstore_grpc.errors import (
+    CallInterrupted,
     DatabaseUnavailable,
     DeadlineExceeded,
     HostUnknown,
@@ -164,7 +165,11 @@ _FAILURES: tuple[tuple[int, str], ...] = (
     (403, f"`{HostUnknown.reason}`: the request was meant for another host than this server."),
     (429, f"`{ResourceExhausted.reason}`: a limit of calls is reached, which `limit` in the metadata names."),
     (500, f"`{InternalError.reason}`: a defect of the service. Its log has the cause, under the request id."),
-    (503, f"`{DatabaseUnavailable.reason}`, `{ServerDraining.reason}`: not now; it may be tried again."),
+    (
+        503,
+        f"`{DatabaseUnavailable.reason}`, `{ServerDraining.reason}`, `{CallInterrupted.reason}`: not now; it may be "
+        "tried again.",
+    ),
     (504, f"`{DeadlineExceeded.reason}`: the call took longer than the server lets it."),
 )
 _FAILURES_OF_BODIES: tuple[tuple[int, str], ...] = (

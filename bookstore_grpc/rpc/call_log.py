@@ -46,7 +46,7 @@ class CallLog:
         if call.caller:
             fields["caller"] = call.caller
         else:
-            fields["peer"] = call.context.peer()
+            fields["peer"] = call.peer or call.context.peer()
         if call.trace_id:
             fields["trace_id"] = call.trace_id
         if outcome.reason:

@@ -14,7 +14,8 @@ class Call:
 
     `caller` is who makes it, once a gate has found out: a token's subject, or the name in a certificate. `trace_id` is
     that of the trace which its caller says that it belongs to, or which an observer has begun, and `span` its place
-    there, as that observer has it.
+    there, as that observer has it. `peer` is the other side's address, once its request
+    is waited for.
     """
 
     method: str
@@ -22,6 +23,7 @@ class Call:
     metadata: Collection[tuple[str, str | bytes]]
     context: Any
     caller: str = ""
+    peer: str = ""
     trace_id: str = ""
     span: Any = None
     request_bytes: int = 0

@@ -22,9 +22,10 @@ from bookstore_grpc.errors import (
     InternalError,
     MalformedMessage,
     MethodUnknown,
+    RequestTooLarge,
     ServerDraining,
 )
-from bookstore_grpc.limits import REQUEST_ID_MAX_CHARACTERS
+from bookstore_grpc.limits import MESSAGE_MAX_BYTES, REQUEST_ID_MAX_CHARACTERS
 from bookstore_grpc.rpc.admission import Admission
 from bookstore_grpc.rpc.calls import HEALTH_PREFIX, UNKNOWN_METHOD, Call, Gate, Observer, Outcome
 from bookstore_grpc.rpc.status import status_from_error
@@ -39,6 +40,8 @@ _CUT_OFF_SECONDS = 1
 # How long no call may come before responses held back are taken to have quietened the callers, and how often to look.
 _QUIET_SECONDS = 0.05
 _QUIET_LOOKS_MAX = 6
+# How soon after the end of its stream the core cancels a call whose message is too long.
+_CANCEL_SECONDS = 0.1
 # Responses are not held for callers that may give up meanwhile.
 _HOLD_LEAST_REMAINING_SECONDS = 1
 
@@ -50,8 +53,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     """Guards every call and knows those under way, so that a draining server can wait for them.
 
     A call passes the gates in their order; the observers are told of it whatever becomes of it. All calls but those of
-    health need room by `admission`, and none but a watch on health takes longer than `max_call_seconds`. `taken_calls`
-    counts what gRPC has handed over.
+    health need room by `admission`, and none but a watch on health takes longer than `max_call_seconds`, or has a
+    request of more than `max_request_bytes`. `taken_calls` counts what gRPC has handed over.
     """
 
     def __init__(
@@ -61,11 +64,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         observers: Sequence[Observer] = (),
         admission: Admission | None = None,
         max_call_seconds: float = 30,
+        max_request_bytes: int = MESSAGE_MAX_BYTES,
     ) -> None:
         self._gates = gates
         self._observers = observers
         self._admission = admission or Admission()
         self._max_call_seconds = max_call_seconds
+        self._max_request_bytes = max_request_bytes
         self.taken_calls = 0
         self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         self._unary_calls: set[asyncio.Task[Any]] = set()
@@ -160,7 +165,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             return self._call(method, context, calls, is_refused_by_drain=is_stream)
 
         behaviour = getattr(handler, _kind(handler))
-        receive = _receiver(method, handler)
+        receive = _receiver(method, handler, max_bytes=self._max_request_bytes)
         serialize = handler.response_serializer or _as_it_is
         # What gRPC is told to read or write it does outside of the guard: it would take in whole requests before any
         # gate, and tell the caller whatever text an exception of a reader or writer has. So all requests are streams to
@@ -324,22 +329,32 @@ def _guarded_generator(behaviour: Any, guard: _Guard, receive: _Receive, seriali
     return call
 
 
-def _receiver(method: str, handler: Any) -> _Receive:
-    """Make what receives the request, or answers a stream of them. Either raises `MalformedMessage`."""
+def _receiver(method: str, handler: Any, *, max_bytes: int) -> _Receive:
+    """Make what receives the request, or answers a stream of them.
+
+    Either raises `MalformedMessage` and `RequestTooLarge`.
+    """
     deserialize = handler.request_deserializer or _as_it_is
 
     def read(call: Call, data: bytes) -> Any:
         call.request_bytes += len(data)
+        if len(data) > max_bytes:
+            raise RequestTooLarge(max_bytes)
         try:
             return deserialize(data)
         except Exception as error:  # whatever the parser finds, it is the caller's bytes
             raise MalformedMessage(method) from error
 
     async def receive_one(call: Call, _requests: Any, context: Any) -> Any:
+        call.peer = context.peer()  # of a cancelled call the core does not tell it
         data = await context.read()
-        if data is grpc.aio.EOF:
-            raise MalformedMessage(method)
-        return read(call, data)
+        if data is not grpc.aio.EOF:
+            return read(call, data)
+        if await _is_cancelled_by_core():
+            # How long it is the core alone knows; it is longer than what the core takes (rpc.options).
+            call.request_bytes = 2 * max_bytes
+            raise RequestTooLarge(max_bytes)
+        raise MalformedMessage(method)
 
     async def read_each(call: Call, requests: Any) -> AsyncIterator[Any]:
         async for data in requests:
@@ -349,6 +364,18 @@ def _receiver(method: str, handler: Any) -> _Receive:
         return read_each(call, requests)
 
     return receive_each if handler.request_streaming else receive_one
+
+
+async def _is_cancelled_by_core() -> bool:
+    """Tell whether a call without a message has been ended by the core, which does so when the message is too long."""
+    task = asyncio.current_task()
+    assert task is not None  # noqa: S101  gRPC runs each call in a task of its own
+    try:
+        await asyncio.sleep(_CANCEL_SECONDS)
+    except asyncio.CancelledError:
+        task.uncancel()
+        return True
+    return False
 
 
 def _ids(metadata: Collection[tuple[str, str | bytes]]) -> tuple[str, str]:

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 from bookstore_grpc.settings import Settings
 
-_NEVER_MS = 2**31 - 1
+_INT32_MAX = 2**31 - 1
+_NEVER_MS = _INT32_MAX
 
 
 def server_options(settings: Settings, *, shares_ports: bool) -> Sequence[tuple[str, int]]:
@@ -18,7 +19,8 @@ def server_options(settings: Settings, *, shares_ports: bool) -> Sequence[tuple[
         ("grpc.so_reuseport", int(shares_ports)),
         # By default the core keeps account of everything, whether anybody asks or not; the metrics ask for arrivals.
         ("grpc.enable_channelz", int(bool(settings.channelz_listen or settings.metrics_listen))),
-        ("grpc.max_receive_message_length", settings.max_message_bytes),
+        # What is a little too long is refused by us, with details; what is far too long is not taken in at all.
+        ("grpc.max_receive_message_length", min(2 * settings.max_message_bytes, _INT32_MAX)),
         # Above the first gRPC refuses more and more often, above the second always.
         ("grpc.max_metadata_size", settings.max_metadata_bytes),
         ("grpc.absolute_max_metadata_size", settings.max_metadata_bytes),

@@ -17,6 +17,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_g
 
 from bookstore_grpc.addresses import cannot_listen
 from bookstore_grpc.errors import StartupError, Unavailable
+from bookstore_grpc.limits import MESSAGE_MAX_BYTES
 from bookstore_grpc.rpc.admission import Admission
 from bookstore_grpc.rpc.calls import Gate, Observer
 from bookstore_grpc.rpc.health import Health
@@ -57,6 +58,7 @@ class Server:
         has_reflection: bool = True,
         max_concurrent_calls: int = 500,
         max_call_seconds: float = 30,
+        max_request_bytes: int = MESSAGE_MAX_BYTES,
         counts_arrivals: bool = False,
         options: Sequence[tuple[str, int]] = (),
     ) -> None:
@@ -71,6 +73,7 @@ class Server:
             observers=observers,
             admission=self._admission,
             max_call_seconds=max_call_seconds,
+            max_request_bytes=max_request_bytes,
         )
         self.guard = self._calls.guard
         self._health = Health(("", BOOK_SERVICE.full_name))

@@ -22,6 +22,7 @@ from bookstore_grpc.errors import (
     MethodUnknown,
     PermissionDenied,
     RequestIdReused,
+    RequestTooLarge,
     ResourceExhausted,
     Unauthenticated,
     Unavailable,
@@ -93,6 +94,7 @@ _Row = tuple[grpc.StatusCode, Callable[..., Iterable[Message]]]
 
 _TABLE: dict[type, _Row] = {
     InvalidRequest: (grpc.StatusCode.INVALID_ARGUMENT, _bad_request),
+    RequestTooLarge: (grpc.StatusCode.RESOURCE_EXHAUSTED, _nothing),
     BookNotFound: (grpc.StatusCode.NOT_FOUND, _missing_books),
     EtagMismatch: (grpc.StatusCode.ABORTED, _nothing),
     RequestIdReused: (grpc.StatusCode.ALREADY_EXISTS, _nothing),

@@ -24,6 +24,7 @@ from bookstore_grpc.errors import (
     MethodUnknown,
     PermissionDenied,
     RequestIdReused,
+    RequestTooLarge,
     ResourceExhausted,
     Unauthenticated,
     Unavailable,
@@ -57,6 +58,10 @@ async def send_too_much(client: BookstoreClient) -> None:
     await client.create_book(name="x" * (9 * 1024 * 1024), author="A", release_year=1)
 
 
+async def send_far_too_much(client: BookstoreClient) -> None:
+    await client.create_book(name="x" * (17 * 1024 * 1024), author="A", release_year=1)
+
+
 @pytest.mark.parametrize(
     ("call", "error_class", "reason"),
     [
@@ -82,7 +87,8 @@ async def send_too_much(client: BookstoreClient) -> None:
         pytest.param(update_with_a_stale_etag, EtagMismatch, "ETAG_MISMATCH", id="update with a stale etag"),
         pytest.param(delete_with_a_stale_etag, EtagMismatch, "ETAG_MISMATCH", id="delete with a stale etag"),
         pytest.param(reuse_a_request_id, RequestIdReused, "REQUEST_ID_REUSED", id="request id reused"),
-        pytest.param(send_too_much, ResourceExhausted, "", id="message over the limit"),
+        pytest.param(send_too_much, RequestTooLarge, "REQUEST_TOO_LARGE", id="message over the limit"),
+        pytest.param(send_far_too_much, ResourceExhausted, "", id="message far over the limit"),
     ],
 )
 async def test_a_refusal_is_the_error_of_its_reason(

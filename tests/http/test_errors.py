@@ -239,7 +239,7 @@ async def test_a_body_beyond_the_limit_is_refused_announced_or_not(tmp_path: Pat
             refusal = refusal_from_answer(answer)
             assert (refusal.status, refusal.reason) == (413, "REQUEST_TOO_LARGE")
             assert "10000 bytes" in refusal.message
-    assert {line["status"] for line in log_lines() if line.get("reason")} == {"INVALID_ARGUMENT"}
+    assert {line["status"] for line in log_lines() if line.get("reason")} == {"RESOURCE_EXHAUSTED"}
 
 
 async def test_a_refused_body_that_is_short_does_not_cost_the_connection(address: str) -> None:
