@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 from itertools import count, cycle
 from typing import Any
@@ -58,10 +59,15 @@ class GrpcCalls:
             "get": self._prepare_get,
             "batch-get": self._prepare_batch_get,
             "update": self._prepare_update,
+            "update-one": self._prepare_update,
             "create": self._prepare_create,
             "batch-create": self._prepare_batch_create,
         }
-        return prepare[operation.key](run)
+        prepared = prepare[operation.key](run)
+        if operation.in_flight:
+            load = replace(prepared.load, connections=1, in_flight=operation.in_flight)
+            prepared = replace(prepared, load=load)
+        return prepared
 
     def _prepare_get(self, _run: int) -> Prepared:
         def call() -> int:

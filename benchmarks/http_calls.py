@@ -35,7 +35,7 @@ class HttpCalls:
         self._random = random.Random(size)  # noqa: S311  it guards no secret
 
     def prepare(self, operation: Operation, *, run: int) -> Prepared | None:
-        """Prepare the load of an operation; None for batches, which the tutorial has not."""
+        """Prepare the load of an operation; None for batches and many calls on one connection, which it has not."""
         if operation.page_size:
             return self._prepare_list(operation)
         prepare: dict[str, Callable[[int], Prepared]] = {

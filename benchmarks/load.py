@@ -23,7 +23,7 @@ _DATA_BYTES = re.compile(r"traffic: .* \((\d+)\) data")
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """What h2load sends, with `IN_FLIGHT` calls under way: GET without a body, else POST, or what a header says.
+    """What h2load sends, with `in_flight` calls under way: GET without a body, else POST, or what a header says.
 
     Each connection walks the URIs in their order, so where it matters that calls differ, `processes` of h2load share
     the connections among them and walk in orders of their own.
@@ -33,6 +33,7 @@ class Load:
     bodies: Iterator[bytes] | bytes | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     connections: int = 8
+    in_flight: int = IN_FLIGHT
     processes: int = 1
     is_http1: bool = False
 
@@ -96,7 +97,7 @@ def _run_to_the_end(load: Load, *, calls: int, folder: Path) -> list[str]:
 
 def _start(load: Load, number: int, *, calls: int, folder: Path) -> subprocess.Popen[str]:
     _log(folder, number).unlink(missing_ok=True)  # h2load appends
-    streams = IN_FLIGHT // load.connections
+    streams = load.in_flight // load.connections
     command = [
         *("chrt", "--idle", "0", "taskset", "--cpu-list", str(load_generator_cpu())),
         "h2load",

@@ -12,7 +12,7 @@ from benchmarks.errors import BenchmarkError, check
 from benchmarks.grpc_calls import GrpcCalls
 from benchmarks.http_calls import HttpCalls
 from benchmarks.json_calls import JsonCalls
-from benchmarks.load import IN_FLIGHT, Load, Outcome, run_load
+from benchmarks.load import Load, Outcome, run_load
 from benchmarks.operations import Operation
 from benchmarks.servers import JSON, Contender, Server, running
 from benchmarks.storage import Databases, ServerMemory, Storage
@@ -107,7 +107,7 @@ class Bench:
         longest = prepared.call()
         books_before = target.storage.count_books()
         cpu_before = target.server.cpu_seconds()
-        outcome = run_load(prepared.load, calls=max(IN_FLIGHT, int(rate * self.seconds)), folder=self.folder)
+        outcome = run_load(prepared.load, calls=max(prepared.load.in_flight, int(rate * self.seconds)), folder=self.folder)
         cpu_seconds = target.server.cpu_seconds() - cpu_before
         try:
             _check_bodies(prepared.load, outcome)
@@ -135,7 +135,7 @@ class Bench:
 
 def _check_bodies(load: Load, outcome: Outcome) -> None:
     # The first calls are sent at once, with one body.
-    least = _VARIED_SHARE * (outcome.calls - IN_FLIGHT)
+    least = _VARIED_SHARE * (outcome.calls - load.in_flight)
     check(
         not isinstance(load.bodies, Iterator) or outcome.bodies >= least,
         f"{outcome.calls:,} calls had only {outcome.bodies:,} bodies: this machine is too busy with other things",

@@ -7,7 +7,10 @@ BATCH_GET = 100
 
 
 class Operation(NamedTuple):
-    """An operation: its key on the command line and its name in the report; of a list, the page's size and place."""
+    """An operation: its key on the command line and its name in the report; of a list, the page's size and place.
+
+    With `in_flight` so many calls are under way on one connection, instead of `load.IN_FLIGHT` on several.
+    """
 
     key: str
     title: str
@@ -16,6 +19,7 @@ class Operation(NamedTuple):
     is_filtered: bool = False
     is_any: bool = False  # each call asks for another page, so that none is answered from what was kept
     books_per_call: int = 0  # how many a call creates
+    in_flight: int = 0
 
 
 GET = Operation("get", "GetBook")
@@ -29,6 +33,7 @@ LIST_AUTHOR = Operation("list-author", "ListBooks, one author's 20", 50, is_filt
 LIST_AUTHOR_ANY = Operation("list-author-any", "ListBooks, any author's 20", 50, is_filtered=True, is_any=True)
 BATCH_GET_100 = Operation("batch-get", f"BatchGetBooks, {BATCH_GET}")
 UPDATE = Operation("update", "UpdateBook")
+UPDATE_ONE_CONNECTION = Operation("update-one", "UpdateBook, 256 in flight on one connection", in_flight=256)
 CREATE = Operation("create", "CreateBook", books_per_call=1)
 BATCH_CREATE_500 = Operation("batch-create", f"BatchCreateBooks, {BATCH_CREATE}", books_per_call=BATCH_CREATE)
 
@@ -44,6 +49,7 @@ OPERATIONS = (
     LIST_AUTHOR_ANY,
     BATCH_GET_100,
     UPDATE,
+    UPDATE_ONE_CONNECTION,
     CREATE,
     BATCH_CREATE_500,
 )
