@@ -107,7 +107,9 @@ class Bench:
         longest = prepared.call()
         books_before = target.storage.count_books()
         cpu_before = target.server.cpu_seconds()
-        outcome = run_load(prepared.load, calls=max(prepared.load.in_flight, int(rate * self.seconds)), folder=self.folder)
+        outcome = run_load(
+            prepared.load, calls=max(prepared.load.in_flight, int(rate * self.seconds)), folder=self.folder
+        )
         cpu_seconds = target.server.cpu_seconds() - cpu_before
         try:
             _check_bodies(prepared.load, outcome)

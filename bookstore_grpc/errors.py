@@ -113,7 +113,7 @@ class MalformedMessage(InvalidRequest):
 
 
 class RequestTooLarge(InvalidRequest):
-    """The request is longer than the server takes. What is more than twice as long gRPC itself refuses."""
+    """The request is longer than the server takes. What is longer by 8 MiB gRPC itself refuses, without a reason."""
 
     reason = "REQUEST_TOO_LARGE"
 

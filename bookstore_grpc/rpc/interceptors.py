@@ -17,6 +17,7 @@ import grpc
 import structlog
 
 from bookstore_grpc.errors import (
+    BookstoreError,
     CallInterrupted,
     DeadlineExceeded,
     InternalError,
@@ -28,6 +29,7 @@ from bookstore_grpc.errors import (
 from bookstore_grpc.limits import MESSAGE_MAX_BYTES, REQUEST_ID_MAX_CHARACTERS
 from bookstore_grpc.rpc.admission import Admission
 from bookstore_grpc.rpc.calls import HEALTH_PREFIX, UNKNOWN_METHOD, Call, Gate, Observer, Outcome
+from bookstore_grpc.rpc.reading import read_message
 from bookstore_grpc.rpc.status import status_from_error
 from bookstore_grpc.trace_context import trace_id_from_traceparent
 from bookstore_grpc.wire import REQUEST_ID_KEY, STATUS_DETAILS_KEY, TRACEPARENT_KEY
@@ -40,7 +42,7 @@ _CUT_OFF_SECONDS = 1
 # How long no call may come before responses held back are taken to have quietened the callers, and how often to look.
 _QUIET_SECONDS = 0.05
 _QUIET_LOOKS_MAX = 6
-# How soon after the end of its stream the core cancels a call whose message is too long.
+# How soon after the end of its stream the core cancels a call.
 _CANCEL_SECONDS = 0.1
 # Responses are not held for callers that may give up meanwhile.
 _HOLD_LEAST_REMAINING_SECONDS = 1
@@ -237,7 +239,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                     self._tell(call, started, "CANCELLED")
                     raise
                 # Left alone, a cancellation that is not the caller's would leave it waiting (grpc/grpc#29248).
-                error = CallInterrupted() if is_cut_by_drain else InternalError()
+                error = self._cut_off_error(is_unary=is_unary) if is_cut_by_drain else InternalError()
                 error.__cause__ = cancelled
                 await self._fail(call, started, error)
             except Exception as raised:
@@ -247,6 +249,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             calls.discard(task)
             if not is_health:
                 self._admission.leave()
+
+    def _cut_off_error(self, *, is_unary: bool) -> BookstoreError:
+        return CallInterrupted() if is_unary else ServerDraining()  # streams only tell; nothing was done by halves
 
     def _deadline_error(self, *, is_ours: bool) -> DeadlineExceeded:
         if is_ours:
@@ -347,13 +352,12 @@ def _receiver(method: str, handler: Any, *, max_bytes: int) -> _Receive:
 
     async def receive_one(call: Call, _requests: Any, context: Any) -> Any:
         call.peer = context.peer()  # of a cancelled call the core does not tell it
-        data = await context.read()
+        data = await read_message(context)
         if data is not grpc.aio.EOF:
             return read(call, data)
-        if await _is_cancelled_by_core():
-            # How long it is the core alone knows; it is longer than what the core takes (rpc.options).
-            call.request_bytes = 2 * max_bytes
-            raise RequestTooLarge(max_bytes)
+        # Of a call that its caller has left, or whose message the core has found far too long, the end of the stream
+        # may come before the cancellation.
+        await asyncio.sleep(_CANCEL_SECONDS)
         raise MalformedMessage(method)
 
     async def read_each(call: Call, requests: Any) -> AsyncIterator[Any]:
@@ -364,18 +368,6 @@ def _receiver(method: str, handler: Any, *, max_bytes: int) -> _Receive:
         return read_each(call, requests)
 
     return receive_each if handler.request_streaming else receive_one
-
-
-async def _is_cancelled_by_core() -> bool:
-    """Tell whether a call without a message has been ended by the core, which does so when the message is too long."""
-    task = asyncio.current_task()
-    assert task is not None  # noqa: S101  gRPC runs each call in a task of its own
-    try:
-        await asyncio.sleep(_CANCEL_SECONDS)
-    except asyncio.CancelledError:
-        task.uncancel()
-        return True
-    return False
 
 
 def _ids(metadata: Collection[tuple[str, str | bytes]]) -> tuple[str, str]:

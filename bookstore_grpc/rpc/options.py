@@ -6,6 +6,7 @@ neither for single books nor for pages of 1,000 (docs/performance.md).
 
 from collections.abc import Sequence
 
+from bookstore_grpc.limits import MESSAGE_MAX_BYTES
 from bookstore_grpc.settings import Settings
 
 _INT32_MAX = 2**31 - 1
@@ -19,8 +20,8 @@ def server_options(settings: Settings, *, shares_ports: bool) -> Sequence[tuple[
         ("grpc.so_reuseport", int(shares_ports)),
         # By default the core keeps account of everything, whether anybody asks or not; the metrics ask for arrivals.
         ("grpc.enable_channelz", int(bool(settings.channelz_listen or settings.metrics_listen))),
-        # What is a little too long is refused by us, with details; what is far too long is not taken in at all.
-        ("grpc.max_receive_message_length", min(2 * settings.max_message_bytes, _INT32_MAX)),
+        # A little too long: the service refuses it itself, with details. Far too long: it is not taken in at all.
+        ("grpc.max_receive_message_length", min(settings.max_message_bytes + MESSAGE_MAX_BYTES, _INT32_MAX)),
         # Above the first gRPC refuses more and more often, above the second always.
         ("grpc.max_metadata_size", settings.max_metadata_bytes),
         ("grpc.absolute_max_metadata_size", settings.max_metadata_bytes),
