@@ -7,9 +7,9 @@ import asyncio
 import random
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import NamedTuple, Self, TypeVar
 
 import grpc
 from bookstore.v1 import books_pb2, books_pb2_grpc
@@ -51,6 +51,7 @@ from bookstore_grpc.wire import (
     DEFAULT_SERVER,
     DEFAULT_TIMEOUT_SECONDS,
     ERROR_DOMAIN,
+    OMITTED_COUNT_KEY,
     REQUEST_ID_KEY,
     STATUS_DETAILS_KEY,
     Metadata,
@@ -65,8 +66,6 @@ Response = TypeVar("Response")
 _ERRORS_BY_REASON: dict[str, type[BookstoreError]] = {
     error.reason: error
     for error in (
-        EtagMismatch,
-        RequestIdReused,
         TokenMissing,
         TokenInvalid,
         ScopeMissing,
@@ -76,6 +75,37 @@ _ERRORS_BY_REASON: dict[str, type[BookstoreError]] = {
         DeadlineExceeded,
         MethodUnknown,
     )
+}
+
+
+class _Details(NamedTuple):
+    """What a status of the service says of an error, beside its reason."""
+
+    message: str
+    metadata: Mapping[str, str]
+    violations: Sequence[Violation]
+    ids: Sequence[int]
+
+
+# These raise `LookupError` and `ValueError` where a detail is missing or is not as it is to be.
+_ERRORS_FROM_DETAILS: dict[str, Callable[[_Details], BookstoreError]] = {
+    InvalidFilter.reason: lambda details: InvalidFilter(
+        details.violations[0].description,
+        column=int(details.metadata["column"]),
+        rule=details.violations[0].reason,
+    ),
+    InvalidOrderBy.reason: lambda details: InvalidOrderBy(
+        details.violations[0].description, rule=details.violations[0].reason
+    ),
+    InvalidPageToken.reason: lambda details: InvalidPageToken(
+        details.violations[0].description, rule=details.violations[0].reason
+    ),
+    BookNotFound.reason: lambda details: BookNotFound(details.ids, message=details.message),
+    RequestTooLarge.reason: lambda details: RequestTooLarge(message=details.message),
+    EtagMismatch.reason: lambda details: EtagMismatch(details.ids[0], message=details.message),
+    RequestIdReused.reason: lambda details: RequestIdReused(
+        details.metadata["create_request_id"], message=details.message
+    ),
 }
 _NOT_FOUND = grpc.StatusCode.NOT_FOUND
 _ERRORS_BY_CODE: dict[grpc.StatusCode, type[BookstoreError]] = {
@@ -260,35 +290,30 @@ def error_from_rpc_error(error: grpc.aio.AioRpcError) -> BookstoreError:
 
 def _error(error: grpc.aio.AioRpcError, status: status_pb2.Status) -> BookstoreError:
     info, bad_request, resource, retry = ErrorInfo(), BadRequest(), ResourceInfo(), RetryInfo()
-    missing = []
+    ids = []
     for detail in status.details:
         if detail.Unpack(resource):
-            missing.append(int(resource.resource_name.removeprefix("books/")))
+            ids.append(int(resource.resource_name.removeprefix("books/")))
         else:
             detail.Unpack(info)
             detail.Unpack(bad_request)
             detail.Unpack(retry)
+    if info.domain != ERROR_DOMAIN:
+        info = ErrorInfo()
     message = error.details() or f"The server answered {error.code().name}."
     if error.code() is grpc.StatusCode.CANCELLED:
         message = "The server turned the call away before it began; try again."
-    reason = info.reason if info.domain == ERROR_DOMAIN else ""
-    violations = [Violation(violation.field, violation.description) for violation in bad_request.field_violations]
-    match reason:
-        case InvalidFilter.reason:
-            return InvalidFilter(violations[0].description, column=int(info.metadata["column"]))
-        case InvalidOrderBy.reason:
-            return InvalidOrderBy(violations[0].description)
-        case InvalidPageToken.reason:
-            return InvalidPageToken(violations[0].description)
-        case BookNotFound.reason:
-            return BookNotFound(missing, message=message)
-        case RequestTooLarge.reason:
-            return RequestTooLarge(message=message)
-    if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
-        raised: BookstoreError = InvalidRequest(violations, message=message)
+    violations = [Violation(each.field, each.description, each.reason) for each in bad_request.field_violations]
+    if make := _ERRORS_FROM_DETAILS.get(info.reason):
+        raised = make(_Details(message, info.metadata, violations, ids))
+    elif error.code() is grpc.StatusCode.INVALID_ARGUMENT:
+        raised = InvalidRequest(violations, message=message)
     else:
-        raised = _ERRORS_BY_REASON.get(reason, _ERRORS_BY_CODE.get(error.code(), BookstoreError))(message)
-    raised.reason = reason  # what the service said, if it was the service
+        raised = _ERRORS_BY_REASON.get(info.reason, _ERRORS_BY_CODE.get(error.code(), BookstoreError))(message)
+    raised.reason = info.reason  # what the service said, if it was the service
+    raised.metadata = dict(info.metadata)
+    if isinstance(raised, InvalidRequest | BookNotFound):
+        raised.omitted_count = int(info.metadata.get(OMITTED_COUNT_KEY, 0))
     if isinstance(raised, ResourceExhausted | Unavailable) and retry.HasField("retry_delay"):
         raised.retry_seconds = retry.retry_delay.ToMilliseconds() / 1_000
     return raised

@@ -33,14 +33,37 @@ back into the same class, or one above it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from enum import StrEnum
 from typing import NamedTuple
 
 
+class Rule(StrEnum):
+    """What rule a field breaks, as a constant that a program can act on: the `reason` of a violation."""
+
+    REQUIRED = "REQUIRED"
+    TOO_LONG = "TOO_LONG"
+    TOO_MANY = "TOO_MANY"
+    OUT_OF_RANGE = "OUT_OF_RANGE"
+    CONTROL_CHARACTER = "CONTROL_CHARACTER"
+    INVALID_TYPE = "INVALID_TYPE"
+    INVALID_UUID = "INVALID_UUID"
+    INVALID_SYNTAX = "INVALID_SYNTAX"
+    INVALID_OPERATOR = "INVALID_OPERATOR"
+    INVALID_TOKEN = "INVALID_TOKEN"  # noqa: S105  no password
+    UNKNOWN_FIELD = "UNKNOWN_FIELD"
+    DUPLICATE = "DUPLICATE"
+    CONFLICT = "CONFLICT"
+
+
 class Violation(NamedTuple):
-    """One broken rule: the path of the field (`requests[3].book.author`) and a sentence about it."""
+    """One broken rule: the path of the field (`requests[3].book.author`), a sentence about it, and which rule.
+
+    `reason` is a `Rule`; on the client's side a text, which is empty or unknown if the server is of another version.
+    """
 
     field: str
     description: str
+    reason: str
 
 
 class BookstoreError(Exception):
@@ -56,13 +79,17 @@ class BookstoreError(Exception):
     def __init__(self, message: str, *, metadata: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
         self.message = message
-        self.metadata = metadata or {}
+        self.metadata: Mapping[str, str] = metadata or {}
 
 
 class InvalidRequest(BookstoreError):
-    """The request breaks rules: all of them are listed in `violations`."""
+    """The request breaks rules, which are listed in `violations`.
+
+    On the client's side `omitted_count` is how many more there are than fit into the answer.
+    """
 
     reason = "INVALID_FIELD"
+    omitted_count = 0
 
     def __init__(
         self,
@@ -80,9 +107,9 @@ class InvalidFilter(InvalidRequest):
 
     reason = "INVALID_FILTER"
 
-    def __init__(self, description: str, *, column: int) -> None:
+    def __init__(self, description: str, *, column: int, rule: str = Rule.INVALID_SYNTAX) -> None:
         self.column = column
-        super().__init__([Violation("filter", description)], metadata={"column": str(column)})
+        super().__init__([Violation("filter", description, rule)], metadata={"column": str(column)})
 
 
 class InvalidOrderBy(InvalidRequest):
@@ -90,8 +117,8 @@ class InvalidOrderBy(InvalidRequest):
 
     reason = "INVALID_ORDER_BY"
 
-    def __init__(self, description: str) -> None:
-        super().__init__([Violation("order_by", description)])
+    def __init__(self, description: str, *, rule: str = Rule.INVALID_SYNTAX) -> None:
+        super().__init__([Violation("order_by", description, rule)])
 
 
 class InvalidPageToken(InvalidRequest):
@@ -99,8 +126,8 @@ class InvalidPageToken(InvalidRequest):
 
     reason = "INVALID_PAGE_TOKEN"
 
-    def __init__(self, description: str) -> None:
-        super().__init__([Violation("page_token", description)])
+    def __init__(self, description: str, *, rule: str = Rule.INVALID_TOKEN) -> None:
+        super().__init__([Violation("page_token", description, rule)])
 
 
 class MalformedMessage(InvalidRequest):
@@ -133,9 +160,13 @@ class MediaTypeUnsupported(InvalidRequest):
 
 
 class BookNotFound(BookstoreError):
-    """There are no books with these ids."""
+    """There are no books with these ids.
+
+    On the client's side `omitted_count` is how many more are missing than fit into the answer.
+    """
 
     reason = "BOOK_NOT_FOUND"
+    omitted_count = 0
 
     def __init__(self, ids: Iterable[int], *, message: str | None = None) -> None:
         self.ids = tuple(ids)
@@ -147,11 +178,24 @@ class EtagMismatch(BookstoreError):
 
     reason = "ETAG_MISMATCH"
 
+    def __init__(self, book_id: int, *, message: str | None = None) -> None:
+        self.book_id = book_id
+        changed = f"Book {book_id} has changed since it was read; read it again and repeat the change."
+        super().__init__(message or changed)
+
 
 class RequestIdReused(BookstoreError):
-    """A request id that made one book came back with another."""
+    """The `request_id` of a CreateBookRequest, which has made one book, came back with another.
+
+    It is in `create_request_id`; `request_id` is that of the call, as with every error.
+    """
 
     reason = "REQUEST_ID_REUSED"
+
+    def __init__(self, create_request_id: str, *, message: str | None = None) -> None:
+        self.create_request_id = create_request_id
+        used = f"The CreateBookRequest.request_id {create_request_id} has made another book already; make a new one."
+        super().__init__(message or used, metadata={"create_request_id": create_request_id})
 
 
 class Unauthenticated(BookstoreError):

@@ -36,8 +36,17 @@ PAGE_TOKEN_MAX_CODE_POINTS = 16_384
 
 # A batch of 1,000 books with the longest texts is 6.1 MB on the wire.
 MESSAGE_MAX_BYTES = 8 * 1024 * 1024
-# gRPC refuses metadata over 8 KiB, in which the details travel as Base64 beside the message.
-ERROR_DETAILS_MAX_BYTES = 4 * 1024
+# What is told of an error travels in headers: percent-encoded, and in base64. nginx with its defaults takes 4 KiB of
+# them, with their names and what gRPC and other proxies add; clients take 8.
+ERROR_MAX_BYTES = 3 * 1024
+# Of it, the message as it is encoded, and before they are encoded the texts of a violation and all of the metadata. The
+# longest of each fit in together, so there is always room for the first violation.
+ERROR_MESSAGE_MAX_BYTES = 640
+ERROR_FIELD_MAX_BYTES = 128
+ERROR_DESCRIPTION_MAX_BYTES = 320
+ERROR_METADATA_MAX_BYTES = 128
+# More violations, or missing books, than fit in.
+ERROR_ENTRIES_MAX = 64
 REQUEST_ID_MAX_CHARACTERS = 128
 # gRPC takes 8 KiB of metadata by default.
 TOKEN_MAX_CHARACTERS = 8 * 1024

@@ -4,6 +4,8 @@ DEFAULT_SERVER = "127.0.0.1:50051"
 DEFAULT_TIMEOUT_SECONDS = 10.0
 
 ERROR_DOMAIN = "bookstore.v1"
+# In the metadata of an ErrorInfo: how many violations or missing books did not fit into the details.
+OMITTED_COUNT_KEY = "omitted_count"
 AUTHORIZATION_KEY = "authorization"
 REQUEST_ID_KEY = "x-request-id"
 TRACEPARENT_KEY = "traceparent"

@@ -37,3 +37,15 @@ def call_frames(path: str, message: bytes, *, stream: int, is_whole: bool = True
     announced = len(message) if is_whole else 8_000_000
     body = b"\x00" + announced.to_bytes(4, "big") + message
     return frame(HEADERS, headers(path), flags=4, stream=stream) + frame(DATA, body, flags=int(is_whole), stream=stream)
+
+
+def is_answered(data: bytes, *, stream: int) -> bool:
+    """Tell whether what has come holds the end of an answer."""
+    while len(data) >= 9:
+        length, flags = int.from_bytes(data[:3], "big"), data[4]
+        is_end = data[3] in (DATA, HEADERS) and flags & 1 and int.from_bytes(data[5:9], "big") == stream
+        data = data[9:]
+        if is_end:
+            return len(data) >= length
+        data = data[length:]
+    return False

@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -16,33 +16,33 @@ from bookstore_grpc.errors import (
     InvalidPageToken,
     InvalidRequest,
     MalformedMessage,
+    RequestIdReused,
+    Rule,
     Violation,
 )
+from tests.every_error import every_class
 
-
-def _classes(root: type[BookstoreError] = BookstoreError) -> Iterator[type[BookstoreError]]:
-    for cls in root.__subclasses__():
-        if cls.__module__ == errors.__name__:
-            yield cls
-            yield from _classes(cls)
+CONTRACT = Path(__file__).parents[1] / "protos/bookstore/v1/books.proto"
 
 
 def test_docstring_draws_the_tree_as_it_is() -> None:
     drawn = re.findall(r"[├└]── (\w+)", inspect.getdoc(errors) or "")
-    assert drawn == [cls.__name__ for cls in _classes()]
+    assert drawn == [cls.__name__ for cls in every_class()]
 
 
 def test_docstring_names_the_reason_of_every_class_that_has_one() -> None:
     drawn = dict(re.findall(r"[├└]── (\w+) +([A-Z_, ]+)$", inspect.getdoc(errors) or "", re.MULTILINE))
-    for cls in _classes():
+    for cls in every_class():
         if cls.reason:
             assert cls.reason in drawn[cls.__name__].split(", ")
 
 
 def test_one_violation_is_told_whole_and_more_are_counted() -> None:
-    one = InvalidRequest([Violation("book.name", "is empty")])
+    one = InvalidRequest([Violation("book.name", "is empty", Rule.REQUIRED)])
     assert one.message == str(one) == "book.name: is empty."
-    two = InvalidRequest([Violation("book.name", "is empty"), Violation("book.author", "is empty")])
+    two = InvalidRequest(
+        [Violation("book.name", "is empty", Rule.REQUIRED), Violation("book.author", "is empty", Rule.REQUIRED)]
+    )
     assert two.message == "book.name: is empty (and 1 more)."
     assert two.violations[1].field == "book.author"
     assert InvalidRequest(()).message == "The request is invalid."
@@ -73,3 +73,16 @@ def test_errors_about_a_field_name_it() -> None:
 
 def test_sentence_about_the_database_says_nothing_of_it() -> None:
     assert DatabaseUnavailable().message == "The database is unavailable; try again."
+
+
+def test_the_id_of_a_create_is_told_apart_from_that_of_the_call() -> None:
+    error = RequestIdReused("6f1e4c2a-58b1-4d0b-9c57-0e1f2a3b4c5d")
+    assert "CreateBookRequest.request_id 6f1e4c2a-58b1-4d0b-9c57-0e1f2a3b4c5d" in error.message
+    assert error.metadata == {"create_request_id": error.create_request_id}
+    assert error.request_id is None
+
+
+def test_the_contract_lists_every_rule_and_no_other() -> None:
+    (listed,) = re.findall(r"has a reason of its own: (.*?)There may be more", CONTRACT.read_text(), re.DOTALL)
+    assert re.findall(r"`([A-Z_]+)`", listed) == list(Rule)
+    assert all(re.fullmatch("[A-Z][A-Z0-9_]{0,61}[A-Z0-9]", rule) for rule in Rule)  # as google/rpc/error_details.proto

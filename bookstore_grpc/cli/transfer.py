@@ -217,7 +217,7 @@ async def _store(client: "BookstoreClient", entries: list[_Entry], refusals: _Re
 
 def _reasons_by_index(error: InvalidRequest) -> dict[int, str]:
     reasons: dict[int, str] = {}
-    for field, description in error.violations:
+    for field, description, _ in error.violations:
         if found := _VIOLATED_ROW.fullmatch(field):
             index = int(found[1])
             before = f"{reasons[index]}; " if index in reasons else ""

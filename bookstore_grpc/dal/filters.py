@@ -22,7 +22,7 @@ from sqlalchemy.sql.functions import FunctionElement
 
 from bookstore_grpc.dal.caseless import fold_case
 from bookstore_grpc.dal.models import AUTHOR_HEAD_CODE_POINTS, FIELDS, Book
-from bookstore_grpc.errors import InvalidFilter, quoted
+from bookstore_grpc.errors import InvalidFilter, Rule, quoted
 from bookstore_grpc.limits import FILTER_MAX_CODE_POINTS, FILTER_MAX_LEVELS, FILTER_MAX_TERMS
 
 # The lexer is contextual: ARGUMENT is tried only after a comparator, so `-500` is a number there and `-word` a
@@ -81,6 +81,7 @@ def parse_filter(text: str) -> ColumnElement[bool]:
         _refuse(
             f"has {len(text):,} characters, more than {FILTER_MAX_CODE_POINTS:,}",
             column=FILTER_MAX_CODE_POINTS + 1,
+            rule=Rule.TOO_LONG,
         )
     if not text.strip():
         return true()
@@ -91,7 +92,7 @@ def parse_filter(text: str) -> ColumnElement[bool]:
     terms = [*tree.find_data("restriction"), *tree.find_data("words")]
     if len(terms) > FILTER_MAX_TERMS:
         first_beyond = sorted(_first_token(term).start_pos or 0 for term in terms)[FILTER_MAX_TERMS]
-        _refuse(f"has more than {FILTER_MAX_TERMS} terms", column=first_beyond + 1)
+        _refuse(f"has more than {FILTER_MAX_TERMS} terms", column=first_beyond + 1, rule=Rule.TOO_MANY)
     return _expression(tree.children[0], level=0)
 
 
@@ -118,7 +119,11 @@ def _simple(tree: Tree[Token], *, level: int) -> _Predicate:
         case "composite":
             left, expression, _right = tree.children
             if level == FILTER_MAX_LEVELS:
-                _refuse(f"has more than {FILTER_MAX_LEVELS} levels of parentheses", column=_column(left))
+                _refuse(
+                    f"has more than {FILTER_MAX_LEVELS} levels of parentheses",
+                    column=_column(left),
+                    rule=Rule.TOO_MANY,
+                )
             return _expression(expression, level=level + 1)
         case "words":
             needle = fold_case(_text_from_token(_first_token(tree)).whole)
@@ -130,11 +135,19 @@ def _simple(tree: Tree[Token], *, level: int) -> _Predicate:
 
 def _restriction(field: Token, comparator: Token, argument: Token) -> _Predicate:
     if field not in FIELDS:
-        _refuse(f"{quoted(field)} is not a field of a book; there are {', '.join(FIELDS)}", column=_column(field))
+        _refuse(
+            f"{quoted(field)} is not a field of a book; there are {', '.join(FIELDS)}",
+            column=_column(field),
+            rule=Rule.UNKNOWN_FIELD,
+        )
     column = FIELDS[field]
     if comparator == ":":
         if field not in _FOLDED:
-            _refuse(f"':' searches text, and {field} is not text; use =", column=_column(comparator))
+            _refuse(
+                f"':' searches text, and {field} is not text; use =",
+                column=_column(comparator),
+                rule=Rule.INVALID_OPERATOR,
+            )
         text = _text_from_token(argument)
         return true() if argument == "*" else _contains(_FOLDED[field], fold_case(text.whole))
     if field in _FOLDED:
@@ -244,10 +257,14 @@ def _integer_from_token(field: Token, argument: Token) -> int:
     bits = _INTEGER_BITS[field]
     least, most = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
     if not _INTEGER.fullmatch(argument):
-        _refuse(f"{field} takes a whole number, not {quoted(argument)}", column=_column(argument))
+        _refuse(
+            f"{field} takes a whole number, not {quoted(argument)}",
+            column=_column(argument),
+            rule=Rule.INVALID_TYPE,
+        )
     value = int(argument)
     if not least <= value <= most:
-        _refuse(f"{field} takes a number from {least} to {most}", column=_column(argument))
+        _refuse(f"{field} takes a number from {least} to {most}", column=_column(argument), rule=Rule.OUT_OF_RANGE)
     return value
 
 
@@ -260,6 +277,7 @@ def _nanoseconds_from_token(field: Token, argument: Token) -> int:
         _refuse(
             f'{field} takes a time such as "2026-01-31T12:00:00Z", not {quoted(argument)}',
             column=_column(argument),
+            rule=Rule.INVALID_TYPE,
         )
     seconds = (moment - _EPOCH) // timedelta(seconds=1)
     return seconds * 1_000_000_000 + int((fraction or "").ljust(9, "0"))
@@ -269,7 +287,11 @@ def _text_from_token(token: Token) -> _Text:
     characters = _unescaped(token[1:-1]) if token.type == "STRING" else [(character, False) for character in token]
     text = "".join(character for character, _ in characters)
     if _CONTROL_CHARACTER.search(text):
-        _refuse("the text holds a control character, which no book does", column=_column(token))
+        _refuse(
+            "the text holds a control character, which no book does",
+            column=_column(token),
+            rule=Rule.CONTROL_CHARACTER,
+        )
     open_start = characters[:1] == [("*", False)]
     open_end = characters[-1:] == [("*", False)]
     stem = text[open_start : len(text) - open_end]
@@ -295,15 +317,15 @@ def _column(token: Any) -> int:
     return (token.start_pos or 0) + 1
 
 
-def _refuse(description: str, *, column: int, cause: Exception | None = None) -> NoReturn:
-    raise InvalidFilter(f"{description} (column {column})", column=column) from cause
+def _refuse(description: str, *, column: int, rule: Rule, cause: Exception | None = None) -> NoReturn:
+    raise InvalidFilter(f"{description} (column {column})", column=column, rule=rule) from cause
 
 
 def _refuse_syntax(text: str, error: UnexpectedInput) -> NoReturn:
     position = error.pos_in_stream
     if (isinstance(error, UnexpectedToken) and error.token.type == "$END") or position is None:
-        _refuse("ends where more is expected", column=len(text) + 1, cause=error)
+        _refuse("ends where more is expected", column=len(text) + 1, rule=Rule.INVALID_SYNTAX, cause=error)
     if isinstance(error, UnexpectedCharacters) and text[position] in "\"'":
-        _refuse("has a quote that is not closed", column=position + 1, cause=error)
+        _refuse("has a quote that is not closed", column=position + 1, rule=Rule.INVALID_SYNTAX, cause=error)
     word = error.token if isinstance(error, UnexpectedToken) else text[position]
-    _refuse(f"has an unexpected {quoted(word)}", column=position + 1, cause=error)
+    _refuse(f"has an unexpected {quoted(word)}", column=position + 1, rule=Rule.INVALID_SYNTAX, cause=error)

@@ -18,7 +18,7 @@ from sqlalchemy.orm import InstrumentedAttribute
 from bookstore_grpc.dal.filters import parse_filter
 from bookstore_grpc.dal.models import AUTHOR_HEAD_CODE_POINTS, FIELDS, SELECT_BOOKS, Book
 from bookstore_grpc.dal.records import BookRecord
-from bookstore_grpc.errors import InvalidOrderBy, InvalidPageToken, quoted
+from bookstore_grpc.errors import InvalidOrderBy, InvalidPageToken, Rule, quoted
 from bookstore_grpc.limits import PAGE_TOKEN_MAX_CODE_POINTS
 
 _DIGEST_BYTES = 8
@@ -41,11 +41,13 @@ def parse_order_by(text: str) -> tuple[OrderTerm, ...]:
         field, *direction = part.split() or [""]
         if field not in FIELDS:
             known = ", ".join(FIELDS)
-            raise InvalidOrderBy(f"{quoted(field)} is not a field to order by; there are {known}")
+            raise InvalidOrderBy(
+                f"{quoted(field)} is not a field to order by; there are {known}", rule=Rule.UNKNOWN_FIELD
+            )
         if direction not in ([], ["asc"], ["desc"]):
             raise InvalidOrderBy(f"{quoted(' '.join(direction))} after {field} is neither asc nor desc")
         if any(field == term.field for term in terms):
-            raise InvalidOrderBy(f"{field} stands twice")
+            raise InvalidOrderBy(f"{field} stands twice", rule=Rule.DUPLICATE)
         terms.append(OrderTerm(field, direction == ["desc"]))
     fields = [term.field for term in terms]
     if "id" not in fields:

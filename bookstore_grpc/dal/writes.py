@@ -146,7 +146,7 @@ class GroupOfWrites:
                 if request_id:
                     by_request_id[request_id] = found
             elif found.digest != digest:
-                raise RequestIdReused(f"The request_id {request_id} was already used for another book; make a new one.")
+                raise RequestIdReused(str(request_id))
             made.append(found)
         self._new += new
         self._by_request_id |= by_request_id
@@ -178,7 +178,7 @@ class GroupOfWrites:
         if record is None:
             raise BookNotFound([book_id])
         if etag and etag != record.etag:
-            raise EtagMismatch(f"Book {book_id} has changed since it was read; read it again and repeat the change.")
+            raise EtagMismatch(book_id)
         return record
 
     async def _insert(self) -> None:

@@ -16,9 +16,9 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from bookstore_grpc.errors import quoted
+from bookstore_grpc.errors import Rule, quoted
 from bookstore_grpc.limits import JSON_ARRAY_MAX, JSON_VIOLATIONS_MAX
-from bookstore_grpc.rpc.validation import Violations
+from bookstore_grpc.rpc.validation import Violations, count_violation
 
 _WELL_KNOWN = "google.protobuf."
 _WHOLE_NUMBER = re.compile("-?[0-9]{1,20}")
@@ -34,7 +34,7 @@ def json_from_message(message: Message) -> bytes:
 def fill_message(message: Message, value: Any, path: str, violations: Violations) -> None:
     """Set the fields that a JSON object has; what is wrong with them is added to the violations, below `path`."""
     if not isinstance(value, dict):
-        violations.check(path or "body", "is to be a JSON object")
+        violations.add(path or "body", Rule.INVALID_TYPE, "is to be a JSON object")
         return
     fields = fields_by_spelling(message.DESCRIPTOR)
     given: set[int] = set()
@@ -43,9 +43,10 @@ def fill_message(message: Message, value: Any, path: str, violations: Violations
             return
         field = fields.get(key)
         if field is None:
-            violations.check(joined(path, key[:_SHOWN_MAX_CHARACTERS]), f"is not a field of {message.DESCRIPTOR.name}")
+            here = joined(path, key[:_SHOWN_MAX_CHARACTERS])
+            violations.add(here, Rule.UNKNOWN_FIELD, f"is not a field of {message.DESCRIPTOR.name}")
         elif field.number in given:
-            violations.check(joined(path, field.name), "is given twice, in two spellings")
+            violations.add(joined(path, field.name), Rule.DUPLICATE, "is given twice, in two spellings")
         else:
             given.add(field.number)
             if item is not None:  # null is as good as absent
@@ -60,13 +61,13 @@ def set_field(message: Message, field: FieldDescriptor, value: Any, path: str, v
             json_format.ParseDict({field.json_name: value}, message)
         except json_format.ParseError:
             kind = field.message_type or field.enum_type
-            violations.check(path, f"is no {kind.name}" if kind else "is of another type")
+            violations.add(path, Rule.INVALID_TYPE, f"is no {kind.name}" if kind else "is of another type")
     elif not field.is_repeated:
         convert(message, value, path, violations)
     elif not isinstance(value, list):
-        violations.check(path, "is to be a JSON array")
+        violations.add(path, Rule.INVALID_TYPE, "is to be a JSON array")
     elif len(value) > JSON_ARRAY_MAX:
-        violations.check(path, f"has {len(value):,} entries, more than {JSON_ARRAY_MAX:,}")
+        violations.check(path, count_violation(len(value), most=JSON_ARRAY_MAX))
     else:
         for index, item in enumerate(value):
             if len(violations) >= JSON_VIOLATIONS_MAX:
@@ -122,9 +123,9 @@ def _converter(field: FieldDescriptor) -> _Convert | None:
             else:
                 setattr(message, name, read(value))
         except _Unreadable as unreadable:
-            violations.check(path, str(unreadable))
+            violations.add(path, Rule.INVALID_TYPE, str(unreadable))
         except ValueError:  # the message's own: it is whole, and too large
-            violations.check(path, f"is {quoted(str(value))}, which does not fit into its type")
+            violations.add(path, Rule.OUT_OF_RANGE, f"is {quoted(str(value))}, which does not fit into its type")
 
     return set_scalar
 

@@ -64,8 +64,8 @@ This is the same service as over gRPC, called as the `google.api.http` options o
 * A field that has its default (empty, zero) is left out of an answer, unless it is `optional`, as `releaseYear` is.
   64-bit integers are strings.
 * Unknown fields and parameters are refused.
-* A failure of a call is a `google.rpc.Status`. Programs look at the `reason` of its `ErrorInfo`; its metadata has the
-  request id. What is no request of HTTP, or more of one than the server takes, has 400 or 431 and no body.
+* A failure of a call is a `google.rpc.Status`. Programs look at the `reason` of its `ErrorInfo`; its `RequestInfo` has
+  the id of the call. What is no request of HTTP, or more of one than the server takes, has 400 or 431 and no body.
 * The etag of a book is its `ETag` too. `If-Match` guards a change as `etag` does: a mismatch is 409 `ETAG_MISMATCH`.
 * With `If-None-Match` a book that is still the same is answered with 304 and no body.
 
@@ -78,6 +78,7 @@ This is the same service as over gRPC, called as the `google.api.http` options o
 
 _FAILURE_DETAILS = (
     error_details_pb2.ErrorInfo,
+    error_details_pb2.RequestInfo,
     error_details_pb2.BadRequest,
     error_details_pb2.ResourceInfo,
     error_details_pb2.RetryInfo,

@@ -11,7 +11,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
-from bookstore_grpc.errors import MalformedMessage
+from bookstore_grpc.errors import MalformedMessage, Rule
 from bookstore_grpc.http.bindings import Binding
 from bookstore_grpc.http.json_messages import fields_by_spelling, fill_message, is_well_known, set_field
 from bookstore_grpc.rpc.validation import Violations
@@ -97,11 +97,11 @@ class RequestDecoder:
         for name, text in parameters:
             path = self._parameters.get(name)
             if path is None:
-                violations.check(name[:100], f"is no parameter of {self._binding.method.name}")
+                violations.add(name[:100], Rule.UNKNOWN_FIELD, f"is no parameter of {self._binding.method.name}")
                 continue
             *parents, field = path
             if path in given and not field.is_repeated:
-                violations.check(_spelled(path), "is given more than once")
+                violations.add(_spelled(path), Rule.DUPLICATE, "is given more than once")
                 continue
             given.add(path)
             message = _below(request, parents)
@@ -109,7 +109,8 @@ class RequestDecoder:
                 if not text:
                     continue  # as good as none
                 if self._binding.verb == "PUT" and text != "*":
-                    violations.check(_spelled(path), "is not for PUT, which replaces everything; that is PATCH")
+                    told = "is not for PUT, which replaces everything; that is PATCH"
+                    violations.add(_spelled(path), Rule.CONFLICT, told)
                 message.ClearField(field.name)
             set_field(message, field, _parameter_value(field, text), _spelled(path), violations)
 
@@ -117,11 +118,11 @@ class RequestDecoder:
         *parents, field = path
         message = _below(request, parents)
         if not etag:
-            violations.check(_spelled(path), "is empty in If-Match, which would guard against nothing")
+            violations.add(_spelled(path), Rule.REQUIRED, "is empty in If-Match, which would guard against nothing")
         elif '"' in etag:
-            violations.check(_spelled(path), "is a list of etags in If-Match, which takes one")
+            violations.add(_spelled(path), Rule.TOO_MANY, "is a list of etags in If-Match, which takes one")
         elif getattr(message, field.name) not in ("", etag):
-            violations.check(_spelled(path), "is another one than that in If-Match")
+            violations.add(_spelled(path), Rule.CONFLICT, "is another one than that in If-Match")
         setattr(message, field.name, etag)
 
 
@@ -188,7 +189,7 @@ def _take_path_value(request: Message, path: Path, text: str, violations: Violat
     in_body = getattr(message, field.name)
     set_field(message, field, text, _spelled(path), violations)
     if in_body and in_body != getattr(message, field.name):
-        violations.check(_spelled(path), f"is {in_body} in the body and {text} in the path")
+        violations.add(_spelled(path), Rule.CONFLICT, f"is {in_body} in the body and {text} in the path")
 
 
 def _below(message: Message, parents: Sequence[FieldDescriptor]) -> Any:

@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 from bookstore.v1 import books_pb2
 
 from bookstore_grpc.dal.records import BookChanges, BookDraft, BookPage, BookRecord
-from bookstore_grpc.errors import quoted
+from bookstore_grpc.errors import Rule, quoted
 from bookstore_grpc.limits import (
     AUTHOR_MAX_CODE_POINTS,
     BATCH_MAX,
@@ -69,14 +69,15 @@ def drafts_from_batch_create_request(request: books_pb2.BatchCreateBooksRequest)
 def update_from_request(request: books_pb2.UpdateBookRequest) -> BookUpdate:
     """Decode the request of UpdateBook: the mask, or else the fields that are present, say what changes."""
     violations = Violations()
-    violations.check("book", None if request.HasField("book") else "is required")
+    if not request.HasField("book"):
+        violations.add("book", Rule.REQUIRED, "is required")
     violations.raise_if_any()
     book = request.book
     violations.check("book.id", id_violation(book.id))
     paths = list(request.update_mask.paths) or _present_fields(book)
     for path in paths:
-        known = path == "*" or path in _CHANGEABLE or path in _OUTPUT_ONLY
-        violations.check("update_mask", None if known else f"{quoted(path)} is not a field of a book")
+        if path != "*" and path not in _CHANGEABLE and path not in _OUTPUT_ONLY:
+            violations.add("update_mask", Rule.UNKNOWN_FIELD, f"{quoted(path)} is not a field of a book")
     fields = _CHANGEABLE if "*" in paths else [field for field in _CHANGEABLE if field in paths]
     changes = BookChanges(
         name=_name(book, "", violations) if "name" in fields else None,
@@ -176,7 +177,7 @@ def _draft(request: books_pb2.CreateBookRequest, *, path: str, violations: Viola
     violations.check(f"{path}request_id", malformed)
     request_id = UUID(request.request_id) if request.request_id and not malformed else None
     if not request.HasField("book"):
-        violations.check(f"{path}book", "is required")
+        violations.add(f"{path}book", Rule.REQUIRED, "is required")
         return BookDraft("", "", 0, request_id)
     return BookDraft(
         _name(request.book, path, violations),

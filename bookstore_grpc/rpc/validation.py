@@ -1,12 +1,13 @@
-"""The rules of fields, as pure functions: each answers what is wrong with a value, or None.
+"""The rules of fields, as pure functions: each answers which rule a value breaks and how, or None.
 
 The limits are the contract's; the sentences say what would be right.
 """
 
 import re
 import unicodedata
+from typing import NamedTuple
 
-from bookstore_grpc.errors import InvalidRequest, Violation
+from bookstore_grpc.errors import InvalidRequest, Rule, Violation
 from bookstore_grpc.limits import RELEASE_YEAR_MAX, RELEASE_YEAR_MIN
 
 # Unicode's White_Space property; Python's str.strip() would also take the control characters U+001C to U+001F.
@@ -16,16 +17,27 @@ _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _NIL_UUID = "00000000-0000-0000-0000-000000000000"
 
 
+class Broken(NamedTuple):
+    """A rule that a value breaks, and a sentence about it."""
+
+    rule: Rule
+    description: str
+
+
 class Violations:
     """Collects what is wrong with a request, so that the caller learns all of it at once."""
 
     def __init__(self) -> None:
         self._violations: list[Violation] = []
 
-    def check(self, field: str, description: str | None) -> None:
-        """Note a violation of `field`, unless `description` is None."""
-        if description is not None:
-            self._violations.append(Violation(field, description))
+    def check(self, field: str, broken: Broken | None) -> None:
+        """Note what rule `field` breaks, if it breaks one."""
+        if broken is not None:
+            self.add(field, *broken)
+
+    def add(self, field: str, rule: Rule, description: str) -> None:
+        """Note that `field` breaks a rule."""
+        self._violations.append(Violation(field, description, rule))
 
     def __len__(self) -> int:
         return len(self._violations)
@@ -43,48 +55,51 @@ def stored_text(text: str) -> str:
     return text.strip(_WHITE_SPACE)
 
 
-def text_violation(text: str, *, max_code_points: int) -> str | None:
+def text_violation(text: str, *, max_code_points: int) -> Broken | None:
     """Judge a text in its stored form."""
     if not text:
-        return "is required and must hold more than white space"
+        return Broken(Rule.REQUIRED, "is required and must hold more than white space")
     if len(text) > max_code_points:
-        return f"has {len(text):,} code points, more than {max_code_points:,}"
+        return Broken(Rule.TOO_LONG, f"has {len(text):,} code points, more than {max_code_points:,}")
     if found := _CONTROL_CHARACTER.search(text):
-        return f"holds the control character U+{ord(found[0]):04X} at position {found.start() + 1}"
+        where = f"U+{ord(found[0]):04X} at position {found.start() + 1}"
+        return Broken(Rule.CONTROL_CHARACTER, f"holds the control character {where}")
     return None
 
 
-def release_year_violation(year: int | None) -> str | None:
+def release_year_violation(year: int | None) -> Broken | None:
     """Judge a year; None stands for one that is absent."""
     if year is None:
-        return "is required"
+        return Broken(Rule.REQUIRED, "is required")
     if not RELEASE_YEAR_MIN <= year <= RELEASE_YEAR_MAX:
-        return f"is {year}, not between {RELEASE_YEAR_MIN} and {RELEASE_YEAR_MAX}"
+        return Broken(Rule.OUT_OF_RANGE, f"is {year}, not between {RELEASE_YEAR_MIN} and {RELEASE_YEAR_MAX}")
     return None
 
 
-def id_violation(book_id: int) -> str | None:
+def id_violation(book_id: int) -> Broken | None:
     """Judge a book's id."""
-    return None if book_id > 0 else f"is {book_id}, but ids are positive"
+    return None if book_id > 0 else Broken(Rule.OUT_OF_RANGE, f"is {book_id}, but ids are positive")
 
 
-def request_id_violation(request_id: str) -> str | None:
+def request_id_violation(request_id: str) -> Broken | None:
     """Judge a request id; the empty one stands for none."""
     if not request_id:
         return None
     if not _UUID.fullmatch(request_id):
-        return "is not a UUID such as 6f1e4c2a-58b1-4d0b-9c57-0e1f2a3b4c5d"
+        return Broken(Rule.INVALID_UUID, "is not a UUID such as 6f1e4c2a-58b1-4d0b-9c57-0e1f2a3b4c5d")
     # AIP-155: what an uninitialized variable holds would make every create the same one.
-    return "is the nil UUID; make a random one for each book" if request_id == _NIL_UUID else None
+    if request_id == _NIL_UUID:
+        return Broken(Rule.INVALID_UUID, "is the nil UUID; make a random one for each book")
+    return None
 
 
-def count_violation(count: int, *, most: int) -> str | None:
+def count_violation(count: int, *, most: int) -> Broken | None:
     """Judge how many entries a batch has."""
     if count == 0:
-        return "is required and must not be empty"
-    return f"has {count:,} entries, more than {most:,}" if count > most else None
+        return Broken(Rule.REQUIRED, "is required and must not be empty")
+    return Broken(Rule.TOO_MANY, f"has {count:,} entries, more than {most:,}") if count > most else None
 
 
-def page_size_violation(page_size: int) -> str | None:
+def page_size_violation(page_size: int) -> Broken | None:
     """Judge a page size; 0 stands for the default."""
-    return f"is {page_size}, but must not be negative" if page_size < 0 else None
+    return Broken(Rule.OUT_OF_RANGE, f"is {page_size}, but must not be negative") if page_size < 0 else None

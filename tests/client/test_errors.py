@@ -26,6 +26,7 @@ from bookstore_grpc.errors import (
     RequestIdReused,
     RequestTooLarge,
     ResourceExhausted,
+    Rule,
     Unauthenticated,
     Unavailable,
 )
@@ -116,6 +117,48 @@ async def test_every_violation_is_told_with_its_field(client: BookstoreClient) -
         "book.release_year",
     ]
     assert all(violation.description for violation in raised.value.violations)
+
+
+async def test_each_violation_has_its_rule(client: BookstoreClient) -> None:
+    with pytest.raises(InvalidRequest) as raised:
+        await create_invalid(client)
+    assert [violation.reason for violation in raised.value.violations] == [
+        Rule.REQUIRED,
+        Rule.CONTROL_CHARACTER,
+        Rule.OUT_OF_RANGE,
+    ]
+    for filter, rule in (("price > 3", Rule.UNKNOWN_FIELD), ("id = x", Rule.INVALID_TYPE)):
+        with pytest.raises(InvalidFilter) as raised_by_filter:
+            await client.list_page(filter=filter)
+        assert [violation.reason for violation in raised_by_filter.value.violations] == [rule]
+
+
+async def test_what_did_not_fit_into_the_answer_is_counted(client: BookstoreClient) -> None:
+    book = await client.create_book(name="N", author="A", release_year=1)
+    with pytest.raises(InvalidRequest) as few:
+        await create_invalid(client)
+    with pytest.raises(InvalidRequest) as many:
+        await client.create_books([type(book)(name="N", author="A")] * 900)
+    with pytest.raises(BookNotFound) as missing:
+        await client.get_books([book.id, *range(LATER, LATER + 900)])
+
+    assert few.value.omitted_count == 0
+    assert len(many.value.violations) + many.value.omitted_count == 900
+    assert len(missing.value.ids) + missing.value.omitted_count == 900
+    assert missing.value.ids[0] == LATER
+
+
+async def test_an_etag_that_is_not_current_and_an_id_that_came_before_are_told(client: BookstoreClient) -> None:
+    book = await client.create_book(name="N", author="A", release_year=1)
+    with pytest.raises(EtagMismatch) as mismatch:
+        await client.delete_book(book.id, etag="stale")
+    with pytest.raises(RequestIdReused) as reused:
+        await reuse_a_request_id(client)
+
+    assert mismatch.value.book_id == book.id
+    assert reused.value.metadata == {"create_request_id": reused.value.create_request_id}
+    assert reused.value.create_request_id in reused.value.message
+    assert reused.value.request_id != reused.value.create_request_id
 
 
 async def test_violations_of_a_batch_name_its_entries(client: BookstoreClient) -> None:

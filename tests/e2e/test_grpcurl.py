@@ -95,11 +95,11 @@ def test_an_error_is_shown_with_its_details(grpcurl: Grpcurl) -> None:
 
     assert done.returncode != 0
     status = json.loads(done.stderr)
-    info, bad_request = status["details"]
+    info, request_info, bad_request = status["details"]
     assert status["code"] == 3
     assert info["@type"] == "type.googleapis.com/google.rpc.ErrorInfo"
     assert (info["reason"], info["domain"]) == ("INVALID_FIELD", "bookstore.v1")
-    assert info["metadata"] == {"request_id": "from-grpcurl"}
+    assert request_info["request_id"] == "from-grpcurl"
     assert [violation["field"] for violation in bad_request["field_violations"]] == [
         "book.name",
         "book.author",

@@ -21,7 +21,9 @@ ADDRESS = "127.0.0.1:50051"
 HTTP_ADDRESS = "127.0.0.1:8080"
 
 # What differs from run to run.
-_VARYING = re.compile(r'\d{4}-\d\d-\d\dT[\d:.]+Z|(?<="etag": ")[^"]+|(?<="etag":")[^"]+|(?<="request_id":")[^"]+')
+_VARYING = re.compile(
+    r'\d{4}-\d\d-\d\dT[\d:.]+Z|(?<="etag": ")[^"]+|(?<="etag":")[^"]+|(?<="request_id":")[^"]+|(?<="requestId":")[^"]+'
+)
 
 
 @pytest.fixture

@@ -102,9 +102,9 @@ async def test_a_page_creates_reads_lists_and_learns_what_is_wrong(
     assert result["listed"]["books"] == [created]
     invalid = result["invalid"]
     assert (invalid["code"], invalid["requestId"]) == ("InvalidArgument", "from-a-page")
-    info, bad_request = invalid["details"]
+    info, request_info, bad_request = invalid["details"]
     assert (info["reason"], info["domain"]) == ("INVALID_FIELD", "bookstore.v1")
-    assert info["metadata"]["request_id"] == "from-a-page"
+    assert request_info["requestId"] == "from-a-page"
     assert [each["field"] for each in bad_request["fieldViolations"]] == ["book.name", "book.release_year"]
 
 

@@ -141,9 +141,9 @@ def test_a_callers_request_id_stays_and_one_is_made_where_there_is_none(edge: Ed
     for chosen in ("mine.1", "6f1e4c2a-58b1-4d0b-9c57-0e1f2a3b4c5d"):
         answer = get(edge, "/v1/books/9223372036854775807", x_request_id=chosen)
         assert answer.headers[REQUEST_ID_KEY] == chosen
-        assert answer.json["details"][0]["metadata"]["request_id"] == chosen
+        assert answer.json["details"][1]["requestId"] == chosen
     answer = get(edge, "/v1/books/9223372036854775807")
-    assert answer.json["details"][0]["metadata"]["request_id"] == answer.headers[REQUEST_ID_KEY]
+    assert answer.json["details"][1]["requestId"] == answer.headers[REQUEST_ID_KEY]
 
 
 def test_envoy_tells_nothing_of_itself(edge: Edge) -> None:

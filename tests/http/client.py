@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 from google.protobuf import json_format
 from google.rpc import error_details_pb2, status_pb2
 
+from bookstore_grpc.errors import Rule
+
 _SECONDS = 30
 
 JSON = {"Content-Type": "application/json"}
@@ -79,6 +81,7 @@ class HttpRefusal(NamedTuple):
     reason: str
     metadata: dict[str, str]
     violations: dict[str, str]
+    rules: dict[str, str]
     details: list[str]
     headers: Mapping[str, str]
 
@@ -91,15 +94,17 @@ def refusal_from_answer(answer: Answer) -> HttpRefusal:
     status = json_format.Parse(answer.body, status_pb2.Status())
     info = error_details_pb2.ErrorInfo()
     bad_request = error_details_pb2.BadRequest()
+    request = error_details_pb2.RequestInfo()
     for detail in status.details:
-        assert detail.Unpack(info) or detail.Unpack(bad_request) or detail.type_url
+        assert detail.Unpack(info) or detail.Unpack(bad_request) or detail.Unpack(request) or detail.type_url
     assert info.domain == "bookstore.v1"
-    assert info.metadata["request_id"] == answer.headers["x-request-id"]
+    assert request.request_id == answer.headers["x-request-id"]
     violations: dict[str, str] = {}
+    rules: dict[str, str] = {}
     for each in bad_request.field_violations:
         assert each.field not in violations, "told twice"
         violations[each.field] = each.description
-    details = [_text_without_request_id(detail) for detail in status.details]
+        rules[each.field] = Rule(each.reason)
     return HttpRefusal(
         answer.status,
         status.code,
@@ -107,26 +112,19 @@ def refusal_from_answer(answer: Answer) -> HttpRefusal:
         info.reason,
         dict(info.metadata),
         violations,
-        details,
+        rules,
+        details_of(status),
         answer.headers,
     )
 
 
 def details_of(status: status_pb2.Status) -> list[str]:
     """Answer the details as texts that can be compared, without the request id."""
-    return [_text_without_request_id(detail) for detail in status.details]
+    return [f"{detail}" for detail in status.details if not detail.Unpack(error_details_pb2.RequestInfo())]
 
 
 async def refused(address: str, verb: str, path: str, body: Any = None, **options: Any) -> HttpRefusal:
     return refusal_from_answer(await ask(address, verb, path, body, **options))
-
-
-def _text_without_request_id(detail: Any) -> str:
-    info = error_details_pb2.ErrorInfo()
-    if detail.Unpack(info):
-        del info.metadata["request_id"]
-        return f"{info}"
-    return f"{detail}"
 
 
 class Wire:

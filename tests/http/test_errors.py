@@ -12,7 +12,7 @@ import pytest
 from bookstore.v1 import books_pb2
 from google.rpc import code_pb2, status_pb2
 
-from bookstore_grpc.errors import DatabaseUnavailable, DeadlineExceeded, ResourceExhausted
+from bookstore_grpc.errors import DatabaseUnavailable, DeadlineExceeded, ResourceExhausted, Rule
 from bookstore_grpc.http.answers import STATUSES
 from bookstore_grpc.rpc.servicer import BookServicer
 from tests.conftest import LogLines
@@ -24,6 +24,7 @@ from tests.rpc.test_internal_defects import DEFECTS, SECRET, DefectiveServicer, 
 
 REUSED = "6f1e4c2a-58b1-4d0b-9c57-0e1f2a3b4c5d"
 TOO_MANY = [0, *range(1, 1_001)]
+NAME_AND_YEAR = "book.name", "book.release_year"
 
 Call = Callable[[Stub], Awaitable[Any]]
 
@@ -289,7 +290,7 @@ async def test_a_defect_is_a_bare_500_and_is_logged_under_the_request_id(
     refusal = refusal_from_answer(answer)
     assert (refusal.status, refusal.code, refusal.reason) == (500, code_pb2.INTERNAL, "INTERNAL")
     assert refusal.message == "An internal error occurred."
-    assert refusal.metadata == {"request_id": "the-call"}
+    assert (refusal.metadata, refusal.headers["x-request-id"]) == ({}, "the-call")
     assert SECRET not in repr(answer)
     assert defect.__name__ not in repr(answer)
     (line,) = [line for line in log_lines() if line["level"] == "error"]
@@ -350,3 +351,31 @@ async def test_more_violations_than_fit_are_cut_over_http_too(address: str) -> N
     assert refusal.status == 400
     assert 10 < len(refusal.violations) < 500
     assert "and 4999 more" in refusal.message
+    assert int(refusal.metadata["omitted_count"]) == 5_000 - len(refusal.violations)
+
+
+@pytest.mark.parametrize(
+    ("verb", "path", "body", "headers", "rules"),
+    [
+        ("POST", "/v1/books", [], {}, {"book": Rule.INVALID_TYPE}),
+        ("POST", "/v1/books", {"isbn": 1}, {}, {"book.isbn": Rule.UNKNOWN_FIELD}),
+        ("POST", "/v1/books", {"name": 1, "releaseYear": "x"}, {}, dict.fromkeys(NAME_AND_YEAR, Rule.INVALID_TYPE)),
+        ("POST", "/v1/books", {"releaseYear": 2**40}, {}, {"book.release_year": Rule.OUT_OF_RANGE}),
+        ("POST", "/v1/books", {"releaseYear": 1, "release_year": 2}, {}, {"book.release_year": Rule.DUPLICATE}),
+        ("POST", "/v1/books:batchCreate", {"requests": {}}, {}, {"requests": Rule.INVALID_TYPE}),
+        ("POST", "/v1/books:batchCreate", {"requests": [{}] * 10_001}, {}, {"requests": Rule.TOO_MANY}),
+        ("GET", "/v1/books?x=1", None, {}, {"x": Rule.UNKNOWN_FIELD}),
+        ("GET", "/v1/books?pageSize=1&page_size=2", None, {}, {"page_size": Rule.DUPLICATE}),
+        ("PATCH", "/v1/books/1?updateMask=a__b", {}, {}, {"update_mask": Rule.INVALID_TYPE}),
+        ("PUT", "/v1/books/1?updateMask=name", {}, {}, {"update_mask": Rule.CONFLICT}),
+        ("PATCH", "/v1/books/1", {"id": 2}, {}, {"book.id": Rule.CONFLICT}),
+        ("PATCH", "/v1/books/1", {"etag": "a"}, {"if_match": '"b"'}, {"book.etag": Rule.CONFLICT}),
+        ("DELETE", "/v1/books/1", None, {"if_match": '""'}, {"etag": Rule.REQUIRED}),
+        ("DELETE", "/v1/books/1", None, {"if_match": '"a", "b"'}, {"etag": Rule.TOO_MANY}),
+    ],
+)
+async def test_each_violation_has_the_rule_as_a_constant(
+    address: str, verb: str, path: str, body: Any, headers: dict[str, str], rules: dict[str, Rule]
+) -> None:
+    refusal = await refused(address, verb, path, body, **headers)
+    assert (refusal.reason, refusal.rules) == ("INVALID_FIELD", rules)

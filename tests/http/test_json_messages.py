@@ -60,7 +60,7 @@ def read(kind: type[Message], value: Any) -> Message:
 def violations_of(value: Any, kind: type[Message] = books_pb2.BatchCreateBooksRequest) -> dict[str, str]:
     with pytest.raises(InvalidRequest) as caught:
         read(kind, value)
-    found = dict(caught.value.violations)
+    found = {violation.field: violation.description for violation in caught.value.violations}
     assert len(found) == len(caught.value.violations), "a field is told of twice"
     return found
 

@@ -42,7 +42,7 @@ def violations_of(name: str, *path_values: str, **parts: Any) -> dict[str, str]:
     with pytest.raises(InvalidRequest) as caught:
         decode(name, *path_values, **parts)
     assert not isinstance(caught.value, MalformedMessage)
-    return dict(caught.value.violations)
+    return {violation.field: violation.description for violation in caught.value.violations}
 
 
 def update(mask: list[str], **book: Any) -> books_pb2.UpdateBookRequest:

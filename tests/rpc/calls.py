@@ -1,13 +1,17 @@
 """How these tests speak to the service: books made in one line, pages walked, refusals read back."""
 
+from base64 import b64encode
 from collections.abc import Awaitable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import quote
 
 import grpc
 import pytest
 from bookstore.v1 import books_pb2
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.rpc import error_details_pb2, status_pb2
+
+from bookstore_grpc.errors import Rule
 
 if TYPE_CHECKING:
     from bookstore.v1.books_pb2_grpc import BookServiceAsyncStub as Stub
@@ -27,6 +31,7 @@ __all__ = [
     "list_page",
     "refusal",
     "refusal_from_error",
+    "size_in_headers",
     "update",
     "walk",
 ]
@@ -34,6 +39,10 @@ __all__ = [
 HEALTH = "/grpc.health.v1.Health/Check"
 DETAILS_KEY = "grpc-status-details-bin"
 REQUEST_ID_KEY = "x-request-id"
+
+# What gRPC does not escape in a message; and the whole of nginx's default buffer.
+UNESCAPED = "".join(chr(code) for code in range(0x20, 0x7F)).replace("%", "")
+HEADERS_MAX_BYTES = 4_096
 
 
 def book(
@@ -98,6 +107,16 @@ async def books_of(stub: Stub, **fields: Any) -> list[books_pb2.Book]:
     return [each for page in await walk(stub, **fields) for each in page]
 
 
+def size_in_headers(error: grpc.aio.AioRpcError) -> int:
+    """Count what a failure takes in HTTP/2 headers, each with 32 bytes of overhead (RFC 9113, 6.5.2)."""
+    status = ("grpc-status", str(error.code().value[0]))
+    message = ("grpc-message", quote(error.details() or "", safe=UNESCAPED))
+    headers = [(":status", "200"), ("content-type", "application/grpc"), status, message]
+    for key, value in error.trailing_metadata() or ():
+        headers.append((key, value if isinstance(value, str) else b64encode(value).decode()))
+    return sum(len(key) + len(value) + 32 for key, value in headers)
+
+
 class Refusal(NamedTuple):
     """A failing status with its details, unpacked."""
 
@@ -106,6 +125,7 @@ class Refusal(NamedTuple):
     reason: str
     metadata: dict[str, str]
     violations: dict[str, str]
+    rules: dict[str, str]
     resources: list[str]
     retry_seconds: float | None
     trailing: dict[str, str | bytes]
@@ -127,33 +147,42 @@ def refusal_from_error(error: grpc.aio.AioRpcError) -> Refusal:
     assert (status.code, status.message) == (error.code().value[0], message)
     info: list[error_details_pb2.ErrorInfo] = []
     violations: dict[str, str] = {}
+    rules: dict[str, str] = {}
     resources: list[str] = []
+    request_ids: list[str] = []
     retry_seconds = None
     for detail in status.details:
         bad_request = error_details_pb2.BadRequest()
         resource = error_details_pb2.ResourceInfo()
         retry = error_details_pb2.RetryInfo()
+        request = error_details_pb2.RequestInfo()
         error_info = error_details_pb2.ErrorInfo()
         if detail.Unpack(error_info):
             info.append(error_info)
         elif detail.Unpack(bad_request):
             violations |= {each.field: each.description for each in bad_request.field_violations}
+            rules |= {each.field: Rule(each.reason) for each in bad_request.field_violations}
         elif detail.Unpack(resource):
             assert resource.resource_type == "bookstore.v1.Book"
             resources.append(resource.resource_name)
+        elif detail.Unpack(request):
+            request_ids.append(request.request_id)
         elif detail.Unpack(retry):
             retry_seconds = retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9
         else:
             pytest.fail(f"unexpected detail {detail.type_url}")
     (error_info,) = info
     assert error_info.domain == "bookstore.v1"
-    assert error_info.metadata["request_id"] == trailing[REQUEST_ID_KEY]
+    assert request_ids == [trailing[REQUEST_ID_KEY]]
+    assert "request_id" not in error_info.metadata
+    assert size_in_headers(error) < HEADERS_MAX_BYTES
     return Refusal(
         error.code(),
         message,
         error_info.reason,
         dict(error_info.metadata),
         violations,
+        rules,
         resources,
         retry_seconds,
         trailing,

@@ -60,7 +60,7 @@ async def test_an_error_that_is_never_for_callers_leaves_as_a_bare_internal() ->
 
 
 async def test_details_of_a_great_many_long_violations_still_reach_the_caller() -> None:
-    violations = [errors.Violation(f"field{number}", "é" * 300) for number in range(100)]
+    violations = [errors.Violation(f"field{number}", "é" * 300, errors.Rule.TOO_LONG) for number in range(100)]
     async with stub_of(RefusingServicer(errors.InvalidRequest(violations))) as stub:
         refused = await refusal(get(stub, 1))
     assert refused.code is grpc.StatusCode.INVALID_ARGUMENT

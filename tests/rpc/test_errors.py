@@ -1,10 +1,14 @@
 import asyncio
+from collections.abc import Awaitable
+from typing import Any
+from uuid import UUID
 
 import grpc
 import pytest
 from bookstore.v1 import books_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
+from bookstore_grpc.errors import Rule
 from tests.rpc.calls import Stub, book, books_of, create, delete, get, list_page, refusal, refusal_from_error, update
 
 SERVICE = "/bookstore.v1.BookService"
@@ -26,6 +30,61 @@ async def test_every_failure_says_why_in_a_sentence_with_details(stub: Stub) -> 
         assert refused.message.endswith(".")
         assert refused.retry_seconds is None
         assert (reason.startswith("INVALID")) == bool(refused.violations)
+
+
+async def test_each_violation_has_the_rule_as_a_constant(stub: Stub) -> None:
+    made = await create(stub)
+    calls: dict[Awaitable[Any], dict[str, Rule]] = {
+        create(stub, "", "x" * 1_001, None, request_id="7"): {
+            "request_id": Rule.INVALID_UUID,
+            "book.name": Rule.REQUIRED,
+            "book.author": Rule.TOO_LONG,
+            "book.release_year": Rule.REQUIRED,
+        },
+        create(stub, "\0", "A", 10_000, request_id=str(UUID(int=0))): {
+            "request_id": Rule.INVALID_UUID,
+            "book.name": Rule.CONTROL_CHARACTER,
+            "book.release_year": Rule.OUT_OF_RANGE,
+        },
+        stub.CreateBook(books_pb2.CreateBookRequest()): {"book": Rule.REQUIRED},
+        stub.UpdateBook(books_pb2.UpdateBookRequest()): {"book": Rule.REQUIRED},
+        update(stub, made.id, mask=["isbn"]): {"update_mask": Rule.UNKNOWN_FIELD},
+        get(stub, -1): {"id": Rule.OUT_OF_RANGE},
+        stub.BatchGetBooks(books_pb2.BatchGetBooksRequest()): {"ids": Rule.REQUIRED},
+        stub.BatchGetBooks(books_pb2.BatchGetBooksRequest(ids=[1] * 1_001)): {"ids": Rule.TOO_MANY},
+        list_page(stub, page_size=-1): {"page_size": Rule.OUT_OF_RANGE},
+        list_page(stub, page_token="x"): {"page_token": Rule.INVALID_TOKEN},
+        list_page(stub, order_by="price"): {"order_by": Rule.UNKNOWN_FIELD},
+        list_page(stub, order_by="id down"): {"order_by": Rule.INVALID_SYNTAX},
+        list_page(stub, order_by="name, name"): {"order_by": Rule.DUPLICATE},
+        list_page(stub, filter="("): {"filter": Rule.INVALID_SYNTAX},
+        list_page(stub, filter="name = 'x"): {"filter": Rule.INVALID_SYNTAX},
+        list_page(stub, filter="price > 3"): {"filter": Rule.UNKNOWN_FIELD},
+        list_page(stub, filter="id:3"): {"filter": Rule.INVALID_OPERATOR},
+        list_page(stub, filter="id = x"): {"filter": Rule.INVALID_TYPE},
+        list_page(stub, filter="create_time > x"): {"filter": Rule.INVALID_TYPE},
+        list_page(stub, filter="release_year = 99999999999"): {"filter": Rule.OUT_OF_RANGE},
+        list_page(stub, filter="'\x07'"): {"filter": Rule.CONTROL_CHARACTER},
+        list_page(stub, filter="x" * 2_001): {"filter": Rule.TOO_LONG},
+        list_page(stub, filter="x " * 101): {"filter": Rule.TOO_MANY},
+        list_page(stub, filter="(" * 21 + "x" + ")" * 21): {"filter": Rule.TOO_MANY},
+    }
+    for call, rules in calls.items():
+        assert (await refusal(call)).rules == rules
+
+
+async def test_the_id_of_a_create_that_came_before_is_told_apart_from_that_of_the_call(stub: Stub) -> None:
+    create_request_id = "6f1e4c2a-58b1-4d0b-9c57-0e1f2a3b4c5d"
+    await create(stub, request_id=create_request_id)
+    refused = await refusal(create(stub, "Other", request_id=create_request_id.upper()))
+    assert (refused.reason, refused.metadata) == ("REQUEST_ID_REUSED", {"create_request_id": create_request_id})
+
+
+async def test_an_etag_that_is_not_current_names_the_book(stub: Stub) -> None:
+    made = await create(stub)
+    for call in (delete(stub, made.id, etag="x"), update(stub, made.id, etag="x", name="Other")):
+        refused = await refusal(call)
+        assert (refused.reason, refused.resources) == ("ETAG_MISMATCH", [f"books/{made.id}"])
 
 
 async def test_the_message_of_one_violation_names_field_and_rule(stub: Stub) -> None:

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from bookstore_grpc.errors import InvalidRequest, Violation
+from bookstore_grpc.errors import InvalidRequest, Rule, Violation
 from bookstore_grpc.rpc.validation import (
+    Broken,
     Violations,
     count_violation,
     id_violation,
@@ -89,8 +90,11 @@ def test_violations_are_raised_all_together_and_only_if_there_are_any() -> None:
     violations = Violations()
     violations.check("a", None)
     violations.raise_if_any()
-    violations.check("b", "is wrong")
-    violations.check("c", "is wrong too")
+    violations.check("b", Broken(Rule.TOO_LONG, "is wrong"))
+    violations.add("c", Rule.REQUIRED, "is wrong too")
     with pytest.raises(InvalidRequest) as caught:
         violations.raise_if_any()
-    assert caught.value.violations == (Violation("b", "is wrong"), Violation("c", "is wrong too"))
+    assert caught.value.violations == (
+        Violation("b", "is wrong", Rule.TOO_LONG),
+        Violation("c", "is wrong too", Rule.REQUIRED),
+    )

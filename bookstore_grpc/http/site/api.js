@@ -17,7 +17,7 @@ export class Failure extends Error {
     this.reason = reason;
     this.metadata = metadata;
     this.violations = detail("BadRequest").fieldViolations ?? [];
-    this.requestId = metadata.request_id ?? requestId;
+    this.requestId = detail("RequestInfo").requestId ?? requestId;
     this.retrySeconds = Number(retryAfter) || 1;
     if (metadata.scope && !this.message.includes(metadata.scope))
       this.message += ` It needs the scope ${metadata.scope}.`;

@@ -8,11 +8,18 @@ Rules that hold for every RPC:
 * Text is stored in Unicode normal form C, without white space at its ends. Limits count code points
   after that. Text that is then empty, or that holds a control character (category Cc), is refused.
 * Every status of the service that is not OK carries a `google.rpc.ErrorInfo` with the domain
-  `bookstore.v1`, a reason, and the call's `request_id` in its metadata. The reasons are listed at each RPC;
-  any RPC may besides end with UNAVAILABLE (`DATABASE_UNAVAILABLE` or `SERVER_DRAINING`, with
+  `bookstore.v1` and a reason, and a `google.rpc.RequestInfo` with the id of the call. The reasons are listed at each
+  RPC; any RPC may besides end with UNAVAILABLE (`DATABASE_UNAVAILABLE` or `SERVER_DRAINING`, with
   `google.rpc.RetryInfo`), DEADLINE_EXCEEDED (`DEADLINE_EXCEEDED`), INTERNAL (`INTERNAL`), INVALID_ARGUMENT
   (`MALFORMED_MESSAGE`: the bytes are no such request), UNIMPLEMENTED (`METHOD_UNKNOWN`) or, beyond a limit of
   calls, RESOURCE_EXHAUSTED (`TOO_MANY_REQUESTS`, with the `limit`, and `google.rpc.RetryInfo`).
+* Each violation in a `google.rpc.BadRequest` has a reason of its own: `REQUIRED` (absent or empty), `TOO_LONG`,
+  `TOO_MANY`, `OUT_OF_RANGE`, `CONTROL_CHARACTER`, `INVALID_TYPE`, `INVALID_UUID`, `INVALID_SYNTAX`,
+  `INVALID_OPERATOR` (one that is not for this field), `INVALID_TOKEN` (of a page), `UNKNOWN_FIELD`, `DUPLICATE` or
+  `CONFLICT` (with another part of the request). There may be more of them one day.
+* A status and its details take less than 4 KiB of headers. Where a list of violations or of missing books does not fit
+  in, the first ones are there, and the `omitted_count` in the metadata of the `ErrorInfo` says how many are not. Of a
+  long text the middle may be missing, with a `…` in its place.
 * A server may ask who calls. It then answers UNAUTHENTICATED (`TOKEN_MISSING`, `TOKEN_INVALID`) where it is not
   told by `authorization: Bearer TOKEN` or a certificate, and PERMISSION_DENIED (`SCOPE_MISSING`, with the
   `scope`) to a caller without `books.read` (GetBook, ListBooks, BatchGetBooks) or `books.write` (the others).

@@ -83,7 +83,8 @@ class BookServiceServicer:
         With a `request_id` a retry is safe: the same id never makes a second book.
 
         INVALID_ARGUMENT `INVALID_FIELD`: a field breaks its rule; `BadRequest` lists every violation.
-        ALREADY_EXISTS `REQUEST_ID_REUSED`: the `request_id` has made another book.
+        ALREADY_EXISTS `REQUEST_ID_REUSED`: the `request_id` has made another book; the metadata has it as
+        `create_request_id`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -122,7 +123,7 @@ class BookServiceServicer:
 
         INVALID_ARGUMENT `INVALID_FIELD`: a field breaks its rule, or the mask names an unknown field.
         NOT_FOUND `BOOK_NOT_FOUND`: there is no such book.
-        ABORTED `ETAG_MISMATCH`: `book.etag` is set and is not the current one.
+        ABORTED `ETAG_MISMATCH`: `book.etag` is set and is not the current one; `ResourceInfo` names the book.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -133,7 +134,7 @@ class BookServiceServicer:
 
         INVALID_ARGUMENT `INVALID_FIELD`: the id is not positive.
         NOT_FOUND `BOOK_NOT_FOUND`: there is no such book.
-        ABORTED `ETAG_MISMATCH`: `etag` is set and is not the current one.
+        ABORTED `ETAG_MISMATCH`: `etag` is set and is not the current one; `ResourceInfo` names the book.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -154,7 +155,8 @@ class BookServiceServicer:
 
         INVALID_ARGUMENT `INVALID_FIELD`: no requests, more than 1,000, or a field that breaks its rule, named
         by its path (`requests[3].book.author`); `BadRequest` lists as many violations as fit into the details.
-        ALREADY_EXISTS `REQUEST_ID_REUSED`: a `request_id` has made another book.
+        ALREADY_EXISTS `REQUEST_ID_REUSED`: a `request_id` has made another book; the metadata has it as
+        `create_request_id`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -8,11 +8,18 @@ Rules that hold for every RPC:
 * Text is stored in Unicode normal form C, without white space at its ends. Limits count code points
   after that. Text that is then empty, or that holds a control character (category Cc), is refused.
 * Every status of the service that is not OK carries a `google.rpc.ErrorInfo` with the domain
-  `bookstore.v1`, a reason, and the call's `request_id` in its metadata. The reasons are listed at each RPC;
-  any RPC may besides end with UNAVAILABLE (`DATABASE_UNAVAILABLE` or `SERVER_DRAINING`, with
+  `bookstore.v1` and a reason, and a `google.rpc.RequestInfo` with the id of the call. The reasons are listed at each
+  RPC; any RPC may besides end with UNAVAILABLE (`DATABASE_UNAVAILABLE` or `SERVER_DRAINING`, with
   `google.rpc.RetryInfo`), DEADLINE_EXCEEDED (`DEADLINE_EXCEEDED`), INTERNAL (`INTERNAL`), INVALID_ARGUMENT
   (`MALFORMED_MESSAGE`: the bytes are no such request), UNIMPLEMENTED (`METHOD_UNKNOWN`) or, beyond a limit of
   calls, RESOURCE_EXHAUSTED (`TOO_MANY_REQUESTS`, with the `limit`, and `google.rpc.RetryInfo`).
+* Each violation in a `google.rpc.BadRequest` has a reason of its own: `REQUIRED` (absent or empty), `TOO_LONG`,
+  `TOO_MANY`, `OUT_OF_RANGE`, `CONTROL_CHARACTER`, `INVALID_TYPE`, `INVALID_UUID`, `INVALID_SYNTAX`,
+  `INVALID_OPERATOR` (one that is not for this field), `INVALID_TOKEN` (of a page), `UNKNOWN_FIELD`, `DUPLICATE` or
+  `CONFLICT` (with another part of the request). There may be more of them one day.
+* A status and its details take less than 4 KiB of headers. Where a list of violations or of missing books does not fit
+  in, the first ones are there, and the `omitted_count` in the metadata of the `ErrorInfo` says how many are not. Of a
+  long text the middle may be missing, with a `…` in its place.
 * A server may ask who calls. It then answers UNAUTHENTICATED (`TOKEN_MISSING`, `TOKEN_INVALID`) where it is not
   told by `authorization: Bearer TOKEN` or a certificate, and PERMISSION_DENIED (`SCOPE_MISSING`, with the
   `scope`) to a caller without `books.read` (GetBook, ListBooks, BatchGetBooks) or `books.write` (the others).
@@ -68,7 +75,8 @@ class BookServiceStub:
     With a `request_id` a retry is safe: the same id never makes a second book.
 
     INVALID_ARGUMENT `INVALID_FIELD`: a field breaks its rule; `BadRequest` lists every violation.
-    ALREADY_EXISTS `REQUEST_ID_REUSED`: the `request_id` has made another book.
+    ALREADY_EXISTS `REQUEST_ID_REUSED`: the `request_id` has made another book; the metadata has it as
+    `create_request_id`.
     """
     GetBook: _grpc.UnaryUnaryMultiCallable[_books_pb2.GetBookRequest, _books_pb2.Book]
     """Answers one book.
@@ -95,14 +103,14 @@ class BookServiceStub:
 
     INVALID_ARGUMENT `INVALID_FIELD`: a field breaks its rule, or the mask names an unknown field.
     NOT_FOUND `BOOK_NOT_FOUND`: there is no such book.
-    ABORTED `ETAG_MISMATCH`: `book.etag` is set and is not the current one.
+    ABORTED `ETAG_MISMATCH`: `book.etag` is set and is not the current one; `ResourceInfo` names the book.
     """
     DeleteBook: _grpc.UnaryUnaryMultiCallable[_books_pb2.DeleteBookRequest, _empty_pb2.Empty]
     """Deletes a book. Its id is not given again.
 
     INVALID_ARGUMENT `INVALID_FIELD`: the id is not positive.
     NOT_FOUND `BOOK_NOT_FOUND`: there is no such book.
-    ABORTED `ETAG_MISMATCH`: `etag` is set and is not the current one.
+    ABORTED `ETAG_MISMATCH`: `etag` is set and is not the current one; `ResourceInfo` names the book.
     """
     BatchGetBooks: _grpc.UnaryUnaryMultiCallable[_books_pb2.BatchGetBooksRequest, _books_pb2.BatchGetBooksResponse]
     """Answers several books, in the order in which their ids are given.
@@ -115,7 +123,8 @@ class BookServiceStub:
 
     INVALID_ARGUMENT `INVALID_FIELD`: no requests, more than 1,000, or a field that breaks its rule, named
     by its path (`requests[3].book.author`); `BadRequest` lists as many violations as fit into the details.
-    ALREADY_EXISTS `REQUEST_ID_REUSED`: a `request_id` has made another book.
+    ALREADY_EXISTS `REQUEST_ID_REUSED`: a `request_id` has made another book; the metadata has it as
+    `create_request_id`.
     """
 
 @_typing.type_check_only
@@ -129,7 +138,8 @@ class BookServiceAsyncStub(BookServiceStub):
     With a `request_id` a retry is safe: the same id never makes a second book.
 
     INVALID_ARGUMENT `INVALID_FIELD`: a field breaks its rule; `BadRequest` lists every violation.
-    ALREADY_EXISTS `REQUEST_ID_REUSED`: the `request_id` has made another book.
+    ALREADY_EXISTS `REQUEST_ID_REUSED`: the `request_id` has made another book; the metadata has it as
+    `create_request_id`.
     """
     GetBook: _aio.UnaryUnaryMultiCallable[_books_pb2.GetBookRequest, _books_pb2.Book]  # type: ignore[assignment]
     """Answers one book.
@@ -156,14 +166,14 @@ class BookServiceAsyncStub(BookServiceStub):
 
     INVALID_ARGUMENT `INVALID_FIELD`: a field breaks its rule, or the mask names an unknown field.
     NOT_FOUND `BOOK_NOT_FOUND`: there is no such book.
-    ABORTED `ETAG_MISMATCH`: `book.etag` is set and is not the current one.
+    ABORTED `ETAG_MISMATCH`: `book.etag` is set and is not the current one; `ResourceInfo` names the book.
     """
     DeleteBook: _aio.UnaryUnaryMultiCallable[_books_pb2.DeleteBookRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Deletes a book. Its id is not given again.
 
     INVALID_ARGUMENT `INVALID_FIELD`: the id is not positive.
     NOT_FOUND `BOOK_NOT_FOUND`: there is no such book.
-    ABORTED `ETAG_MISMATCH`: `etag` is set and is not the current one.
+    ABORTED `ETAG_MISMATCH`: `etag` is set and is not the current one; `ResourceInfo` names the book.
     """
     BatchGetBooks: _aio.UnaryUnaryMultiCallable[_books_pb2.BatchGetBooksRequest, _books_pb2.BatchGetBooksResponse]  # type: ignore[assignment]
     """Answers several books, in the order in which their ids are given.
@@ -176,7 +186,8 @@ class BookServiceAsyncStub(BookServiceStub):
 
     INVALID_ARGUMENT `INVALID_FIELD`: no requests, more than 1,000, or a field that breaks its rule, named
     by its path (`requests[3].book.author`); `BadRequest` lists as many violations as fit into the details.
-    ALREADY_EXISTS `REQUEST_ID_REUSED`: a `request_id` has made another book.
+    ALREADY_EXISTS `REQUEST_ID_REUSED`: a `request_id` has made another book; the metadata has it as
+    `create_request_id`.
     """
 
 class BookServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -193,7 +204,8 @@ class BookServiceServicer(metaclass=_abc_1.ABCMeta):
         With a `request_id` a retry is safe: the same id never makes a second book.
 
         INVALID_ARGUMENT `INVALID_FIELD`: a field breaks its rule; `BadRequest` lists every violation.
-        ALREADY_EXISTS `REQUEST_ID_REUSED`: the `request_id` has made another book.
+        ALREADY_EXISTS `REQUEST_ID_REUSED`: the `request_id` has made another book; the metadata has it as
+        `create_request_id`.
         """
 
     @_abc_1.abstractmethod
@@ -238,7 +250,7 @@ class BookServiceServicer(metaclass=_abc_1.ABCMeta):
 
         INVALID_ARGUMENT `INVALID_FIELD`: a field breaks its rule, or the mask names an unknown field.
         NOT_FOUND `BOOK_NOT_FOUND`: there is no such book.
-        ABORTED `ETAG_MISMATCH`: `book.etag` is set and is not the current one.
+        ABORTED `ETAG_MISMATCH`: `book.etag` is set and is not the current one; `ResourceInfo` names the book.
         """
 
     @_abc_1.abstractmethod
@@ -251,7 +263,7 @@ class BookServiceServicer(metaclass=_abc_1.ABCMeta):
 
         INVALID_ARGUMENT `INVALID_FIELD`: the id is not positive.
         NOT_FOUND `BOOK_NOT_FOUND`: there is no such book.
-        ABORTED `ETAG_MISMATCH`: `etag` is set and is not the current one.
+        ABORTED `ETAG_MISMATCH`: `etag` is set and is not the current one; `ResourceInfo` names the book.
         """
 
     @_abc_1.abstractmethod
@@ -276,7 +288,8 @@ class BookServiceServicer(metaclass=_abc_1.ABCMeta):
 
         INVALID_ARGUMENT `INVALID_FIELD`: no requests, more than 1,000, or a field that breaks its rule, named
         by its path (`requests[3].book.author`); `BadRequest` lists as many violations as fit into the details.
-        ALREADY_EXISTS `REQUEST_ID_REUSED`: a `request_id` has made another book.
+        ALREADY_EXISTS `REQUEST_ID_REUSED`: a `request_id` has made another book; the metadata has it as
+        `create_request_id`.
         """
 
 def add_BookServiceServicer_to_server(servicer: BookServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -14,7 +14,7 @@ async function failureOf(promise) {
     return null;
   } catch (reason) {
     const error = ConnectError.from(reason);
-    const details = ["ErrorInfo", "BadRequest"].flatMap((name) =>
+    const details = ["ErrorInfo", "RequestInfo", "BadRequest"].flatMap((name) =>
       error.findDetails(registry.getMessage(`google.rpc.${name}`)).map(json));
     return { code: Code[error.code], message: error.rawMessage, details, requestId: error.metadata.get("x-request-id") };
   }
