@@ -34,7 +34,7 @@ back into the same class, or one above it.
 
 from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Rule(StrEnum):
@@ -70,7 +70,8 @@ class BookstoreError(Exception):
     """Something the caller is told about: a sentence to act on, and the reason as a constant.
 
     `metadata` goes with the reason. On the client's side `request_id` finds the call in the server's log, and
-    `reason` is empty where the service gave none; on the server's side `request_id` is None.
+    `reason` is empty where the service gave none; on the server's side `request_id` is None. Errors can be copied and
+    pickled, with all their attributes.
     """
 
     reason: str = ""
@@ -79,7 +80,11 @@ class BookstoreError(Exception):
     def __init__(self, message: str, *, metadata: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
         self.message = message
-        self.metadata: Mapping[str, str] = metadata or {}
+        self.metadata = dict(metadata or {})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exception's own calls the class with `args`, which holds the message and not what `__init__` was given.
+        return _restored, (type(self), *self.args), vars(self)
 
 
 class InvalidRequest(BookstoreError):
@@ -314,6 +319,13 @@ class StartupError(BookstoreError):
 def quoted(text: str) -> str:
     """Show in a message what a caller wrote, cut where it is long."""
     return repr(str(text) if len(text) <= 40 else f"{text[:40]}…")
+
+
+def _restored(kind: type[BookstoreError], *args: Any) -> BookstoreError:
+    """Make an error without its `__init__`, which may want other arguments; its attributes are set afterwards."""
+    error = kind.__new__(kind, *args)
+    error.args = args
+    return error
 
 
 def _sentence_from_violations(violations: Sequence[Violation]) -> str:

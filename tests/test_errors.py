@@ -1,8 +1,14 @@
 """The tree of errors: sentences to act on, and a reason for each that crosses the wire."""
 
+import copy
 import inspect
+import multiprocessing
+import pickle
 import re
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +17,7 @@ from bookstore_grpc.errors import (
     BookNotFound,
     BookstoreError,
     DatabaseUnavailable,
+    EtagMismatch,
     InvalidFilter,
     InvalidOrderBy,
     InvalidPageToken,
@@ -20,7 +27,7 @@ from bookstore_grpc.errors import (
     Rule,
     Violation,
 )
-from tests.every_error import every_class
+from tests.every_error import every_class, made
 
 CONTRACT = Path(__file__).parents[1] / "protos/bookstore/v1/books.proto"
 
@@ -86,3 +93,56 @@ def test_the_contract_lists_every_rule_and_no_other() -> None:
     (listed,) = re.findall(r"has a reason of its own: (.*?)There may be more", CONTRACT.read_text(), re.DOTALL)
     assert re.findall(r"`([A-Z_]+)`", listed) == list(Rule)
     assert all(re.fullmatch("[A-Z][A-Z0-9_]{0,61}[A-Z0-9]", rule) for rule in Rule)  # as google/rpc/error_details.proto
+
+
+class OfAnotherPackage(EtagMismatch):
+    """What a program may derive: a constructor of its own, with what it must be given, and another base."""
+
+    def __init__(self, *, shelf: str, book_id: int) -> None:
+        super().__init__(book_id)
+        self.shelf = shelf
+
+
+class Late(errors.DeadlineExceeded, TimeoutError):
+    def __init__(self, *, seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
+
+
+def _of_every_class() -> list[BookstoreError]:
+    classes: list[type[BookstoreError]] = [BookstoreError, *every_class()]
+    return [*map(made, classes), OfAnotherPackage(shelf="C", book_id=7), Late(seconds=1.5)]
+
+
+def _pickled(protocol: int) -> Callable[[Any], Any]:
+    return lambda error: pickle.loads(pickle.dumps(error, protocol))
+
+
+@pytest.mark.parametrize(
+    "duplicate",
+    [copy.copy, copy.deepcopy, *map(_pickled, range(pickle.HIGHEST_PROTOCOL + 1))],
+    ids=["copy", "deepcopy", *map("protocol {}".format, range(pickle.HIGHEST_PROTOCOL + 1))],
+)
+@pytest.mark.parametrize("error", _of_every_class(), ids=lambda error: type(error).__name__)
+def test_an_error_is_copied_and_pickled_with_all_that_it_says(
+    error: BookstoreError, duplicate: Callable[[BookstoreError], BookstoreError]
+) -> None:
+    error.request_id = "the-call"
+    error.reason = "AS_THE_SERVER_SAID"
+    error.add_note("while testing")
+    copied = duplicate(error)
+    assert type(copied) is type(error)
+    assert copied is not error
+    assert (str(copied), copied.args, vars(copied)) == (str(error), error.args, vars(error))
+
+
+def _raise(error: BookstoreError) -> None:
+    raise error
+
+
+def test_errors_come_back_from_other_processes() -> None:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for error in _of_every_class():
+            raised = pool.submit(_raise, error).exception(30)
+            assert type(raised) is type(error)
+            assert (str(raised), raised.args) == (str(error), error.args)
