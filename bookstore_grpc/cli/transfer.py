@@ -189,30 +189,38 @@ def _batches(entries: Iterator[_Entry]) -> Iterator[list[_Entry]]:
 
 async def _store(client: "BookstoreClient", entries: list[_Entry], refusals: _Refusals) -> "Sequence[Book]":
     """Store a batch: what the server refuses is noted and left out, and the rest is sent again."""
+    stored: list[Book] = []
+    size = len(entries)
     while entries:
+        part = entries[:size]
         try:
-            return await client.create_books(
-                [entry.book for entry in entries], request_ids=[entry.request_id for entry in entries]
+            stored += await client.create_books(
+                [entry.book for entry in part], request_ids=[entry.request_id for entry in part]
             )
+            entries = entries[size:]
+            size *= 2
         except (RequestTooLarge, ResourceExhausted) as error:
             # A reason of the latter would tell of a limit on calls; without one gRPC itself found the message too long.
             is_limit_on_calls = isinstance(error, ResourceExhausted) and error.reason
-            if is_limit_on_calls or len(entries) > 1:
+            if is_limit_on_calls or len(part) > 1:
                 raise
             # A row of this size travels alone, so it is this row that the server does not take.
             refusals.add(entries[0].row, error.message.rstrip("."))
-            return []
+            entries = entries[1:]
         except InvalidRequest as error:
             reasons = _reasons_by_index(error)
             if not reasons:
                 raise
-            if len(reasons) > 1:
-                # An answer holds as many violations as fit, so the last row's may not be all there: ask again.
-                del reasons[max(reasons)]
+            if error.omitted_count:
+                # Where bad rows are many, fewer are sent at once: an answer tells only of the first ones anyway.
+                size = max(1, size // 2)
+                if len(reasons) > 1:
+                    # What is told of the last one may not be all: ask again.
+                    del reasons[max(reasons)]
             for index, reason in sorted(reasons.items()):
                 refusals.add(entries[index].row, reason)
             entries = [entry for index, entry in enumerate(entries) if index not in reasons]
-    return []
+    return stored
 
 
 def _reasons_by_index(error: InvalidRequest) -> dict[int, str]:

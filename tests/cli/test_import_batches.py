@@ -9,7 +9,7 @@ import pytest
 
 from tests.cli.breaking_line import breaking_line
 from tests.cli.conftest import Catalogue, csv_bytes, numbered_rows
-from tests.executable import BOOKSTORE, PATIENCE_SECONDS, environment, serving
+from tests.executable import BOOKSTORE, PATIENCE_SECONDS, environment, run_bookstore, serving
 
 # Enough of them for the line to break long before the end.
 MANY_ROWS = 5_000
@@ -86,6 +86,31 @@ def test_of_300_bad_rows_in_a_batch_each_is_refused_once_with_line_and_reason(
             f"release_year: is {10_000 + number}, not between -5000 and 9999"
         )
         assert (row["name"], row["author"], row["release_year"]) == (*bad[number][:2], str(10_000 + number))
+
+
+@pytest.mark.parametrize(
+    ("bad_rows", "most_calls", "most_sendings"),
+    [
+        pytest.param([("N", "", 1)] * 5, 2, 2, id="few, which one answer tells"),
+        pytest.param([("N" * 501, "A" * 1_001, 10_000)] * 400, 80, 6, id="many"),
+    ],
+)
+def test_bad_rows_cost_few_calls_and_the_others_are_not_sent_over_and_over(
+    tmp_path: Path, bad_rows: list[tuple[str, str, int]], most_calls: int, most_sendings: int
+) -> None:
+    path = tmp_path / "books.csv"
+    path.write_bytes(csv_bytes([*bad_rows, *numbered_rows(50)]))
+
+    with serving(f"sqlite+aiosqlite:///{tmp_path}/bookstore.db", tmp_path / "log") as server:
+        finished = run_bookstore("import", path, variables={"BOOKSTORE_SERVER": server.address})
+        server.stop()
+        calls = [line for line in server.log_lines() if line.get("method", "").endswith("BatchCreateBooks")]
+
+    assert finished.errors.endswith(f"50 books stored, 50 of them new; {len(bad_rows)} rows refused.\n")
+    assert len(calls) <= most_calls
+    row_bytes = 64  # of the id, and of what is around the texts
+    size = path.stat().st_size + row_bytes * (len(bad_rows) + 50)
+    assert sum(line["request_bytes"] for line in calls) < most_sendings * size
 
 
 def test_rejects_are_a_csv_file_that_can_be_mended_and_imported(catalogue: Catalogue, tmp_path: Path) -> None:

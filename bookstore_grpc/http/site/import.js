@@ -169,7 +169,7 @@ class Import {
           continue;
         }
         // An answer holds as many violations as fit, so the last row's may not be all there: ask again.
-        if (reasons.size > 1) reasons.delete(Math.max(...reasons.keys()));
+        if (failure.metadata.omitted_count && reasons.size > 1) reasons.delete(Math.max(...reasons.keys()));
         for (const [index, reason] of reasons) this.#refuse(part[index], reason);
         this.#batch = this.#batch.filter((_, index) => !reasons.has(index));
       }
