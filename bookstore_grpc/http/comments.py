@@ -46,7 +46,7 @@ class Comments:
 def comments_of_contract() -> Comments:
     """Read those of `bookstore.v1`."""
     data = resources.files("bookstore.v1").joinpath("books.binpb").read_bytes()
-    return Comments(FileDescriptorSet.FromString(data).file[0])
+    return Comments(FileDescriptorSet.FromString(data).file[-1])  # behind what it imports
 
 
 def _places(file: FileDescriptorProto) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib import resources
 from typing import Any
 
 import pytest
@@ -111,3 +112,11 @@ def test_health_is_asked_through_reflection_too(grpcurl: Grpcurl) -> None:
     done = grpcurl.run("-d", '{"service": "bookstore.v1.BookService"}', ask=("grpc.health.v1.Health/Check",))
 
     assert json.loads(done.stdout) == {"status": "SERVING"}
+
+
+def test_it_can_do_without_reflection_by_the_descriptors_that_are_shipped(grpcurl: Grpcurl) -> None:
+    descriptors = resources.files("bookstore.v1").joinpath("books.binpb")
+    listed = grpcurl.run("-protoset", str(descriptors), "-d", "{}", ask=("bookstore.v1.BookService/ListBooks",))
+
+    assert listed.returncode == 0, listed.stderr
+    json.loads(listed.stdout)
