@@ -24,7 +24,7 @@ def trace_id_from_traceparent(value: str) -> str:
 def metadata_from_environment(environment: Mapping[str, str]) -> Metadata:
     """Answer the metadata that lets a call join the trace which TRACEPARENT names; none where that is none."""
     traceparent = environment.get("TRACEPARENT", "")
-    if not trace_id_from_traceparent(traceparent):
+    if not trace_id_from_traceparent(traceparent) or not _is_sendable(traceparent):
         return ()
     tracestate = environment.get("TRACESTATE", "")
     if not tracestate or len(tracestate) > _TRACESTATE_MAX_CHARACTERS or not _is_sendable(tracestate):
