@@ -1,5 +1,6 @@
-"""How a client reaches the service: retries, keepalive, TLS, and the token that says who calls."""
+"""How a client reaches the service: connecting again, keepalive, TLS, and the token that says who calls."""
 
+import asyncio
 import json
 import os
 import ssl
@@ -7,38 +8,30 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import grpc
+from bookstore.v1 import books_pb2_grpc
+from grpc_health.v1 import health_pb2
 
+from bookstore_grpc.errors import ClientUnusable
 from bookstore_grpc.limits import MESSAGE_MAX_BYTES
 from bookstore_grpc.loopback import is_local
 from bookstore_grpc.wire import AUTHORIZATION_KEY, Metadata
 
-# A read may always be asked again; a create too, for its request id keeps a second one from making a second book.
-# An update or delete whose answer was lost must be looked into by whoever sent it.
-_RETRIED_METHODS = ("GetBook", "ListBooks", "BatchGetBooks", "CreateBook", "BatchCreateBooks")
-_SERVICE_CONFIG = {
-    "loadBalancingConfig": [{"round_robin": {}}],
-    "methodConfig": [
-        {
-            "name": [{"service": "bookstore.v1.BookService", "method": method} for method in _RETRIED_METHODS],
-            "retryPolicy": {
-                "maxAttempts": 4,
-                "initialBackoff": "0.2s",
-                "maxBackoff": "2s",
-                "backoffMultiplier": 2,
-                # A server that is ending cancels calls that it has not begun.
-                "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
-            },
-        }
-    ],
-}
 _OPTIONS = (
-    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+    # Calls go to all servers of a name in turn. What is sent again is for `retries`: gRPC's own policies know neither
+    # whether a call has begun nor a deadline.
+    ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})),
+    # A server that is back is found within a second (gRPC's own: up to two minutes), one that does not answer is given
+    # up after five (20), and a name that has come to mean another address is looked up again after two (30).
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.min_reconnect_backoff_ms", 5_000),  # for how long a connection may be under way
+    ("grpc.dns_min_time_between_resolutions_ms", 2_000),
     # Notice a server that has gone without saying so; the server permits a ping every 10 s.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     # A thousand books with the longest texts are more than gRPC's own 4 MiB.
     ("grpc.max_receive_message_length", MESSAGE_MAX_BYTES),
-    # What is to be sent again must be kept until it is answered; a batch is more than gRPC's own 256 KiB.
+    # What a server has surely not seen gRPC sends again by itself, if it has kept it; a batch is more than its 256 KiB.
     ("grpc.per_rpc_retry_buffer_size", MESSAGE_MAX_BYTES),
 )
 
@@ -80,17 +73,55 @@ class TokenFile:
         return self._token
 
 
-def open_channel(server: str, tls: TLS | None) -> grpc.aio.Channel:
-    """Open a channel, which connects with the first call. Raises `ValueError` for files that cannot be used."""
+class Connection:
+    """A channel to the service and the stubs on it, of the event loop and the process that have opened it."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.channel = channel
+        self.books = books_pb2_grpc.BookServiceStub(channel)
+        self.check_health = channel.unary_unary(
+            "/grpc.health.v1.Health/Check",
+            request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+            response_deserializer=health_pb2.HealthCheckResponse.FromString,
+        )
+        self._loop = asyncio.get_running_loop()
+        self._pid = os.getpid()
+
+    def check_place(self) -> None:
+        """Raise `ClientUnusable` in another process or event loop: gRPC would hang there, or abort the process."""
+        # The process first: a loop that was forked is none to asyncio.
+        if os.getpid() != self._pid:
+            raise ClientUnusable("This client belongs to the process that this one was forked from; make one in each.")
+        if asyncio.get_running_loop() is not self._loop:
+            raise ClientUnusable("This client belongs to another event loop; make one in each.")
+
+    @property
+    def is_orphaned(self) -> bool:
+        """Whether its event loop has been closed, with which all of its calls have ended."""
+        return self._loop.is_closed()
+
+    @property
+    def state(self) -> grpc.ChannelConnectivity:
+        """What gRPC knows of the servers: READY if any is connected, TRANSIENT_FAILURE if none can be."""
+        return self.channel.get_state()
+
+
+def connector(server: str, tls: TLS | None) -> Callable[[], Connection]:
+    """Return what opens a channel in the running event loop, which connects with the first call.
+
+    Files are read now. Raises `ValueError` for those that cannot be used.
+    """
     if tls is None:
         # What stays on this machine gRPC would send through a proxy all the same, and a token could be read there.
         options = (*_OPTIONS, ("grpc.enable_http_proxy", 0)) if is_local(server) else _OPTIONS
-        return grpc.aio.insecure_channel(server, options=options)
+        return lambda: Connection(grpc.aio.insecure_channel(server, options=options))
     if bool(tls.cert) != bool(tls.key):
         raise ValueError("a certificate needs its key, and a key its certificate")
     ca, cert, key = (_contents(path) for path in (tls.ca, tls.cert, tls.key))
     _check_files(tls, ca, cert)
-    return grpc.aio.secure_channel(server, grpc.ssl_channel_credentials(ca, key, cert), options=_OPTIONS)
+    return lambda: Connection(
+        grpc.aio.secure_channel(server, grpc.ssl_channel_credentials(ca, key, cert), options=_OPTIONS)
+    )
 
 
 def call_metadata(
@@ -98,7 +129,8 @@ def call_metadata(
 ) -> Callable[[], Metadata]:
     """Make what answers the metadata of a call: the token, if there is one.
 
-    Raises `ValueError` for what is no token, and where it could be read on its way, unless `insecure` wants that.
+    Raises `ValueError` for what is no token, and where it could be read on its way, unless `insecure` wants that; what
+    is returned raises it too, where `token` is a function that has come to return none.
     """
     if not token:
         return lambda: ()
@@ -108,7 +140,7 @@ def call_metadata(
         metadata = _bearer(_checked(token, "what was given"))
         return lambda: metadata
     ask = token
-    return lambda: _bearer(ask())
+    return lambda: _bearer(_checked(ask(), "what the function for the token returned"))
 
 
 def _bearer(token: str) -> Metadata:

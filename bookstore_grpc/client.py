@@ -4,26 +4,36 @@ It needs only the base install and knows nothing of the server's inside.
 """
 
 import asyncio
-import random
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from types import TracebackType
-from typing import NamedTuple, Self, TypeVar
+from contextlib import suppress
+from types import EllipsisType, TracebackType
+from typing import NamedTuple, Self, TypeVar, Unpack
 
 import grpc
-from bookstore.v1 import books_pb2, books_pb2_grpc
+from bookstore.v1 import books_pb2
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import DecodeError
 from google.rpc import status_pb2
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, ResourceInfo, RetryInfo
 from grpc_health.v1 import health_pb2
 
-from bookstore_grpc.channel import TLS, TokenFile, call_metadata, open_channel
+from bookstore_grpc.call_options import (
+    CallOptions,
+    GivenMetadata,
+    Pairs,
+    checked_call_id,
+    checked_metadata,
+    checked_timeout,
+    remaining_seconds,
+)
+from bookstore_grpc.channel import TLS, Connection, TokenFile, call_metadata, connector
 from bookstore_grpc.errors import (
     BookNotFound,
     BookstoreError,
     CallInterrupted,
+    ClientUnusable,
     DatabaseUnavailable,
     DeadlineExceeded,
     EtagMismatch,
@@ -46,6 +56,7 @@ from bookstore_grpc.errors import (
     Violation,
 )
 from bookstore_grpc.limits import BATCH_MAX, PAGE_SIZE_MAX
+from bookstore_grpc.retries import ATTEMPTS_MAX, retry_delay_seconds
 from bookstore_grpc.trace_context import metadata_from_environment, metadata_of_current_span
 from bookstore_grpc.wire import (
     DEFAULT_SERVER,
@@ -57,11 +68,13 @@ from bookstore_grpc.wire import (
     Metadata,
 )
 
-__all__ = ["TLS", "BookstoreClient", "TokenFile", "error_from_rpc_error", "metadata_from_environment"]
+__all__ = ["TLS", "BookstoreClient", "CallOptions", "TokenFile", "error_from_rpc_error", "metadata_from_environment"]
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
 
+# For a call that fails at once.
+_CAUSE_SECONDS = 0.5
 
 _ERRORS_BY_REASON: dict[str, type[BookstoreError]] = {
     error.reason: error
@@ -125,39 +138,49 @@ _ERRORS_BY_CODE: dict[grpc.StatusCode, type[BookstoreError]] = {
 class BookstoreClient:
     """A connection to the service, as an async context manager.
 
-    `server` is `HOST:PORT` or `unix:PATH`; `timeout_seconds` bounds every call, retries included. A call that a limit
-    has refused is sent again when the server said, if that is in time. With `tls` the calls travel encrypted. `token`
-    is a bearer token, or what answers one at each call, such as a `TokenFile`; where others could read it on its way,
-    it is sent only if `insecure`. A call joins the trace of the program's current span, if it traces by OpenTelemetry,
-    and else the one of `trace_context`, metadata as `metadata_from_environment` answers it. Methods raise the errors of
-    `bookstore_grpc.errors`.
+    `server` is `HOST:PORT` or `unix:PATH`; `timeout_seconds` bounds every call, retries included, and None is no bound.
+    While no server can be reached a call waits for one, up to its deadline; without `wait_for_ready` it fails at once,
+    until a server has answered the client for the first time. What has not begun is sent again, whatever it is; what
+    may have begun only if it is safe: reads, and creates by their request ids. What a limit has refused is sent again
+    when the server said.
 
-    Raises `ValueError` for files that cannot be used, and for a token that would travel in plaintext.
+    With `tls` the calls travel encrypted. `token` is a bearer token, or what answers one at each call, such as a
+    `TokenFile`; where others could read it on its way, it is sent only if `insecure`. A call joins the trace of the
+    program's current span, if it traces by OpenTelemetry, and else the one of `trace_context`, metadata as
+    `metadata_from_environment` answers it.
+
+    Every method takes `CallOptions` as keywords: `timeout_seconds`, `metadata` and `call_id`. Those that make several
+    calls apply them to each. Methods raise the errors of `bookstore_grpc.errors`, and `ValueError` for options that
+    cannot be used.
+
+    The client belongs to the event loop and the process of its first call, which opens its channel; elsewhere, and
+    when it is closed, its methods raise `ClientUnusable`.
+
+    Raises `ValueError` for options and files that cannot be used, and for a token that would travel in plaintext.
     """
 
     def __init__(
         self,
         server: str = DEFAULT_SERVER,
         *,
-        timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+        timeout_seconds: float | None = DEFAULT_TIMEOUT_SECONDS,
+        wait_for_ready: bool = True,
         tls: TLS | None = None,
         token: str | Callable[[], str] = "",
         insecure: bool = False,
         trace_context: Metadata = (),
     ) -> None:
         self.server = server
-        self._timeout_seconds = timeout_seconds
-        self._trace_context = trace_context
+        self._timeout_seconds = checked_timeout(timeout_seconds)
+        self._waits_for_ready = wait_for_ready
+        self._trace_context = checked_metadata(trace_context)
         self._metadata = call_metadata(server, token=token, is_encrypted=tls is not None, insecure=insecure)
-        self._channel = open_channel(server, tls)
-        self._stub = books_pb2_grpc.BookServiceStub(self._channel)
-        self._check_health = self._channel.unary_unary(
-            "/grpc.health.v1.Health/Check",
-            request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
-            response_deserializer=health_pb2.HealthCheckResponse.FromString,
-        )
+        self._connect = connector(server, tls)
+        self._connection: Connection | None = None
+        self._closed = asyncio.Event()
 
     async def __aenter__(self) -> Self:
+        self._connected()
         return self
 
     async def __aexit__(
@@ -166,53 +189,84 @@ class BookstoreClient:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connection; calls under way are cancelled."""
-        await self._channel.close()
+        """Close the connection; calls under way end with `ClientUnusable`. Closing again does nothing.
+
+        Raises `ClientUnusable` in another process or event loop, unless that of the client has ended.
+        """
+        connection = self._connection
+        if connection is not None and not connection.is_orphaned:
+            connection.check_place()
+            self._closed.set()
+            await connection.channel.close()
+        self._closed.set()
 
     async def create_book(
-        self, *, name: str, author: str, release_year: int, request_id: str | None = None
+        self,
+        *,
+        name: str,
+        author: str,
+        release_year: int,
+        request_id: str | None = None,
+        **options: Unpack[CallOptions],
     ) -> books_pb2.Book:
         """Store a book. Safe to retry: a `request_id` (a UUID) is made where none is given."""
         book = books_pb2.Book(name=name, author=author, release_year=release_year)
-        return await self._call(self._stub.CreateBook, _create_request(book, request_id))
+        return await self._call(self._connected().books.CreateBook, _create_request(book, request_id), **options)
 
     async def create_books(
-        self, books: Sequence[books_pb2.Book], *, request_ids: Sequence[str] | None = None
+        self,
+        books: Sequence[books_pb2.Book],
+        *,
+        request_ids: Sequence[str] | None = None,
+        **options: Unpack[CallOptions],
     ) -> Sequence[books_pb2.Book]:
         """Store 1 to 1,000 books, all or none, and answer them in order. Safe to retry as `create_book` is."""
         ids = request_ids if request_ids is not None else [None] * len(books)
         requests = [_create_request(book, request_id) for book, request_id in zip(books, ids, strict=True)]
         request = books_pb2.BatchCreateBooksRequest(requests=requests)
-        return (await self._call(self._stub.BatchCreateBooks, request)).books
+        return (await self._call(self._connected().books.BatchCreateBooks, request, **options)).books
 
-    async def get_book(self, book_id: int) -> books_pb2.Book:
+    async def get_book(self, book_id: int, **options: Unpack[CallOptions]) -> books_pb2.Book:
         """Answer one book. Raises `BookNotFound`."""
-        return await self._call(self._stub.GetBook, books_pb2.GetBookRequest(id=book_id))
+        return await self._call(self._connected().books.GetBook, books_pb2.GetBookRequest(id=book_id), **options)
 
-    async def get_books(self, ids: Sequence[int]) -> list[books_pb2.Book]:
+    async def get_books(self, ids: Sequence[int], **options: Unpack[CallOptions]) -> list[books_pb2.Book]:
         """Answer any number of books in the order of their ids. Raises `BookNotFound`."""
         books: list[books_pb2.Book] = []
         for start in range(0, len(ids), BATCH_MAX):
             request = books_pb2.BatchGetBooksRequest(ids=ids[start : start + BATCH_MAX])
-            books += (await self._call(self._stub.BatchGetBooks, request)).books
+            books += (await self._call(self._connected().books.BatchGetBooks, request, **options)).books
         return books
 
     async def list_page(
-        self, *, filter: str = "", order_by: str = "", page_size: int = 0, page_token: str = ""
+        self,
+        *,
+        filter: str = "",
+        order_by: str = "",
+        page_size: int = 0,
+        page_token: str = "",
+        **options: Unpack[CallOptions],
     ) -> books_pb2.ListBooksResponse:
         """Answer one page. Raises `InvalidFilter`, `InvalidOrderBy` and `InvalidPageToken`."""
         request = books_pb2.ListBooksRequest(
             filter=filter, order_by=order_by, page_size=page_size, page_token=page_token
         )
-        return await self._call(self._stub.ListBooks, request)
+        return await self._call(self._connected().books.ListBooks, request, **options)
 
     async def list_books(
-        self, *, filter: str = "", order_by: str = "", page_size: int = PAGE_SIZE_MAX
+        self,
+        *,
+        filter: str = "",
+        order_by: str = "",
+        page_size: int = PAGE_SIZE_MAX,
+        **options: Unpack[CallOptions],
     ) -> AsyncIterator[books_pb2.Book]:
         """Walk over all books that match, page by page as they are needed. Raises as `list_page` does."""
         page_token = ""
         while True:
-            page = await self.list_page(filter=filter, order_by=order_by, page_size=page_size, page_token=page_token)
+            page = await self.list_page(
+                filter=filter, order_by=order_by, page_size=page_size, page_token=page_token, **options
+            )
             for book in page.books:
                 yield book
             page_token = page.next_page_token
@@ -227,6 +281,7 @@ class BookstoreClient:
         author: str | None = None,
         release_year: int | None = None,
         etag: str = "",
+        **options: Unpack[CallOptions],
     ) -> books_pb2.Book:
         """Change the fields that are given; with `etag`, only if it is the book's current one.
 
@@ -236,44 +291,124 @@ class BookstoreClient:
         given = {field: value for field, value in values.items() if value is not None}
         book = books_pb2.Book(id=book_id, etag=etag, name=name or "", author=author or "", release_year=release_year)
         request = books_pb2.UpdateBookRequest(book=book, update_mask=FieldMask(paths=list(given)))
-        return await self._call(self._stub.UpdateBook, request)
+        return await self._call(self._connected().books.UpdateBook, request, is_idempotent=False, **options)
 
-    async def delete_book(self, book_id: int, *, etag: str = "") -> None:
+    async def delete_book(self, book_id: int, *, etag: str = "", **options: Unpack[CallOptions]) -> None:
         """Delete a book; with `etag`, only if it is the current one. Raises `BookNotFound` and `EtagMismatch`."""
-        await self._call(self._stub.DeleteBook, books_pb2.DeleteBookRequest(id=book_id, etag=etag))
+        request = books_pb2.DeleteBookRequest(id=book_id, etag=etag)
+        await self._call(self._connected().books.DeleteBook, request, is_idempotent=False, **options)
 
-    async def health(self, service: str = "") -> str:
+    async def health(self, service: str = "", **options: Unpack[CallOptions]) -> str:
         """Answer what the health service says of `service`: "SERVING", "NOT_SERVING" or "SERVICE_UNKNOWN"."""
+        request = health_pb2.HealthCheckRequest(service=service)
         try:
-            response = await self._call(self._check_health, health_pb2.HealthCheckRequest(service=service))
+            response = await self._call(self._connected().check_health, request, **options)
         except BookstoreError as error:
             if isinstance(error.__cause__, grpc.aio.AioRpcError) and error.__cause__.code() is _NOT_FOUND:
                 return "SERVICE_UNKNOWN"
             raise
         return health_pb2.HealthCheckResponse.ServingStatus.Name(response.status)
 
-    async def _call(self, method: "grpc.aio.UnaryUnaryMultiCallable[Request, Response]", request: Request) -> Response:
-        give_up_at = time.monotonic() + self._timeout_seconds
+    def _connected(self) -> Connection:
+        """Return the connection, opened if it is not yet. Raises `ClientUnusable`."""
+        if self._closed.is_set():
+            raise ClientUnusable("This client is closed.")
+        if self._connection is None:
+            self._connection = self._connect()
+        else:
+            self._connection.check_place()
+        return self._connection
+
+    async def _call(
+        self,
+        method: "grpc.aio.UnaryUnaryMultiCallable[Request, Response]",
+        request: Request,
+        *,
+        is_idempotent: bool = True,
+        timeout_seconds: float | EllipsisType | None = ...,
+        metadata: GivenMetadata = (),
+        call_id: str = "",
+    ) -> Response:
+        seconds = self._timeout_seconds if timeout_seconds is ... else checked_timeout(timeout_seconds)
+        give_up_at = time.monotonic() + seconds
+        given = checked_metadata(metadata) if metadata else ()
+        if call_id:
+            given += checked_call_id(call_id)
+        attempts = 0
         while True:
             try:
-                metadata = self._metadata() + (metadata_of_current_span() or self._trace_context)
-                return await method(request, timeout=give_up_at - time.monotonic(), metadata=metadata)
+                return await self._attempt(method, request, give_up_at=give_up_at, given=given)
             except grpc.aio.AioRpcError as error:
+                attempts += 1
                 raised = error_from_rpc_error(error)
-                if isinstance(raised, DeadlineExceeded) and not self._is_connected():
-                    raised = DeadlineExceeded("No connection came about.")
-                    raised.reason = ""  # the service has said nothing
-                # What a limit has refused has not begun, so any call may be sent again, when the server said.
-                if not isinstance(raised, ResourceExhausted) or not raised.reason:
+                if isinstance(raised, DeadlineExceeded) and not raised.reason and not self._is_connected():
+                    raise await self._error_of_no_connection() from error
+                if raised.request_id or error.code() is not grpc.StatusCode.UNAVAILABLE:
+                    self._waits_for_ready = True  # there is a server
+                delay = retry_delay_seconds(raised, error.code(), attempts=attempts, is_idempotent=is_idempotent)
+                if delay is None or time.monotonic() + delay >= give_up_at or self._is_in_vain(attempts):
                     raise raised from error
-                # Spread, so that those who were refused together do not come together. It guards no secret.
-                wait_seconds = raised.retry_seconds * random.uniform(1, 1.2)  # noqa: S311
-                if time.monotonic() + wait_seconds >= give_up_at:
-                    raise raised from error
-            await asyncio.sleep(wait_seconds)
+            await self._sleep(delay)
+
+    async def _attempt(
+        self,
+        method: "grpc.aio.UnaryUnaryMultiCallable[Request, Response]",
+        request: Request,
+        *,
+        give_up_at: float,
+        given: Pairs,
+    ) -> Response:
+        self._connected()
+        metadata = self._metadata() + (metadata_of_current_span() or self._trace_context)
+        if given:
+            keys = {key for key, _ in given}
+            metadata = tuple(pair for pair in metadata if pair[0] not in keys) + given
+        try:
+            response = await method(
+                request,
+                timeout=remaining_seconds(give_up_at),
+                metadata=metadata,
+                wait_for_ready=self._waits_for_ready,
+            )
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._closed.is_set() and not (task and task.cancelling()):
+                raise ClientUnusable("This client was closed amidst the call, which may have been done.") from None
+            raise
+        self._waits_for_ready = True
+        return response
+
+    async def _error_of_no_connection(self) -> BookstoreError:
+        """Find out what keeps a call waiting: gRPC tells only one that does not wait.
+
+        One of health, for it may be sent after all.
+        """
+        connection = self._connected()
+        if connection.state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+            request = health_pb2.HealthCheckRequest()
+            try:
+                await connection.check_health(request, timeout=_CAUSE_SECONDS, wait_for_ready=False)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.UNAVAILABLE:
+                    return error_from_rpc_error(error)
+        late = DeadlineExceeded("No connection came about.")
+        late.reason = ""  # the service has said nothing
+        return late
+
+    def _is_in_vain(self, attempts: int) -> bool:
+        """Say whether to tell a caller who does not want to wait for a server that none is there."""
+        if self._waits_for_ready:
+            return False
+        return attempts >= ATTEMPTS_MAX or self._connected().state is grpc.ChannelConnectivity.TRANSIENT_FAILURE
 
     def _is_connected(self) -> bool:
-        return self._channel.get_state() is grpc.ChannelConnectivity.READY
+        return self._connected().state is grpc.ChannelConnectivity.READY
+
+    async def _sleep(self, seconds: float) -> None:
+        """Sleep, or less if the client is closed meanwhile."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._closed.wait()
 
 
 def error_from_rpc_error(error: grpc.aio.AioRpcError) -> BookstoreError:

@@ -29,6 +29,7 @@ back into the same class, or one above it.
     ├── MethodUnknown                   METHOD_UNKNOWN
     │   └── VerbNotAllowed              VERB_NOT_ALLOWED
     ├── InternalError                   INTERNAL
+    ├── ClientUnusable                  never crosses the wire: the client cannot make the call
     └── StartupError                    never crosses the wire: the service cannot start as it is set up
 """
 
@@ -309,6 +310,13 @@ class InternalError(BookstoreError):
     reason = "INTERNAL"
 
     def __init__(self, message: str = "An internal error occurred.") -> None:
+        super().__init__(message)
+
+
+class ClientUnusable(BookstoreError):
+    """A client that is closed cannot call, nor one of another event loop or process; the message says which it is."""
+
+    def __init__(self, message: str) -> None:
         super().__init__(message)
 
 

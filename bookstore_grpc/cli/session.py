@@ -131,6 +131,7 @@ def _client(
         return BookstoreClient(
             server,
             timeout_seconds=timeout_seconds,
+            wait_for_ready=False,  # whoever has started no server is to hear it now
             tls=TLS(ca=ca, cert=cert, key=key) if tls or ca or cert or key else None,
             # Only a variable: `ps` shows arguments to everyone.
             token=TokenFile(token_file) if token_file else os.environ.get("BOOKSTORE_TOKEN", ""),

@@ -7,7 +7,6 @@ methods alike.
 import asyncio
 import inspect
 import os
-import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -26,18 +25,17 @@ from bookstore_grpc.errors import (
     RequestTooLarge,
     ServerDraining,
 )
-from bookstore_grpc.limits import MESSAGE_MAX_BYTES, REQUEST_ID_MAX_CHARACTERS
+from bookstore_grpc.limits import MESSAGE_MAX_BYTES
 from bookstore_grpc.rpc.admission import Admission
 from bookstore_grpc.rpc.calls import HEALTH_PREFIX, UNKNOWN_METHOD, Call, Gate, Observer, Outcome
 from bookstore_grpc.rpc.reading import read_message
 from bookstore_grpc.rpc.status import status_from_error
 from bookstore_grpc.trace_context import trace_id_from_traceparent
-from bookstore_grpc.wire import REQUEST_ID_KEY, STATUS_DETAILS_KEY, TRACEPARENT_KEY
+from bookstore_grpc.wire import REQUEST_ID_KEY, REQUEST_ID_PATTERN, STATUS_DETAILS_KEY, TRACEPARENT_KEY
 
 _log = structlog.stdlib.get_logger("bookstore_grpc.calls")
 
 _OBSERVER_FAILED = "observer failed"
-_SANE_REQUEST_ID = re.compile(rf"[A-Za-z0-9._-]{{1,{REQUEST_ID_MAX_CHARACTERS}}}")
 _CUT_OFF_SECONDS = 1
 # How long no call may come before responses held back are taken to have quietened the callers, and how often to look.
 _QUIET_SECONDS = 0.05
@@ -374,7 +372,7 @@ def _ids(metadata: Collection[tuple[str, str | bytes]]) -> tuple[str, str]:
     """Answer the request id, a new one where the caller has chosen none, and the trace's id, or "" for no trace."""
     request_id = trace_id = ""
     for key, value in metadata:
-        if key == REQUEST_ID_KEY and isinstance(value, str) and _SANE_REQUEST_ID.fullmatch(value):
+        if key == REQUEST_ID_KEY and isinstance(value, str) and REQUEST_ID_PATTERN.fullmatch(value):
             request_id = request_id or value
         elif key == TRACEPARENT_KEY and isinstance(value, str):
             trace_id = trace_id_from_traceparent(value)

@@ -1,6 +1,7 @@
 """What goes wrong is told in a sentence: status 1 for what the service refuses, 2 for how the command was used."""
 
 import socket
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -173,11 +174,12 @@ def test_an_address_of_no_server_is_told_with_the_cause(address: str, cause: str
     assert cause in finished.errors
 
 
-def test_a_timeout_before_there_is_a_connection_says_so(closed_address: str) -> None:
-    finished = run_bookstore("list", "--server", closed_address, "--timeout-seconds", 0.5)
+def test_without_a_server_a_verb_does_not_wait_for_one(closed_address: str) -> None:
+    began = time.monotonic()
+    finished = run_bookstore("list", "--server", closed_address, "--timeout-seconds", 600)
 
-    assert finished.status == 1
-    assert finished.errors.startswith(f"Error: {closed_address} did not answer in time: No connection came about.")
+    assert "Connection refused" in finished.errors
+    assert time.monotonic() - began < 10
 
 
 def test_a_server_that_says_nothing_is_given_up_after_the_timeout() -> None:
@@ -186,7 +188,7 @@ def test_a_server_that_says_nothing_is_given_up_after_the_timeout() -> None:
         finished = run_bookstore("list", "--server", address, "--timeout-seconds", 0.3)
 
     assert finished.status == 1
-    assert finished.errors.startswith(f"Error: {address} did not answer in time")
+    assert finished.errors.startswith(f"Error: {address} did not answer in time: No connection came about.")
 
 
 def test_the_flag_goes_before_the_variable(catalogue: Catalogue, closed_address: str) -> None:

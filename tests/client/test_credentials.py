@@ -41,7 +41,7 @@ async def test_a_client_with_certificate_and_token_is_served(tmp_path: Path) -> 
             book = await client.create_book(name="N", author="A", release_year=1)
             assert await client.get_book(book.id) == book
         for other in (None, TLS(ca=ca), TLS()):
-            async with BookstoreClient(server.addresses[0], tls=other, timeout_seconds=5) as client:
+            async with BookstoreClient(server.addresses[0], tls=other, wait_for_ready=False) as client:
                 with pytest.raises(Unavailable):
                     await client.get_book(book.id)
 

@@ -215,7 +215,7 @@ async def test_an_error_of_the_generated_stub_can_be_turned_too(sqlite_server: S
 async def test_nothing_listening_is_unavailable() -> None:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))  # without listen(): every connection is refused
-        async with BookstoreClient(f"127.0.0.1:{bound.getsockname()[1]}") as client:
+        async with BookstoreClient(f"127.0.0.1:{bound.getsockname()[1]}", timeout_seconds=0.5) as client:
             with pytest.raises(Unavailable) as raised:
                 await client.delete_book(1)
 

@@ -2,14 +2,12 @@
 
 import uuid
 
-import grpc
 import pytest
 from bookstore.v1 import books_pb2
 
 from bookstore_grpc.app import running_server
 from bookstore_grpc.client import BookstoreClient
 from bookstore_grpc.errors import BookNotFound
-from bookstore_grpc.rpc.server import Server
 from tests.conftest import settings_for
 
 
@@ -120,14 +118,6 @@ async def test_a_unix_socket_serves_as_well_as_a_port(tmp_path_factory: pytest.T
     settings = settings_for(f"sqlite+aiosqlite:///{folder}/b.db", listen=(f"unix:{folder}/s",))
     async with running_server(settings), BookstoreClient(f"unix:{folder}/s") as client:
         assert (await client.create_book(name="N", author="A", release_year=1)).id == 1
-
-
-async def test_a_client_that_is_closed_says_so(sqlite_server: Server) -> None:
-    client = BookstoreClient(sqlite_server.addresses[0])
-    await client.close()
-
-    with pytest.raises(grpc.aio.UsageError):
-        await client.health()
 
 
 class TestPaging:

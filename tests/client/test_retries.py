@@ -1,5 +1,6 @@
 """What the client sends again when an answer is lost: only what is safe."""
 
+import asyncio
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -17,10 +18,12 @@ from bookstore_grpc.dal.books import BookDAL
 from bookstore_grpc.dal.database import Database
 from bookstore_grpc.errors import (
     BookstoreError,
+    CallInterrupted,
     DatabaseUnavailable,
     DeadlineExceeded,
     InternalError,
     ResourceExhausted,
+    ServerDraining,
     Unavailable,
 )
 from bookstore_grpc.rpc.interceptors import CallInterceptor
@@ -30,11 +33,12 @@ from tests.conftest import settings_for
 
 
 class AnswersLost(grpc.aio.ServerInterceptor):
-    """Does the work of every call, but answers the first ones of a method that they failed."""
+    """Fails the first calls of a method, with the work done or not: by a code alone, or by an error of the service."""
 
-    def __init__(self, count: int, code: grpc.StatusCode) -> None:
+    def __init__(self, count: int, failure: grpc.StatusCode | BookstoreError, *, is_done: bool) -> None:
         self._count = count
-        self._code = code
+        self._failure = failure
+        self._is_done = is_done
         self.requests: list[bytes] = []
 
     async def intercept_service(
@@ -48,10 +52,13 @@ class AnswersLost(grpc.aio.ServerInterceptor):
 
         async def lose(request: Any, context: Any) -> Any:
             assert answer is not None
-            response = await answer(request, context)
             self.requests.append(request.SerializeToString())
-            if len(self.requests) <= self._count:
-                await context.abort(self._code, "the answer was lost")
+            is_lost = len(self.requests) <= self._count
+            response = None if is_lost and not self._is_done else await answer(request, context)
+            if is_lost:
+                if isinstance(self._failure, BookstoreError):
+                    raise self._failure
+                await context.abort(self._failure, "the answer was lost")
             return response
 
         return grpc.unary_unary_rpc_method_handler(
@@ -67,6 +74,7 @@ async def books(tmp_path: Path) -> AsyncIterator[BookDAL]:
     await database.close()
 
 
+BOOK = books_pb2.Book(name="N", author="A", release_year=1)
 Losing = Callable[..., AbstractAsyncContextManager[tuple[BookstoreClient, AnswersLost]]]
 
 
@@ -76,14 +84,18 @@ def losing(books: BookDAL) -> Losing:
 
     @asynccontextmanager
     async def serve(
-        count: int, code: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE
+        count: int,
+        failure: grpc.StatusCode | BookstoreError = grpc.StatusCode.UNAVAILABLE,
+        *,
+        is_done: bool = True,
+        **options: Any,
     ) -> AsyncIterator[tuple[BookstoreClient, AnswersLost]]:
-        lost = AnswersLost(count, code)
+        lost = AnswersLost(count, failure, is_done=is_done)
         server = grpc.aio.server(interceptors=[CallInterceptor(), lost])
         books_pb2_grpc.add_BookServiceServicer_to_server(BookServicer(books), server)
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
-        async with BookstoreClient(f"127.0.0.1:{port}") as client:
+        async with BookstoreClient(f"127.0.0.1:{port}", **options) as client:
             yield client, lost
         await server.stop(None)
 
@@ -167,30 +179,129 @@ async def test_what_a_server_has_refused_is_not_tried_again(losing: Losing, code
     assert len(lost.requests) == 1
 
 
-async def test_a_call_that_a_server_turned_away_is_tried_again(losing: Losing, books: BookDAL) -> None:
-    """As gRPC does with calls that wait when it ends, or beyond those that may wait."""
-    async with losing(2, grpc.StatusCode.CANCELLED) as (client, lost):
-        await client.create_book(name="N", author="A", release_year=1)
+CALLS = [
+    pytest.param(lambda client: client.create_book(name="N", author="A", release_year=1), id="create_book"),
+    pytest.param(lambda client: client.create_books([BOOK]), id="create_books"),
+    pytest.param(lambda client: client.get_book(1), id="get_book"),
+    pytest.param(lambda client: client.get_books([1]), id="get_books"),
+    pytest.param(lambda client: client.list_page(), id="list_page"),
+    pytest.param(lambda client: client.update_book(1, name="New"), id="update_book"),
+    pytest.param(lambda client: client.delete_book(1), id="delete_book"),
+]
 
-    assert len(lost.requests) == 3
-    assert await count_books(books) == 1
 
-
-async def test_an_update_that_a_server_turned_away_may_be_tried_again_by_its_caller(losing: Losing) -> None:
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("failure", [ServerDraining(), grpc.StatusCode.CANCELLED], ids=["draining", "cancelled"])
+async def test_what_has_not_begun_is_sent_again_whatever_it_is(
+    losing: Losing, call: Callable[[BookstoreClient], Awaitable[object]], failure: grpc.StatusCode | BookstoreError
+) -> None:
+    """As a server refuses it that ends, and gRPC where too many wait."""
     async with losing(0) as (client, _):
         await client.create_book(name="N", author="A", release_year=1)
-    async with losing(1, grpc.StatusCode.CANCELLED) as (client, _):
-        with pytest.raises(Unavailable, match="turned the call away"):
-            await client.update_book(1, name="New")
+    async with losing(6, failure, is_done=False) as (client, lost):
+        await call(client)
+
+    assert len(lost.requests) == 7
 
 
-async def test_after_four_attempts_the_caller_is_told(losing: Losing, books: BookDAL) -> None:
-    async with losing(100) as (client, lost):
-        with pytest.raises(Unavailable, match="the answer was lost"):
+@pytest.mark.parametrize(
+    ("call", "attempts"),
+    [
+        pytest.param(lambda client: client.update_book(1, name="New"), 1, id="update_book"),
+        pytest.param(lambda client: client.delete_book(1), 1, id="delete_book"),
+        pytest.param(lambda client: client.get_book(1), 7, id="get_book"),
+        pytest.param(lambda client: client.create_book(name="N", author="A", release_year=1), 7, id="create_book"),
+    ],
+)
+async def test_a_call_cut_off_in_its_midst_is_sent_again_only_if_that_is_safe(
+    losing: Losing, call: Callable[[BookstoreClient], Awaitable[object]], attempts: int
+) -> None:
+    async with losing(0) as (client, _):
+        await client.create_book(name="N", author="A", release_year=1)
+    async with losing(6, CallInterrupted("cut off")) as (client, lost):
+        if attempts == 1:
+            with pytest.raises(Unavailable, match="cut off"):
+                await call(client)
+        else:
+            await call(client)
+
+    assert len(lost.requests) == attempts
+
+
+async def test_what_the_service_cannot_do_now_is_tried_four_times(losing: Losing, books: BookDAL) -> None:
+    unavailable = DatabaseUnavailable()
+    unavailable.retry_seconds = 0.01
+    async with losing(100, unavailable) as (client, lost):
+        with pytest.raises(DatabaseUnavailable):
             await client.create_book(name="N", author="A", release_year=1)
 
     assert len(lost.requests) == 4
     assert await count_books(books) == 1
+
+
+async def test_it_is_tried_again_when_the_server_said(losing: Losing) -> None:
+    unavailable = DatabaseUnavailable()
+    unavailable.retry_seconds = 0.3
+    async with losing(1, unavailable) as (client, _):
+        began = time.monotonic()
+        await client.list_page()
+
+    assert 0.3 < time.monotonic() - began < 5
+
+
+async def test_an_answer_lost_again_and_again_is_told_at_the_deadline(losing: Losing, books: BookDAL) -> None:
+    async with losing(100, timeout_seconds=1) as (client, lost):
+        began = time.monotonic()
+        with pytest.raises(Unavailable, match="the answer was lost"):
+            await client.create_book(name="N", author="A", release_year=1)
+
+    assert time.monotonic() - began < 1.2
+    assert len(lost.requests) > 4
+    assert await count_books(books) == 1
+
+
+async def test_a_client_that_does_not_wait_tries_four_times_at_once(losing: Losing) -> None:
+    """As behind a proxy that has no server."""
+    lost_by_proxy = grpc.StatusCode.UNAVAILABLE
+    server = grpc.aio.server(interceptors=[lost := AnswersLost(100, lost_by_proxy, is_done=False)])
+    books_pb2_grpc.add_BookServiceServicer_to_server(Unwilling(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with BookstoreClient(f"127.0.0.1:{port}", wait_for_ready=False) as client:
+        began = time.monotonic()
+        with pytest.raises(Unavailable, match="the answer was lost"):
+            await client.list_page()
+    await server.stop(None)
+
+    assert time.monotonic() - began < 2
+    assert len(lost.requests) == 4
+
+
+async def test_what_grpc_turns_away_is_sent_again_until_there_is_room() -> None:
+    """Calls beyond those that may wait are CANCELLED, by gRPC itself and without details."""
+    server, servicer = grpc.aio.server(options=[("grpc.server.max_pending_requests", 1)]), Slow()
+    books_pb2_grpc.add_BookServiceServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with BookstoreClient(f"127.0.0.1:{port}") as client:
+        await asyncio.gather(*(client.update_book(number, name="N") for number in range(100)))
+    await server.stop(None)
+
+    assert sorted(servicer.updated) == list(range(100))
+
+
+class Slow(books_pb2_grpc.BookServiceServicer):
+    """Notes which books were updated."""
+
+    def __init__(self) -> None:
+        self.updated: list[int] = []
+
+    async def UpdateBook(self, request: Any, context: Any) -> Any:  # noqa: N802  the contract's name
+        self.updated.append(request.book.id)
+        await asyncio.sleep(0.001)
+        return request.book
+
+    GetBook = ListBooks = CreateBook = DeleteBook = BatchGetBooks = BatchCreateBooks = UpdateBook
 
 
 class Unwilling(books_pb2_grpc.BookServiceServicer):

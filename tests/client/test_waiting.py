@@ -1,0 +1,133 @@
+"""What a client does while there is no server: wait for one, or say at once why none can be reached."""
+
+import asyncio
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from bookstore.v1 import books_pb2
+
+from bookstore_grpc.app import running_server
+from bookstore_grpc.client import TLS, BookstoreClient
+from bookstore_grpc.errors import DeadlineExceeded, Unavailable
+from tests.certificates import Authority
+from tests.conftest import settings_for
+
+
+@pytest.fixture
+def free_address() -> str:
+    """A port where nothing listens until a test does."""
+    with socket.socket() as bound:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{bound.getsockname()[1]}"
+
+
+@asynccontextmanager
+async def starting_late(address: str, tmp_path: Path, seconds: float) -> AsyncIterator[None]:
+    """Let a server with one book start so late while a block runs."""
+    url = f"sqlite+aiosqlite:///{tmp_path}/bookstore.db"
+    async with running_server(settings_for(url)) as server, BookstoreClient(server.addresses[0]) as client:
+        await client.create_book(name="N", author="A", release_year=1)
+    is_over = asyncio.Event()
+
+    async def serve() -> None:
+        await asyncio.sleep(seconds)
+        async with running_server(settings_for(url, listen=(address,))):
+            await is_over.wait()
+
+    task = asyncio.create_task(serve())
+    try:
+        yield
+    finally:
+        is_over.set()
+        await task
+
+
+CALLS: list[Callable[[BookstoreClient], Awaitable[object]]] = [
+    lambda client: client.create_book(name="N", author="A", release_year=1),
+    lambda client: client.create_books([books_pb2.Book(name="N", author="A", release_year=1)]),
+    lambda client: client.get_book(1),
+    lambda client: client.get_books([1]),
+    lambda client: client.list_page(),
+    lambda client: anext(client.list_books()),
+    lambda client: client.update_book(1, name="New"),
+    lambda client: client.health(),
+]
+
+
+async def test_every_call_waits_for_a_server_that_starts_within_its_deadline(free_address: str, tmp_path: Path) -> None:
+    async with starting_late(free_address, tmp_path, 1), BookstoreClient(free_address) as client:
+        await asyncio.gather(*(call(client) for call in CALLS))
+        await client.delete_book(1)
+
+
+@pytest.mark.parametrize("wait_for_ready", [True, False])
+async def test_the_cause_is_told_where_no_server_can_be_reached(free_address: str, wait_for_ready: bool) -> None:
+    client = BookstoreClient(free_address, timeout_seconds=0.7, wait_for_ready=wait_for_ready)
+    async with client:
+        began = time.monotonic()
+        with pytest.raises(Unavailable, match="Connection refused") as raised:
+            await client.update_book(1, name="N")
+        seconds = time.monotonic() - began
+
+    assert raised.value.reason == ""
+    assert seconds > 0.6 if wait_for_ready else seconds < 0.5
+
+
+async def test_a_name_of_no_host_is_told_at_the_deadline() -> None:
+    async with BookstoreClient("no-such-host.invalid:1", timeout_seconds=0.5) as client:
+        with pytest.raises(Unavailable, match=r"no-such-host\.invalid"):
+            await client.get_book(1)
+
+
+async def test_a_server_of_another_authority_is_told_with_the_cause(tmp_path: Path) -> None:
+    cert, key = Authority().server().write(tmp_path, "server")
+    other = Authority("other").write(tmp_path)
+    settings = settings_for(f"sqlite+aiosqlite:///{tmp_path}/bookstore.db", tls_cert=cert, tls_key=key)
+    async with (
+        running_server(settings) as server,
+        BookstoreClient(server.addresses[0], tls=TLS(ca=other), timeout_seconds=1) as client,
+    ):
+        with pytest.raises(Unavailable, match="CERTIFICATE_VERIFY_FAILED"):
+            await client.get_book(1)
+
+
+async def test_a_server_that_takes_connections_and_says_nothing_is_told_apart() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        async with BookstoreClient(address, timeout_seconds=0.3) as client:
+            with pytest.raises(DeadlineExceeded, match="No connection came about") as raised:
+                await client.get_book(1)
+
+    assert raised.value.reason == ""
+
+
+async def test_a_client_that_does_not_wait_for_its_first_answer_waits_after_it(
+    free_address: str, tmp_path: Path
+) -> None:
+    url = f"sqlite+aiosqlite:///{tmp_path}/bookstore.db"
+    async with BookstoreClient(free_address, wait_for_ready=False) as client:
+        with pytest.raises(Unavailable):
+            await client.list_page()
+        async with running_server(settings_for(url, listen=(free_address,))):
+            async with BookstoreClient(free_address) as patient:
+                await patient.health()
+            await until_answered(client)
+        async with starting_late(free_address, tmp_path, 0.5):
+            await client.update_book(1, name="N")
+
+
+async def until_answered(client: BookstoreClient) -> None:
+    """Call until the channel has noticed that there is a server."""
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                await client.list_page()
+            except Unavailable:
+                await asyncio.sleep(0.05)
+            else:
+                return
