@@ -1,17 +1,20 @@
 """`bookstore import` and `bookstore export`: many books at once, from files and to them."""
 
+import asyncio
 import csv
 import os
 import re
 import shutil
 import sys
 import tempfile
+import time
 import uuid
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from hashlib import file_digest
 from io import BufferedRandom, BufferedReader, TextIOWrapper
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
@@ -25,7 +28,8 @@ from bookstore_grpc.cli.rows import (
     read_rows,
 )
 from bookstore_grpc.cli.session import connection_options, run_with_client, shown_count
-from bookstore_grpc.errors import InvalidRequest, RequestTooLarge, ResourceExhausted
+from bookstore_grpc.errors import DeadlineExceeded, InvalidRequest, RequestTooLarge, ResourceExhausted, Unavailable
+from bookstore_grpc.limits import PAGE_SIZE_MAX
 
 if TYPE_CHECKING:
     from bookstore.v1.books_pb2 import Book
@@ -37,11 +41,15 @@ _BATCH_ROWS = 500
 # Well under what the server accepts, so that a batch of long texts is no larger than it may be.
 _BATCH_BYTES = 2 * 1024 * 1024
 _REFUSALS_SHOWN = 20
+# A minute by default. What takes longer wants somebody to look.
+_OUTAGE_TIMEOUTS = 6
+_OUTAGE_WAIT_SECONDS = 1
 
 # The namespace of the request ids that imports derive; changing it would make every import a new one.
 _NAMESPACE = uuid.UUID("5d0dbb0e-6d0c-4c53-8d4c-2f1f2bd4d9a7")
 _VIOLATED_ROW = re.compile(r"requests\[(\d+)\]\.(?:book\.)?(.+)")
 
+_Answer = TypeVar("_Answer")
 _Bytes = BufferedReader | BufferedRandom
 
 _format_option = click.option(
@@ -79,6 +87,31 @@ class _Refusals:
             click.echo("More rows are refused; --rejects FILE lists them all.", err=True)
 
 
+class _Patience:
+    """Lets an import or export that has begun outlast a restart of the server, its host or its database.
+
+    `timeout_seconds` is what the client gives each call; an outage may take `_OUTAGE_TIMEOUTS` times as long.
+    """
+
+    def __init__(self, timeout_seconds: float) -> None:
+        self._outage_seconds = _OUTAGE_TIMEOUTS * timeout_seconds
+
+    async def __call__(self, call: Callable[[], Awaitable[_Answer]]) -> _Answer:
+        """Make a call that may be sent any number of times. Raises what ends it when the outage is too long."""
+        give_up_at: float | None = None
+        while True:
+            began = time.monotonic()
+            try:
+                return await call()
+            except (Unavailable, DeadlineExceeded):
+                if give_up_at is None:
+                    give_up_at = began + self._outage_seconds
+                    click.echo(f"The service does not answer; trying for {self._outage_seconds:g} s.", err=True)
+                if time.monotonic() + _OUTAGE_WAIT_SECONDS >= give_up_at:
+                    raise
+            await asyncio.sleep(_OUTAGE_WAIT_SECONDS)
+
+
 @click.command("import")
 @click.argument("path", metavar="FILE", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
 @click.option("--rejects", type=click.Path(dir_okay=False, writable=True), help="Write refused rows to this CSV file.")
@@ -88,8 +121,9 @@ def import_(*, path: str, rejects: str | None, chosen_format: FileFormat | None,
     """Store the books of a CSV or JSON Lines file; "-" is standard input.
 
     CSV starts with a header that names name, author and release_year; other columns are left aside. Rows that
-    break a rule are refused one by one, all others are stored. Running the same file again, after an
-    interruption for instance, stores nothing twice (for at least 24 hours). Exit status 1 when rows were refused.
+    break a rule are refused one by one, all others are stored. A server that restarts meanwhile is waited for. Running
+    the same file again, after an interruption for instance, stores nothing twice (for at least 24 hours). Exit status 1
+    when rows were refused.
     """
     kind = file_format(path, chosen_format)
     if rejects and os.path.exists(rejects) and os.path.exists(path) and os.path.samefile(rejects, path):
@@ -98,7 +132,7 @@ def import_(*, path: str, rejects: str | None, chosen_format: FileFormat | None,
         refusals = _Refusals(report)
 
         async def work(client: "BookstoreClient") -> None:
-            await _import(client, file, kind, refusals)
+            await _import(client, _Patience(where["timeout_seconds"]), file, kind, refusals)
 
         try:
             run_with_client(work, **where)
@@ -121,16 +155,19 @@ def export(*, path: str, filter: str, order_by: str, chosen_format: FileFormat |
     The file appears only when it is whole.
     """
     kind = file_format(path, chosen_format)
+    outlast = _Patience(where["timeout_seconds"])
     with _whole_file(path) as file:
 
         async def work(client: "BookstoreClient") -> None:
-            count = await _export(client.list_books(filter=filter, order_by=order_by), file, kind)
+            count = await _export(_books(client, outlast, filter=filter, order_by=order_by), file, kind)
             click.echo(f"{shown_count(count, 'book')} exported.", err=True)
 
         run_with_client(work, **where)
 
 
-async def _import(client: "BookstoreClient", file: _Bytes, kind: FileFormat, refusals: _Refusals) -> None:
+async def _import(
+    client: "BookstoreClient", outlast: _Patience, file: _Bytes, kind: FileFormat, refusals: _Refusals
+) -> None:
     highest_id = await _highest_id(client)
     digest = file_digest(file, "sha256").hexdigest()
     size = file.tell()
@@ -138,7 +175,7 @@ async def _import(client: "BookstoreClient", file: _Bytes, kind: FileFormat, ref
     stored = new = 0
     with click.progressbar(length=size, file=sys.stderr, label="Importing", hidden=not sys.stderr.isatty()) as bar:
         for entries in _batches(_entries(file, kind, digest, refusals)):
-            books = await _store(client, entries, refusals)
+            books = await _store(client, outlast, entries, refusals)
             stored += len(books)
             new += sum(book.id > highest_id for book in books)
             bar.update(file.tell() - bar.pos)
@@ -187,16 +224,20 @@ def _batches(entries: Iterator[_Entry]) -> Iterator[list[_Entry]]:
         yield batch
 
 
-async def _store(client: "BookstoreClient", entries: list[_Entry], refusals: _Refusals) -> "Sequence[Book]":
+async def _store(
+    client: "BookstoreClient", outlast: _Patience, entries: list[_Entry], refusals: _Refusals
+) -> "Sequence[Book]":
     """Store a batch: what the server refuses is noted and left out, and the rest is sent again."""
     stored: list[Book] = []
     size = len(entries)
     while entries:
         part = entries[:size]
         try:
-            stored += await client.create_books(
-                [entry.book for entry in part], request_ids=[entry.request_id for entry in part]
+            # Never stored twice, however often it is sent.
+            create = partial(
+                client.create_books, [entry.book for entry in part], request_ids=[entry.request_id for entry in part]
             )
+            stored += await outlast(create)
             entries = entries[size:]
             size *= 2
         except (RequestTooLarge, ResourceExhausted) as error:
@@ -231,6 +272,18 @@ def _reasons_by_index(error: InvalidRequest) -> dict[int, str]:
             before = f"{reasons[index]}; " if index in reasons else ""
             reasons[index] = f"{before}{found[2]}: {description}"
     return reasons
+
+
+async def _books(client: "BookstoreClient", outlast: _Patience, *, filter: str, order_by: str) -> "AsyncIterator[Book]":
+    """Walk over all books that match. What keeps the first page away ends the walk at once."""
+    ask = partial(client.list_page, filter=filter, order_by=order_by, page_size=PAGE_SIZE_MAX)
+    page = await ask()
+    while True:
+        for book in page.books:
+            yield book
+        if not page.next_page_token:
+            return
+        page = await outlast(partial(ask, page_token=page.next_page_token))
 
 
 async def _export(books: "AsyncIterator[Book]", file: IO[str], kind: FileFormat) -> int:

@@ -232,14 +232,16 @@ def test_a_server_that_goes_away_in_the_middle_is_told_and_the_import_can_go_on(
     path = tmp_path / "books.csv"
     path.write_bytes(csv_bytes(numbered_rows(MANY_ROWS)))
     with breaking_line(catalogue.address, after_bytes=BREAKS_AFTER_BYTES, then="hang up") as line:
-        finished = catalogue.run("import", path, variables={"BOOKSTORE_SERVER": line.address})
+        server = ("--server", line.address, "--timeout-seconds", 0.7)
+        finished = catalogue.run("import", path, *server)
         address = line.address
     stored = len(catalogue.rows())
 
     again = catalogue.run("import", path)
 
     assert finished.status == 1
-    assert address in finished.errors
+    assert "The service does not answer; trying for 4.2 s." in finished.errors
+    assert f"Cannot reach {address}" in finished.errors
     assert "Not finished. Run the same command again to go on; nothing is stored twice." in finished.errors
     assert 0 < stored < MANY_ROWS
     assert again.status == 0
