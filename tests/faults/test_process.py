@@ -9,6 +9,7 @@ import pytest
 
 from bookstore_grpc.client import BookstoreClient
 from tests.e2e.conftest import Start
+from tests.every_call import Callers
 from tests.executable import Serving
 from tests.faults.conftest import Figures
 from tests.faults.load import CALLERS, Tally, load, lost_and_doubled, numbered_request, stored_books
@@ -127,3 +128,34 @@ async def test_a_client_of_two_servers_sees_no_failure_while_one_is_replaced(
     )
     assert failures == []
     assert (lost, doubled) == (0, 0)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("any_database_url", ["sqlite", "postgresql"], indirect=True)
+@pytest.mark.parametrize("count", [1, 2], ids=["alone", "two"])
+async def test_no_call_of_any_kind_fails_while_servers_are_replaced(
+    start: Start, any_database_url: str, count: int, is_long: bool, figures: Figures
+) -> None:
+    rounds = 20 if is_long else 2
+    servers = [await start_on(start, any_database_url) for _ in range(count)]
+    addresses = [server.address for server in servers]
+
+    async def replace() -> None:
+        for place in range(rounds):
+            await asyncio.sleep(UNDER_LOAD_SECONDS)
+            which = place % count
+            assert await asyncio.to_thread(servers[which].stop) == 0
+            servers[which] = await start_on(start, any_database_url, "--listen", addresses[which])
+            # The other one is only ended when the client has found this one again.
+            await asyncio.sleep(2 if count > 1 else 0)
+
+    async with BookstoreClient(f"ipv4:{','.join(addresses)}", timeout_seconds=60) as client:
+        callers = Callers(client, doomed_batches=rounds)
+        await callers.call_while(replace())
+        figures(
+            rounds=rounds,
+            calls=callers.counts.total() + len(callers.failures),
+            answered=callers.counts.total(),
+            failed=len(callers.failures),
+        )
+        await callers.check()
