@@ -3,7 +3,7 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from importlib.metadata import version
@@ -19,13 +19,16 @@ from bookstore_grpc.dal.books import BookDAL, microseconds_now
 from bookstore_grpc.dal.database import Database
 from bookstore_grpc.dal.driver_errors import startup_errors
 from bookstore_grpc.dal.engines import parse_database_url
+from bookstore_grpc.descriptors import ConnectionBounds, connection_bounds, raise_descriptor_limit
 from bookstore_grpc.doors import Doors, doors
 from bookstore_grpc.errors import StartupError
 from bookstore_grpc.hangup import ignore_hangup
 from bookstore_grpc.loopback import is_local
 from bookstore_grpc.memory import SpareMemory
+from bookstore_grpc.room import Room, Shortage
 from bookstore_grpc.rpc.call_log import CallLog
 from bookstore_grpc.rpc.calls import Gate
+from bookstore_grpc.rpc.crowding import LOOK_SECONDS, Crowding
 from bookstore_grpc.rpc.options import server_options
 from bookstore_grpc.rpc.rate_limit import RateLimit
 from bookstore_grpc.rpc.server import BOOK_SERVICE, Server
@@ -116,6 +119,7 @@ async def running_server(
         )
     if settings.channelz_listen:
         check_channelz_address(settings.channelz_listen, worker_count=settings.worker_count)
+    bounds = connection_bounds(settings, raise_descriptor_limit())
     async with AsyncExitStack() as stack:
         way_in = await stack.enter_async_context(doors(settings))
         database = await stack.enter_async_context(_database(settings))
@@ -125,20 +129,34 @@ async def running_server(
             database, clock=clock, on_group_written=metrics.group_written if metrics else None, observer=traces
         )
         servicer = BookServicer(books)
-        server = _server(settings, servicer, database, way_in, traces=traces, metrics=metrics, shares_ports=is_worker)
+        crowding = Crowding(bounds.grpc)
+        server = _server(
+            settings,
+            servicer,
+            database,
+            way_in,
+            traces=traces,
+            metrics=metrics,
+            crowding=crowding,
+            options=server_options(settings, shares_ports=is_worker, max_connections=bounds.grpc),
+        )
         serving: dict[str, Any] = {}
+        rooms = _rooms(settings, bounds, has_probes=not is_worker)
         if metrics:
-            sample = partial(_sample, metrics, server, database, way_in)
+            shortages = {"grpc": crowding.shortage} | {name: room.shortage for name, room in rooms.items()}
+            sample = partial(_sample, metrics, server, database, way_in, shortages)
             await stack.enter_async_context(repeated(sample, every_seconds=_SAMPLE_SECONDS, what="metrics"))
             if not is_worker:
-                serving["metrics"] = await stack.enter_async_context(_probes(settings, server, metrics))
+                serving["metrics"] = await stack.enter_async_context(
+                    _probes(settings, server, metrics, rooms["metrics"])
+                )
         if settings.channelz_listen:
             serving["channelz"] = await stack.enter_async_context(_channelz(settings))
             if is_worker:
                 _log.info("serving channelz", address=serving.pop("channelz"))
         await _prepare_tables(database, books, migrate=settings.migrate)
         if settings.http_listen:
-            http = _http(settings, servicer, server, way_in, shares_port=is_worker)
+            http = _http(settings, servicer, server, way_in, rooms["http"], shares_port=is_worker)
             server.http_address = serving["http"] = await stack.enter_async_context(http)
         await server.start(settings.listen)  # what fails after it would leave it listening
         if tell_supervisor:
@@ -162,6 +180,7 @@ async def running_server(
             else:
                 tell_supervisor(serving)
             async with (
+                repeated(partial(crowding.relieve, server.addresses), every_seconds=LOOK_SECONDS, what="connections"),
                 repeated(SpareMemory().give_back, every_seconds=_SPARE_MEMORY_SECONDS, what="spare memory"),
                 repeated(partial(_forget, books), every_seconds=housekeeping_interval_seconds, what="old request ids"),
             ):
@@ -204,7 +223,8 @@ def _server(
     *,
     traces: "Traces | None",
     metrics: "Metrics | None",
-    shares_ports: bool,
+    crowding: Crowding,
+    options: Sequence[tuple[str, int]],
 ) -> Server:
     call_log = CallLog(slow_call_seconds=settings.slow_call_seconds)
     return Server(
@@ -213,14 +233,14 @@ def _server(
         probe_interval_seconds=settings.health_interval_seconds,
         # A call passes the gates in this order.
         gates=(*way_in.gates, *_rate_limit(settings)),
-        observers=[observer for observer in (traces, call_log, metrics) if observer],
+        observers=[observer for observer in (traces, call_log, metrics, crowding) if observer],
         credentials=way_in.certificates.server_credentials if way_in.certificates else None,
         has_reflection=settings.reflection == "on",
         max_concurrent_calls=settings.max_concurrent_calls,
         max_call_seconds=settings.max_call_seconds,
         max_request_bytes=settings.max_message_bytes,
         counts_arrivals=metrics is not None,
-        options=server_options(settings, shares_ports=shares_ports),
+        options=options,
     )
 
 
@@ -261,13 +281,22 @@ async def _traces(settings: Settings, database: Database) -> AsyncIterator["Trac
         )
 
 
-def _sample(metrics: "Metrics", server: Server, database: Database, way_in: Doors) -> None:
+def _rooms(settings: Settings, bounds: ConnectionBounds, *, has_probes: bool) -> Mapping[str, Room]:
+    """Answer the room for connections of what listens besides gRPC, by its name."""
+    wanted = {"http": bounds.http if settings.http_listen else 0, "metrics": bounds.probes if has_probes else 0}
+    return {name: Room(most, name=name) for name, most in wanted.items() if most}
+
+
+def _sample(
+    metrics: "Metrics", server: Server, database: Database, way_in: Doors, shortages: Mapping[str, Shortage]
+) -> None:
     metrics.sample(
         is_ready=not server.why_not_ready,
         calls_not_taken=server.calls_not_taken(),
         connections=database.connections_in_use(),
         certificate_expires_at=way_in.certificates.expires_at if way_in.certificates else None,
         refresh_failures=way_in.refresh_failures(),
+        connections_closed={listener: shortage.closed_count for listener, shortage in shortages.items()},
     )
 
 
@@ -276,17 +305,17 @@ def _report(tell_supervisor: Tell, server: Server) -> None:
 
 
 @asynccontextmanager
-async def _probes(settings: Settings, server: Server, metrics: "Metrics") -> AsyncIterator[str]:
+async def _probes(settings: Settings, server: Server, metrics: "Metrics", room: Room) -> AsyncIterator[str]:
     from bookstore_grpc.probes import Probes, serving_probes
 
     probes = Probes(metrics=metrics.text, why_not_ready=lambda: server.why_not_ready)
-    async with serving_probes(settings.metrics_listen, probes) as address:
+    async with serving_probes(settings.metrics_listen, probes, room=room) as address:
         yield address
 
 
 @asynccontextmanager
 async def _http(
-    settings: Settings, servicer: BookServicer, server: Server, way_in: Doors, *, shares_port: bool
+    settings: Settings, servicer: BookServicer, server: Server, way_in: Doors, room: Room, *, shares_port: bool
 ) -> AsyncIterator[str]:
     try:
         from bookstore_grpc.http.application import http_application
@@ -308,7 +337,7 @@ async def _http(
     )
     bound = bound_socket(settings.http_listen, shares_port=shares_port)
     tls = way_in.certificates.tls_context() if way_in.certificates else None
-    async with serving_http(application, bound, tls=tls):
+    async with serving_http(application, bound, room=room, tls=tls):
         yield shown_address(settings.http_listen, bound)
 
 

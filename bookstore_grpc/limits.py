@@ -55,8 +55,16 @@ KEPT_TOKENS_MAX = 4_096
 # Callers whose rate is known, about 200 bytes each.
 RATED_CALLERS_MAX = 65_536
 
+# Of one process: what it asks the system for, and what of that is for anything but connections and the database.
+# It has some 40 open by itself.
+DESCRIPTORS_MAX = 65_536
+DESCRIPTORS_RESERVED = 80
+# Of one process. An idle one takes 14 KB.
+GRPC_CONNECTIONS_MAX = 10_000
 # Of one process. Browsers hold up to six, and an idle one is closed after five seconds.
 HTTP_CONNECTIONS_MAX = 500
+# Of one process. Who asks for metrics and readiness are few.
+PROBE_CONNECTIONS_MAX = 100
 # All of a request before its body. The longest page token and filter, in percent-encoding, have 40 KB.
 HTTP_HEAD_MAX_BYTES = 64 * 1024
 # Browsers and proxies together send some forty. Each takes 300 bytes, however short it is.

@@ -104,6 +104,13 @@ class Metrics:
             registry=registry,
         )
         self._seen_failures: dict[str, int] = {}
+        self._connections_closed = Counter(
+            "bookstore_connections_closed",
+            "Connections closed for want of room, to let others in or because every one was being served.",
+            ["listener"],
+            registry=registry,
+        )
+        self._seen_closed: dict[str, int] = {}
         self._not_taken: deque[int] = deque(maxlen=_WAITING_SAMPLES)
         self._counted_turned_away = 0
         build = Gauge(
@@ -158,8 +165,9 @@ class Metrics:
         calls_not_taken: int = 0,
         certificate_expires_at: float | None = None,
         refresh_failures: Mapping[str, int] | None = None,
+        connections_closed: Mapping[str, int] | None = None,
     ) -> None:
-        """Take down what is so now. `calls_not_taken` and `refresh_failures` are counts since the start."""
+        """Take down what is so now. But for `connections` and the certificate, all are counts since the start."""
         self._ready.set(is_ready)
         # What only waits is taken some time; what was not taken in all of these samples was turned away.
         self._not_taken.append(calls_not_taken)
@@ -171,13 +179,19 @@ class Metrics:
             self._connections.labels(pool).set(in_use)
         if certificate_expires_at is not None:
             self._certificate.set(certificate_expires_at)
-        for what, count in (refresh_failures or {}).items():
-            self._refresh_failures.labels(what).inc(count - self._seen_failures.get(what, 0))
-            self._seen_failures[what] = count
+        _count_up(self._refresh_failures, self._seen_failures, refresh_failures or {})
+        _count_up(self._connections_closed, self._seen_closed, connections_closed or {})
 
     def text(self) -> bytes:
         """Answer all numbers of this process, in Prometheus's text format."""
         return generate_latest(self._registry)
+
+
+def _count_up(counter: Counter, seen: dict[str, int], counts: Mapping[str, int]) -> None:
+    """Add what has come to counts since they were last seen."""
+    for label, count in counts.items():
+        counter.labels(label).inc(count - seen.get(label, 0))
+        seen[label] = count
 
 
 class WorkersMetrics(Collector):

@@ -12,6 +12,7 @@ import structlog
 from bookstore_grpc.addresses import bound_socket, shown_address
 from bookstore_grpc.http.connections import serving_http
 from bookstore_grpc.loopback import is_local
+from bookstore_grpc.room import Room
 
 _log = structlog.stdlib.get_logger("bookstore_grpc.probes")
 
@@ -28,12 +29,12 @@ class Probes(NamedTuple):
 
 
 @asynccontextmanager
-async def serving_probes(address: str, probes: Probes) -> AsyncIterator[str]:
+async def serving_probes(address: str, probes: Probes, *, room: Room) -> AsyncIterator[str]:
     """Answer on HOST:PORT while the block runs, and tell the address with its real port. Raises `StartupError`."""
     bound = bound_socket(address)
     if not is_local(address):
         _log.warning("metrics can be read by other machines", address=address)
-    async with serving_http(_application(probes), bound):
+    async with serving_http(_application(probes), bound, room=room):
         yield shown_address(address, bound)
 
 

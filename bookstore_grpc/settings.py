@@ -140,6 +140,16 @@ class Settings:
     max_metadata_bytes: int = _setting(
         16_384, "The most metadata of a call, the token included.", least=1_024, most=1_048_576
     )
+    max_connections: int = _setting(
+        0,
+        "How many gRPC connections a process may have. 0: as many as the limit of open files leaves room for, up to "
+        "10,000.",
+        least=0,
+        most=_INT32_MAX,
+    )
+    max_connection_idle_seconds: float = _setting(
+        0.0, "After how long without a call a connection is closed; its client makes a new one. 0: never.", least=0
+    )
     max_connection_age_seconds: float = _setting(
         0.0,
         "After how long a connection is closed, so that clients spread over the servers anew. 0: never.",

@@ -22,6 +22,7 @@ import structlog
 
 from bookstore_grpc.addresses import check_addresses, reserved
 from bookstore_grpc.background import repeated
+from bookstore_grpc.descriptors import probe_connections, raise_descriptor_limit
 from bookstore_grpc.errors import StartupError
 from bookstore_grpc.hangup import ignore_hangup
 from bookstore_grpc.settings import Settings
@@ -101,11 +102,13 @@ class _Supervisor:
         """Answer for all workers. Raises `StartupError`."""
         from bookstore_grpc.metrics import WorkersMetrics
         from bookstore_grpc.probes import Probes, serving_probes
+        from bookstore_grpc.room import Room
 
         with closing(WorkersMetrics(count_ready=self._count_ready)) as metrics:
             self._metrics = metrics
             probes = Probes(metrics=metrics.text, why_not_ready=self._why_not_ready, when_ready=self._readiness)
-            async with serving_probes(self._settings.metrics_listen, probes) as address:
+            room = Room(probe_connections(raise_descriptor_limit()), name="metrics")
+            async with serving_probes(self._settings.metrics_listen, probes, room=room) as address:
                 self._told = {"metrics": address}
                 yield
 

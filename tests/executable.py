@@ -64,14 +64,15 @@ def wait_until(condition: Callable[[], object], what: str) -> None:
 
 
 class Serving:
-    """A server in a process of its own, on a free port of the loopback."""
+    """A server in a process of its own, on a free port of the loopback, that may open no more than `descriptors`."""
 
-    def __init__(self, database_url: str, log: Path, *arguments: str, **variables: str) -> None:
+    def __init__(self, database_url: str, log: Path, *arguments: str, descriptors: str = "", **variables: str) -> None:
         self._log = log
         listen = () if "--listen" in arguments or "BOOKSTORE_LISTEN" in variables else ("--listen", "127.0.0.1:0")
+        limited = ("prlimit", f"--nofile={descriptors}:{descriptors}") if descriptors else ()
         with log.open("wb") as file:
             self.process = subprocess.Popen(
-                [BOOKSTORE, "serve", *listen, *arguments],
+                [*limited, BOOKSTORE, "serve", *listen, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file,

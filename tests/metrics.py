@@ -19,7 +19,13 @@ def metric_names() -> set[str]:
     call = Call("/a/B", "r", (), None)
     metrics.call_began(call)
     metrics.call_ended(call, Outcome("OK", 0.1))
-    metrics.sample(is_ready=True, connections={"read": 1}, certificate_expires_at=1, refresh_failures={"keys": 1})
+    metrics.sample(
+        is_ready=True,
+        connections={"read": 1},
+        certificate_expires_at=1,
+        refresh_failures={"keys": 1},
+        connections_closed={"http": 1},
+    )
     return set(re.findall(r"^# TYPE (\w+)", metrics.text().decode(), re.MULTILINE))
 
 

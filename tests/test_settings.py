@@ -45,6 +45,8 @@ _VALUES: dict[str, tuple[tuple[str, Any], tuple[str, Any]]] = {
     "rate_limit_burst": (("1", 1), ("2", 2)),
     "max_message_bytes": (("1024", 1_024), ("5000", 5_000)),
     "max_metadata_bytes": (("1024", 1_024), ("5000", 5_000)),
+    "max_connections": (("1", 1), ("2", 2)),
+    "max_connection_idle_seconds": (("1.5", 1.5), ("10", 10.0)),
     "max_connection_age_seconds": (("1.5", 1.5), ("10", 10.0)),
     "max_connection_age_grace_seconds": (("0", 0.0), ("1.5", 1.5)),
     "keepalive_seconds": (("1", 1.0), ("2.5", 2.5)),

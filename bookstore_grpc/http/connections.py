@@ -1,18 +1,21 @@
 """HTTP connections: uvicorn in the loop that is there, with bounds on what a stranger can hold."""
 
 import asyncio
+import errno
 import ssl
 from collections.abc import AsyncIterator, Generator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
-from socket import socket
+from socket import SHUT_RDWR, socket
 from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.server import ServerState
 
 from bookstore_grpc.http.asgi import Application
-from bookstore_grpc.limits import HTTP_CONNECTIONS_MAX, HTTP_HEAD_MAX_BYTES, HTTP_HEADERS_MAX
+from bookstore_grpc.limits import HTTP_HEAD_MAX_BYTES, HTTP_HEADERS_MAX
+from bookstore_grpc.room import Place, Room
 
 # Where a request's scope has, in its state, the caller.
 CALLER = "caller"
@@ -20,6 +23,11 @@ CALLER = "caller"
 _HEAD_SECONDS = 10
 _UNREAD_SECONDS = 60
 _STOP_SECONDS = 1
+_BACKLOG = 2_048
+# Connections taken in before anything else is done. For so many there may be files open beyond the bound.
+_TAKEN_AT_ONCE = 16
+_PAUSE_SECONDS = 1
+_NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _PIPELINED_MAX = 32
 _LENGTHS = (b"content-length", b"transfer-encoding")
 
@@ -44,7 +52,7 @@ class Caller:
 
 @asynccontextmanager
 async def serving_http(
-    application: Application, bound: socket, *, tls: ssl.SSLContext | None = None
+    application: Application, bound: socket, *, room: Room, tls: ssl.SSLContext | None = None
 ) -> AsyncIterator[None]:
     """Answer on a bound socket while the block runs, then close connections as they have been answered."""
     config = uvicorn.Config(
@@ -59,7 +67,7 @@ async def serving_http(
         proxy_headers=False,
         timeout_graceful_shutdown=_STOP_SECONDS,
     )
-    server = _Server(config, tls)
+    server = _Server(config, room, tls)
     task = asyncio.create_task(server.serve(sockets=[bound]))
     try:
         yield
@@ -69,9 +77,14 @@ async def serving_http(
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, tls: ssl.SSLContext | None) -> None:
+    """Accepts connections itself: in uvicorn's way one counts only after the handshake of TLS."""
+
+    def __init__(self, config: uvicorn.Config, room: Room, tls: ssl.SSLContext | None) -> None:
         super().__init__(config)
+        self._room = room
         self._tls = tls
+        self._beginning: dict[socket, asyncio.Task[None]] = {}
+        self._is_over = False
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -79,37 +92,94 @@ class _Server(uvicorn.Server):
         yield
 
     async def startup(self, sockets: list[socket] | None = None) -> None:
-        """Listen as uvicorn would, which waits a minute for each handshake."""
+        """Listen."""
         await super().startup(sockets=[])
-        make_connection = partial(_Connection, self.config, self.server_state, {})
         for bound in sockets or ():
-            self.servers.append(
-                await asyncio.get_running_loop().create_server(
-                    make_connection,
-                    sock=bound,
-                    backlog=self.config.backlog,
+            bound.listen(_BACKLOG)
+            bound.setblocking(False)
+            self._accept_from(bound)
+
+    async def shutdown(self, sockets: list[socket] | None = None) -> None:
+        """Take in no more connections, and end those that are there."""
+        self._is_over = True
+        for bound in sockets or ():
+            asyncio.get_running_loop().remove_reader(bound)
+        for accepted in self._beginning:
+            _cut(accepted)
+        await super().shutdown(sockets)
+
+    def _accept_from(self, bound: socket) -> None:
+        if not self._is_over:
+            asyncio.get_running_loop().add_reader(bound, self._accept, bound)
+
+    def _accept(self, bound: socket) -> None:
+        loop = asyncio.get_running_loop()
+        for _ in range(_TAKEN_AT_ONCE):
+            try:
+                accepted, (host, *_) = bound.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                if error.errno not in _NO_DESCRIPTOR:
+                    raise
+                loop.remove_reader(bound)  # else the loop would turn for this alone
+                loop.call_later(_PAUSE_SECONDS, self._accept_from, bound)
+                return
+            place = self._room.take(host)
+            if place is None:
+                accepted.close()
+                continue
+            place.close = partial(_cut, accepted)
+            self._beginning[accepted] = loop.create_task(self._begin(accepted, place))
+
+    async def _begin(self, accepted: socket, place: Place) -> None:
+        """Make a connection of a socket, after a handshake where TLS is wanted."""
+        connection = _Connection(self.config, self.server_state, self._room, place)
+        try:
+            with suppress(OSError):  # a handshake that fails is nothing to tell
+                await asyncio.get_running_loop().connect_accepted_socket(
+                    lambda: connection,
+                    accepted,
                     ssl=self._tls,
                     ssl_handshake_timeout=_HEAD_SECONDS if self._tls else None,
                 )
-            )
+        finally:
+            del self._beginning[accepted]
+            if not connection.is_made:
+                self._room.leave(place)
+
+
+def _cut(accepted: socket) -> None:
+    """End a connection that has no transport of ours yet: whoever waits for the handshake finds its end."""
+    with suppress(OSError):
+        accepted.shutdown(SHUT_RDWR)
 
 
 class _Connection(HttpToolsProtocol):
     """A connection on which requests begin soon, with heads of a bounded size, and answers are read in the end."""
 
+    def __init__(self, config: uvicorn.Config, state: ServerState, room: Room, place: Place) -> None:
+        super().__init__(config, state, {})
+        self.is_made = False
+        self._room = room
+        self._place = place
+
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        self.is_made = True
+        self._place.close = transport.abort
         self._caller = Caller(transport.get_extra_info("peercert"))
         self._overhead_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
         self._unread_timer: asyncio.TimerHandle | None = None
-        if len(self.connections) > HTTP_CONNECTIONS_MAX:
-            transport.abort()
+        if self._place.is_left:
+            transport.abort()  # it had to give way, and may have asked by now
             return
         self.app_state = {CALLER: self._caller}
         self._bound_wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._room.leave(self._place)
         self._end_wait()
         self._end_unread()
         super().connection_lost(exc)
@@ -146,17 +216,24 @@ class _Connection(HttpToolsProtocol):
         self._overhead_bytes = 0
         super().on_body(body)
 
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._note_whose_turn_it_is()
+
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        self._note_whose_turn_it_is()
         if self.transport.is_closing():
             self._bound_unread()
 
     def pause_writing(self) -> None:
         super().pause_writing()
+        self._room.wait(self._place)
         self._bound_unread()
 
     def resume_writing(self) -> None:
         super().resume_writing()
+        self._note_whose_turn_it_is()
         if not self.transport.is_closing():
             self._end_unread()
 
@@ -184,7 +261,15 @@ class _Connection(HttpToolsProtocol):
     def _hang_up(self) -> None:
         """Close the connection when all is sent, which the other side could put off for ever by reading nothing."""
         self.transport.close()
+        self._room.wait(self._place)
         self._bound_unread()
+
+    def _note_whose_turn_it_is(self) -> None:
+        """Say that the connection is served if its last request is whole and has no answer yet, else that it waits."""
+        if self.transport.is_closing() or self.cycle.more_body or self.cycle.response_complete:
+            self._room.wait(self._place)
+        else:
+            self._room.serve(self._place)
 
     def _bound_unread(self) -> None:
         if self._unread_timer is None:

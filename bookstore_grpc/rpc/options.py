@@ -11,10 +11,17 @@ from bookstore_grpc.settings import Settings
 
 _INT32_MAX = 2**31 - 1
 _NEVER_MS = _INT32_MAX
+# Until a connection has begun HTTP/2, the handshake of TLS included.
+_HANDSHAKE_SECONDS = 10
 
 
-def server_options(settings: Settings, *, shares_ports: bool) -> Sequence[tuple[str, int]]:
-    """Answer the options of a server; those that all say `shares_ports` may listen on the same addresses."""
+def server_options(
+    settings: Settings, *, shares_ports: bool, max_connections: int = _INT32_MAX
+) -> Sequence[tuple[str, int]]:
+    """Answer the options of a server; those that all say `shares_ports` may listen on the same addresses.
+
+    Each listener takes `max_connections`.
+    """
     return (
         # By gRPC's default two servers share a port without a word, and each answers some of the calls.
         ("grpc.so_reuseport", int(shares_ports)),
@@ -31,6 +38,11 @@ def server_options(settings: Settings, *, shares_ports: bool) -> Sequence[tuple[
         ("grpc.http.overload_protection", 0),
         ("grpc.server.max_pending_requests", settings.max_waiting_calls),
         ("grpc.server.max_pending_requests_hard_limit", settings.max_waiting_calls),
+        # What goes beyond is accepted and closed at once, which its client takes for a server that is away.
+        ("grpc.max_allowed_incoming_connections", max_connections),
+        # gRPC's default lets a connection say nothing for two minutes.
+        ("grpc.server_handshake_timeout_ms", _HANDSHAKE_SECONDS * 1_000),
+        ("grpc.max_connection_idle_ms", _milliseconds(settings.max_connection_idle_seconds) or _NEVER_MS),
         ("grpc.max_connection_age_ms", _milliseconds(settings.max_connection_age_seconds) or _NEVER_MS),
         ("grpc.max_connection_age_grace_ms", _milliseconds(settings.max_connection_age_grace_seconds)),
         # Clients may keep connections alive in idle times too; gRPC's default punishes that.

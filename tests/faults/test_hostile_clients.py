@@ -6,8 +6,8 @@ import resource
 import socket
 import struct
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import ExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 
 import grpc
 import pytest
@@ -17,11 +17,13 @@ from tests.e2e.conftest import Start
 from tests.executable import Serving
 from tests.faults.conftest import Figures
 from tests.faults.load import defects, resident_megabytes
+from tests.http.client import ask as ask_over_http
 from tests.http2 import (
     CONTINUATION,
     HEADERS,
     INITIAL_WINDOW_SIZE,
     PING,
+    PREFACE,
     RST_STREAM,
     SETTINGS,
     call_frames,
@@ -30,12 +32,14 @@ from tests.http2 import (
     literal,
     opened,
 )
+from tests.metrics import ask
 
 pytestmark = pytest.mark.e2e
 
 GROWTH_MEGABYTES = 100  # what is kept of a flood does not grow with the next one
 GIVEN_BACK_SECONDS = 25.0
 SLOWEST_SECONDS = 5.0
+PREFACE_AND_SETTINGS = PREFACE + frame(SETTINGS)
 
 
 def reset_flood(connection: socket.socket, count: int) -> None:
@@ -213,31 +217,41 @@ async def test_others_are_served_beside_a_hostile_client(
     assert await asyncio.to_thread(server.stop) == 0
 
 
+@contextmanager
+def descriptors_of_our_own() -> Iterator[None]:
+    """Let the test open as many connections as it likes, on a system that begins processes with 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(8_192, hard), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def open_all(stack: ExitStack, address: str, data: bytes, count: int) -> None:
+    host, _, port = address.rpartition(":")
+    for _ in range(count):
+        connection = stack.enter_context(socket.create_connection((host, int(port)), timeout=10))
+        with suppress(OSError):  # it may be closed at once
+            connection.sendall(data)
+
+
 @pytest.mark.timeout(120)
 async def test_others_are_served_beside_two_thousand_connections(
     start: Start, sqlite_url: str, figures: Figures
 ) -> None:
     connections = 2_000
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(8_192, hard), hard))
-    try:
-        server = await asyncio.to_thread(start, sqlite_url)
-        await fill(server.address)
-        before = resident_megabytes(server.process.pid)
-
-        def open_all(stack: ExitStack) -> None:
-            for _ in range(connections):
-                stack.enter_context(opened(server.address))
-
+    server = await asyncio.to_thread(start, sqlite_url)
+    await fill(server.address)
+    before = resident_megabytes(server.process.pid)
+    with descriptors_of_our_own(), ExitStack() as stack:
         async with witness(server.address) as seen:
-            with ExitStack() as stack:
-                await asyncio.to_thread(open_all, stack)
-                await asyncio.sleep(1)
-                during = resident_megabytes(server.process.pid)
+            await asyncio.to_thread(open_all, stack, server.address, PREFACE_AND_SETTINGS, connections)
+            await asyncio.sleep(1)
+            during = resident_megabytes(server.process.pid)
+            stack.close()
             await asyncio.sleep(2)
-        after = await memory_that_stays(server, before)
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    after = await memory_that_stays(server, before)
     figures(
         connections=connections,
         calls=seen.answered,
@@ -251,3 +265,48 @@ async def test_others_are_served_beside_two_thousand_connections(
     assert seen.slowest_seconds < SLOWEST_SECONDS
     assert after - before < GROWTH_MEGABYTES
     assert defects(server) == []
+
+
+async def seconds_until_served(address: str) -> float:
+    """Answer how long a new connection and a call on it take."""
+    began = time.monotonic()
+    async with grpc.aio.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+        stub: books_pb2_grpc.BookServiceAsyncStub = books_pb2_grpc.BookServiceStub(channel)
+        await stub.GetBook(books_pb2.GetBookRequest(id=1), timeout=30, wait_for_ready=True)
+    return time.monotonic() - began
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    ("data", "descriptors"),
+    [pytest.param(b"", "256", id="silent"), pytest.param(PREFACE_AND_SETTINGS, "1024", id="idle")],
+)
+async def test_newcomers_are_served_beside_more_connections_than_descriptors(
+    start: Start, sqlite_url: str, descriptors: str, data: bytes, is_long: bool, figures: Figures
+) -> None:
+    arguments = ("--http-listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0")
+    server = await asyncio.to_thread(start, sqlite_url, *arguments, descriptors=descriptors)
+    await fill(server.address)
+    told = server.wait_for_event("serving")
+    newcomers: list[float] = []
+    with descriptors_of_our_own(), ExitStack() as stack:
+        async with witness(server.address) as seen:
+            for address in (server.address, told["http"], told["metrics"]):
+                await asyncio.to_thread(open_all, stack, address, data, 1_100)
+            give_up = time.monotonic() + (20 if is_long else 2)
+            while time.monotonic() < give_up:
+                newcomers.append(await seconds_until_served(server.address))
+                for path in ("/readyz", "/livez", "/metrics"):
+                    assert (await asyncio.to_thread(ask, server, path))[0] == 200
+                assert (await ask_over_http(told["http"], "GET", "/v1/books/1")).status == 200
+    figures(
+        calls=seen.answered + len(newcomers),
+        answered=seen.answered + len(newcomers),
+        slowest_seconds=round(max(seen.slowest_seconds, *newcomers), 2),
+    )
+    assert max(seen.slowest_seconds, *newcomers) < SLOWEST_SECONDS
+    warned = [(line["event"], line.get("listener")) for line in server.log_lines() if line["level"] == "warning"]
+    assert {("descriptors are few", None), ("connections closed for want of room", "grpc")} <= set(warned)
+    assert len(warned) == len(set(warned))
+    assert defects(server) == []
+    assert await asyncio.to_thread(server.stop) == 0

@@ -11,7 +11,8 @@ from bookstore_grpc.addresses import bound_socket, shown_address
 from bookstore_grpc.app import running_server
 from bookstore_grpc.http.application import http_application
 from bookstore_grpc.http.connections import serving_http
-from bookstore_grpc.limits import MESSAGE_MAX_BYTES
+from bookstore_grpc.limits import HTTP_CONNECTIONS_MAX, MESSAGE_MAX_BYTES
+from bookstore_grpc.room import Room
 from bookstore_grpc.rpc.server import BOOK_SERVICE, Server
 from tests.conftest import settings_for
 from tests.rpc.servers import server_with
@@ -33,6 +34,7 @@ async def http_server_with(
     service: ServiceDescriptor = BOOK_SERVICE,
     *,
     max_request_bytes: int = MESSAGE_MAX_BYTES,
+    room: Room | None = None,
     **options: Any,
 ) -> AsyncIterator[Server]:
     """Serve with any servicer of any service, whose calls pass the guard of a server."""
@@ -42,5 +44,5 @@ async def http_server_with(
         )
         bound = bound_socket(FREE_PORT)
         server.http_address = shown_address(FREE_PORT, bound)
-        async with serving_http(application, bound):
+        async with serving_http(application, bound, room=room or Room(HTTP_CONNECTIONS_MAX, name="http")):
             yield server

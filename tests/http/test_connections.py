@@ -16,7 +16,6 @@ from tests.certificates import Authority
 from tests.conftest import LogLines
 from tests.http.client import Wire, ask, head
 from tests.http.servers import http_server, http_server_with
-from tests.rpc.obstacles import until
 
 LARGE_BYTES = 8_000_000  # more than the buffers of a connection hold
 GET = head("GET", "/v1/books/1")
@@ -174,34 +173,6 @@ async def test_a_body_does_not_count_as_the_head_of_what_follows_it(address: str
             return first + wire.read_until(b'"N"}')
 
     assert (await asyncio.to_thread(two)).count(b"HTTP/1.1 20") == 2
-
-
-async def test_more_connections_than_may_be_are_dropped_and_the_others_served(
-    address: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(connections, "HTTP_CONNECTIONS_MAX", 3)
-
-    def crowd() -> None:
-        held = [Wire(address) for _ in range(3)]
-        for wire in held:
-            wire.send(GET)
-            wire.read_until(b"}")
-        for _ in range(20):
-            with Wire(address) as wire:
-                assert wire.read_to_end(5) == b""
-        for wire in held:
-            wire.send(GET)
-            assert b"200 OK" in wire.read_until(b"}")
-            wire.socket.close()
-
-    await asyncio.to_thread(crowd)
-
-    async def has_room() -> bool:
-        with suppress(ConnectionError):
-            return (await ask(address, "GET", "/v1/books/1")).status == 200
-        return False
-
-    await until(has_room)
 
 
 def unread(address: str, data: bytes, *, seconds: float) -> int:
