@@ -1,5 +1,7 @@
 """Descriptors: how many files and connections the process may have open, and what each part of it may use of them."""
 
+import errno
+import os
 import resource
 import socket
 from collections.abc import Sequence
@@ -18,12 +20,17 @@ from bookstore_grpc.settings import Settings
 
 _log = structlog.stdlib.get_logger("bookstore_grpc.descriptors")
 
+_NONE_LEFT = (errno.EMFILE, errno.ENFILE)
 # SQLite has the file, its log and the log's index open for each connection.
 _FILES_OF_SQLITE = 3
 # Connections besides those for reading: two that write, one that probes, and SQLite's on the event loop's thread.
 _OTHER_DATABASE_CONNECTIONS = 4
 _CONNECTIONS_LEAST = 8
 _HTTP_SHARE, _PROBES_SHARE = 1 / 4, 1 / 8
+
+
+class DescriptorsExhausted(OSError):
+    """The process, or the system, has as many files open as it may."""
 
 
 class ConnectionBounds(NamedTuple):
@@ -74,6 +81,41 @@ def connection_bounds(settings: Settings, descriptors: int) -> ConnectionBounds:
 def probe_connections(descriptors: int) -> int:
     """Answer how many connections may come to the probes of a supervisor, which has little else open."""
     return _within(PROBE_CONNECTIONS_MAX, descriptors - DESCRIPTORS_RESERVED)
+
+
+def named_exhaustion(error: Exception) -> Exception:
+    """Answer an error that was met in opening a file or a connection, by its name if descriptors had run out.
+
+    Some say so themselves, or have a cause that does. SQLite says that it cannot open the file, whatever the reason, so
+    it is tried whether others can be opened.
+    """
+    if not (_says_so(error) or _are_few_left()):
+        return error
+    named = DescriptorsExhausted(f"no file descriptors are left, of {resource.getrlimit(resource.RLIMIT_NOFILE)[0]}")
+    named.__cause__ = error
+    return named
+
+
+def _says_so(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _NONE_LEFT:
+            return True
+        error = error.__cause__
+    return False
+
+
+def _are_few_left() -> bool:
+    """Tell whether there are fewer than SQLite needs for a connection."""
+    opened = []
+    try:
+        for _ in range(_FILES_OF_SQLITE):
+            opened.append(os.open(os.sep, os.O_RDONLY))
+    except OSError as error:
+        return error.errno in _NONE_LEFT
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+    return False
 
 
 def _within(wanted: int, available: float) -> int:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 from sqlalchemy import exc
 
+from bookstore_grpc.descriptors import named_exhaustion
 from bookstore_grpc.errors import DatabaseUnavailable, StartupError
 
 # fmt: off
@@ -58,14 +59,14 @@ def translated_errors(dialect: str) -> Iterator[None]:
         if codes & _CONFLICT[dialect]:
             raise Conflict("The transaction met another one; try again.") from error
         if codes & _UNAVAILABLE[dialect] or getattr(error, "connection_invalidated", False):
-            raise DatabaseUnavailable from error
+            raise DatabaseUnavailable from named_exhaustion(error)
         raise
     except exc.TimeoutError as error:
         raise DatabaseUnavailable("Every connection to the database is busy; try again.") from error
     except OSError as error:
         if isinstance(error, TimeoutError) and not str(error):  # asyncio's, by which drivers end a wait
             error = TimeoutError("it did not answer in time")
-        raise DatabaseUnavailable from error
+        raise DatabaseUnavailable from named_exhaustion(error)
 
 
 def driver_error(error: BaseException) -> BaseException:

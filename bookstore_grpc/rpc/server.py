@@ -16,6 +16,7 @@ from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 
 from bookstore_grpc.addresses import cannot_listen
+from bookstore_grpc.descriptors import DescriptorsExhausted
 from bookstore_grpc.errors import StartupError, Unavailable
 from bookstore_grpc.limits import MESSAGE_MAX_BYTES
 from bookstore_grpc.rpc.admission import Admission
@@ -98,7 +99,7 @@ class Server:
         for address in addresses:
             credentials = self._credentials() if self._credentials else None
             self.addresses.append(bind(self._server, address, credentials))
-        self._set_health(is_serving=True)
+        self._set_health(why_not_ready="")
         await self._admission.start(self._server)
         self._monitor = asyncio.create_task(self._watch_health())
 
@@ -151,18 +152,25 @@ class Server:
                 if cause not in told and len(told) < _MOST_CAUSES:
                     told.add(cause)
                     if isinstance(error, Unavailable):
-                        _log.error("not serving: the database is away", cause=cause)
+                        _log.error(f"not serving: {_why(error)}", cause=cause)
                     else:
                         _log.exception("not serving: the probe failed")
+                self._set_health(why_not_ready=_why(error))
             else:
                 if told:
                     _log.info("serving again: the database is back")
                 told.clear()
-            self._set_health(is_serving=not told)
+                self._set_health(why_not_ready="")
 
-    def _set_health(self, *, is_serving: bool) -> None:
-        self.why_not_ready = "" if is_serving else "the database is away"
-        self._health.set(is_serving=is_serving)
+    def _set_health(self, *, why_not_ready: str) -> None:
+        self.why_not_ready = why_not_ready
+        self._health.set(is_serving=not why_not_ready)
+
+
+def _why(error: Exception) -> str:
+    return (
+        "no file descriptors are left" if isinstance(error.__cause__, DescriptorsExhausted) else "the database is away"
+    )
 
 
 def _counted(make_server: Callable[[], grpc.aio.Server]) -> "tuple[grpc.aio.Server, Arrivals]":

@@ -10,6 +10,7 @@ from sqlalchemy.engine import make_url
 
 from bookstore_grpc.app import running_server
 from bookstore_grpc.dal.database import Database
+from bookstore_grpc.descriptors import DescriptorsExhausted
 from bookstore_grpc.errors import DatabaseUnavailable
 from tests.accounts import account
 from tests.conftest import LogLines, settings_for
@@ -124,6 +125,21 @@ async def test_causes_that_are_never_the_same_do_not_fill_the_log(log_lines: Log
     async with server_with(Waiting(), probe=probe, probe_interval_seconds=0.005):
         await until(probe.has_been_asked)
     assert 1 < len(causes(log_lines)) < 20
+
+
+async def test_descriptors_that_have_run_out_are_not_called_an_outage(log_lines: LogLines) -> None:
+    def exhausted(_number: int) -> DatabaseUnavailable:
+        error = DatabaseUnavailable()
+        error.__cause__ = DescriptorsExhausted("no file descriptors are left, of 1024")
+        return error
+
+    probe = Probe(exhausted)
+    async with server_with(Waiting(), probe=probe, probe_interval_seconds=0.005) as server:
+        await until(probe.has_been_asked)
+        assert server.why_not_ready == "no file descriptors are left"
+    assert causes(log_lines) == []
+    (line,) = [line for line in log_lines() if line["event"] == "not serving: no file descriptors are left"]
+    assert "of 1024" in line["cause"]
 
 
 async def test_a_defect_of_the_probe_is_told_once_with_its_trace(log_lines: LogLines) -> None:
