@@ -10,16 +10,31 @@ from bookstore_grpc.descriptors import named_exhaustion
 from bookstore_grpc.errors import DatabaseUnavailable, StartupError
 
 # fmt: off
+_POSTGRESQL_UNAVAILABLE: set[object] = {
+    "08", "28", "3D", "53", "57", "58", "XX",  # connection, authorization, no database, resources, operator, system
+    "25006", "25P03", "25P04",  # a transaction that may only read, or took too long
+    "3F000", "42P01",  # the schema or the tables were dropped, as in a restore
+    "42501", "55000", "55P03",  # a right that is missing, a database that takes no connections, lock not available
+    "P0001",  # a trigger of the operator's refuses
+}
 _MARIADB_UNAVAILABLE: set[object] = {
     1021, 1114,  # disk or table full
+    1015, 1016, 1017, 1023, 1024, 1026, 1028, 1030, 1878,  # a file that cannot be opened, read, written or sorted in
+    1034, 1035, 1194, 1195, 1712, 1932,  # a table or an index is damaged
+    1036, 1223, 1792,  # a table, a server or a transaction that takes no writes
+    1037, 1038, 1135, 1206, 1637,  # no memory, no thread, no room for locks or transactions
+    1047,  # a node of Galera that has no quorum
     1040, 1041, 1203,  # too many connections, out of memory
     1044, 1045, 1049, 1129, 1130, 1698,  # access, no such database
     1142, 1143, 1226, 1227, 1370,  # rights on a table, a column and a routine, what an account may use up
     1820, 1862, 4151,  # a password that is too old, an account that is locked
-    1053, 1158, 1159, 1160, 1161, 1927,  # shutdown, network, connection killed
+    1053, 1152, 1158, 1159, 1160, 1161, 1184, 1317, 1927,  # shutdown, network, connection or statement killed
+    1146,  # the tables were dropped, as in a restore
+    1644,  # a trigger of the operator's refuses
     1205, 1290, 1836,  # lock wait, read-only
     1969,  # the statement took too long
-    2002, 2003, 2005, 2006, 2013, 2014, 2055, 4031,  # the client's own: connecting and losing the connection
+    2002, 2003, 2005, 2006, 2012, 2013, 2014, 2026, 2055, 4031,  # the client's own: connecting, losing the connection
+    9001,  # of ProxySQL: nobody behind it
 }
 # fmt: on
 
@@ -31,15 +46,13 @@ _CONFLICT: dict[str, set[object]] = {
     # https://www.postgresql.org/docs/current/errcodes-appendix.html
     "postgresql": {"23505", "40001", "40P01"},
     # https://mariadb.com/kb/en/mariadb-error-codes/
-    "mariadb": {1062, 1213},
+    "mariadb": {1020, 1062, 1213, 1412},
 }
 _UNAVAILABLE: dict[str, set[object]] = {
-    # Primary codes: permission, busy, locked, read-only, interrupted, I/O, damaged, full, cannot open, protocol, no
-    # database.
-    "sqlite": {3, 5, 6, 8, 9, 10, 11, 13, 14, 15, 26},
-    # Classes: connection, authorization, no such database, resources, operator intervention, system; then read-only
-    # transaction, a right that is missing, a database that takes no connections, lock not available.
-    "postgresql": {"08", "28", "3D", "53", "57", "58", "25006", "42501", "55000", "55P03"},
+    # Primary codes: permission, busy, locked, no memory, read-only, interrupted, I/O, damaged, full, cannot open,
+    # protocol, no database.
+    "sqlite": {3, 5, 6, 7, 8, 9, 10, 11, 13, 14, 15, 26},
+    "postgresql": _POSTGRESQL_UNAVAILABLE,
     "mariadb": _MARIADB_UNAVAILABLE,
 }
 

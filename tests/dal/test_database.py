@@ -20,6 +20,7 @@ from bookstore_grpc.dal.driver_errors import Conflict, driver_error, translated_
 from bookstore_grpc.dal.records import BookDraft
 from bookstore_grpc.errors import BookstoreError, DatabaseUnavailable
 from tests.conftest import SERVER_VARIABLES, require
+from tests.dal.conftest import execute
 
 _DRAFT = BookDraft("Dune", "Frank Herbert", 1965)
 
@@ -48,6 +49,7 @@ def _driver_error(dialect: str, code: Any) -> exc.DBAPIError:
         ("sqlite", 2067, Conflict),
         ("sqlite", 5, DatabaseUnavailable),
         ("sqlite", 261, DatabaseUnavailable),  # SQLITE_BUSY_RECOVERY
+        ("sqlite", 7, DatabaseUnavailable),
         ("sqlite", 8, DatabaseUnavailable),
         ("sqlite", 1032, DatabaseUnavailable),  # SQLITE_READONLY_DBMOVED
         ("sqlite", 10, DatabaseUnavailable),
@@ -69,11 +71,31 @@ def _driver_error(dialect: str, code: Any) -> exc.DBAPIError:
         ("postgresql", "42501", DatabaseUnavailable),
         ("postgresql", "55000", DatabaseUnavailable),
         ("postgresql", "55P03", DatabaseUnavailable),
+        ("postgresql", "25P03", DatabaseUnavailable),
+        ("postgresql", "3F000", DatabaseUnavailable),
+        ("postgresql", "42P01", DatabaseUnavailable),
+        ("postgresql", "P0001", DatabaseUnavailable),
+        ("postgresql", "XX001", DatabaseUnavailable),
         ("postgresql", "42601", exc.DBAPIError),
+        ("postgresql", "42703", exc.DBAPIError),
         ("postgresql", "23502", exc.DBAPIError),
         ("postgresql", "", exc.DBAPIError),
         ("mariadb", 1062, Conflict),
         ("mariadb", 1213, Conflict),
+        ("mariadb", 1020, Conflict),
+        ("mariadb", 1412, Conflict),
+        ("mariadb", 1028, DatabaseUnavailable),
+        ("mariadb", 1030, DatabaseUnavailable),
+        ("mariadb", 1034, DatabaseUnavailable),
+        ("mariadb", 1036, DatabaseUnavailable),
+        ("mariadb", 1038, DatabaseUnavailable),
+        ("mariadb", 1047, DatabaseUnavailable),
+        ("mariadb", 1146, DatabaseUnavailable),
+        ("mariadb", 1317, DatabaseUnavailable),
+        ("mariadb", 1644, DatabaseUnavailable),
+        ("mariadb", 2026, DatabaseUnavailable),
+        ("mariadb", 9001, DatabaseUnavailable),
+        ("mariadb", 1054, exc.DBAPIError),
         ("mariadb", 1040, DatabaseUnavailable),
         ("mariadb", 1045, DatabaseUnavailable),
         ("mariadb", 1049, DatabaseUnavailable),
@@ -111,7 +133,7 @@ def test_lost_connection_is_unavailable_whatever_its_code(dialect: str) -> None:
 
 async def test_defect_of_ours_is_not_called_unavailable(database: Database) -> None:
     async def work(connection: AsyncConnection) -> None:
-        await connection.execute(text("SELECT nothing FROM nowhere"))
+        await connection.execute(text("SELECT nothing FROM books"))
 
     with pytest.raises(exc.DBAPIError):
         await database.write(work)
@@ -301,6 +323,39 @@ async def test_connection_killed_on_the_server_is_replaced(own_database: Databas
     with suppress(DatabaseUnavailable):  # the call that finds out may fail, and the next one may not
         await go()
     await asyncio.gather(go(), go(), go())
+
+
+_REFUSE_WRITES = {
+    "postgresql": [
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'no writes'; END $$",
+        "CREATE TRIGGER refuse BEFORE INSERT ON books FOR EACH ROW EXECUTE FUNCTION refuse()",
+    ],
+    "mariadb": [
+        "CREATE TRIGGER refuse BEFORE INSERT ON books FOR EACH ROW SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'no'"
+    ],
+}
+
+
+async def test_tables_that_are_away_for_a_while_are_unavailable_and_then_there_again(own_database: Database) -> None:
+    if own_database.is_embedded:
+        pytest.skip("SQLite has no code for it")
+    books = BookDAL(own_database)
+    record = await books.create_book(_DRAFT)
+    await execute(own_database, "ALTER TABLE books RENAME TO books_of_before")
+    with pytest.raises(DatabaseUnavailable):
+        await books.get_book(record.id)
+    with pytest.raises(DatabaseUnavailable):
+        await books.create_book(_DRAFT)
+    await execute(own_database, "ALTER TABLE books_of_before RENAME TO books")
+    assert await books.get_book(record.id) == record
+
+
+async def test_writes_that_a_trigger_of_the_operator_refuses_are_unavailable(own_database: Database) -> None:
+    if own_database.is_embedded:
+        pytest.skip("SQLite has no accounts, and so no operator beside ours")
+    await execute(own_database, *_REFUSE_WRITES[own_database.dialect])
+    with pytest.raises(DatabaseUnavailable):
+        await BookDAL(own_database).create_book(_DRAFT)
 
 
 async def test_connection_killed_within_a_write_leaves_nothing(own_database: Database, fresh_url: str) -> None:
