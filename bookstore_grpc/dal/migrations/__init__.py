@@ -3,33 +3,48 @@
 A migration must leave tables that the version before can live with, so that servers can be replaced one by one.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from io import StringIO
 from pathlib import Path
 
+import structlog
 from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Inspector, inspect, text
 from sqlalchemy.engine import URL
 
+from bookstore_grpc.dal.suitability import require_suitable
 from bookstore_grpc.errors import DatabaseUnavailable
+
+_log = structlog.stdlib.get_logger("bookstore_grpc.migrations")
 
 # Held while migrating, so that of several servers started together one migrates and the others wait.
 _LOCK_NAME = "bookstore.migrations"
 _LOCK_KEY = 0x626F6F6B
 _LOCK_SECONDS = 60
+_WAITING = "waiting for another server's migration"
+
+_VERSION_TABLE = "alembic_version"
+# What our tables have had since the first migration: by this they are told from others of the same name.
+_COLUMNS = {
+    "books": {"id", "name", "author", "release_year", "create_time", "update_time"},
+    "create_requests": {"request_id", "book_id", "digest", "create_time"},
+}
+_OWN_DATABASE = "give this service a database of its own"
 
 
-def upgrade(connection: Connection, revision: str = "head") -> str:
+def upgrade(connection: Connection, revision: str = "head", *, on_locked: Callable[[], None] = lambda: None) -> str:
     """Bring the tables to `revision` and answer the revision they then have.
 
-    A revision that is unknown here comes from a newer version and stays.
+    A revision that is unknown here comes from a newer version and stays. `on_locked` is told when nobody else migrates.
+    Raises `DatabaseUnavailable` where the database cannot be ours, and then leaves it as it is.
     """
     with _lock(connection):
+        on_locked()
         current = current_revision(connection)
         if current is None or is_behind(current):
             command.upgrade(_config(connection=connection), revision)
@@ -53,8 +68,39 @@ def upgrade_sql(url: URL) -> str:
 
 
 def current_revision(connection: Connection) -> str | None:
-    """Answer the revision that the tables have; None where there are none."""
-    return MigrationContext.configure(connection).get_current_revision()
+    """Answer the revision that the tables have; None where there are none.
+
+    Raises `DatabaseUnavailable` where the database is of a kind that cannot hold them, or where its tables are another
+    program's. Alembic keeps all revisions under one name, and each program has its "0001": so the tables themselves are
+    looked at.
+    """
+    require_suitable(connection)
+    inspector = inspect(connection)
+    revisions = MigrationContext.configure(connection).get_current_heads()
+    present = [table for table in _COLUMNS if inspector.has_table(table)]
+    foreign = [table for table in present if not _is_ours(inspector, table)]
+    if revisions:
+        missing = [table for table in _COLUMNS if table not in present or table in foreign]
+        if missing or len(revisions) > 1:
+            shown = ", ".join(map(repr, sorted(revisions)))
+            why = f", for it has no table {missing[0]} of this service" if missing else ""
+            raise DatabaseUnavailable(f"its {_VERSION_TABLE} {shown} is another program's{why}; {_OWN_DATABASE}")
+        return revisions[0]
+    has_version_table = inspector.has_table(_VERSION_TABLE)
+    if has_version_table and present and not foreign:
+        raise DatabaseUnavailable(
+            f"its migration is under way, or was broken off; if none runs, drop {' and '.join(present)} and run "
+            "`bookstore migrate` again"
+        )
+    if present:
+        raise DatabaseUnavailable(f"it has a table {present[0]} that no migration has made; {_OWN_DATABASE}")
+    if has_version_table and len(inspector.get_table_names()) > 1:
+        raise DatabaseUnavailable(f"its table {_VERSION_TABLE} is another program's; {_OWN_DATABASE}")
+    return None
+
+
+def _is_ours(inspector: Inspector, table: str) -> bool:
+    return _COLUMNS[table] <= {column["name"] for column in inspector.get_columns(table)}
 
 
 def newest_revision() -> str:
@@ -88,13 +134,17 @@ def _config(**attributes: object) -> Config:
 def _lock(connection: Connection) -> Iterator[None]:
     if connection.dialect.name == "postgresql":
         connection.execute(text(f"SET LOCAL lock_timeout = '{_LOCK_SECONDS}s'"))
-        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK_KEY})
+        if not connection.scalar(text("SELECT pg_try_advisory_xact_lock(:key)"), {"key": _LOCK_KEY}):
+            _log.info(_WAITING)
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK_KEY})
         yield
     elif connection.dialect.name == "mariadb":
         # MariaDB commits at every change of a table, so a transaction cannot hold the lock.
         lock = text("SELECT GET_LOCK(:name, :seconds)")
-        if connection.scalar(lock, {"name": _LOCK_NAME, "seconds": _LOCK_SECONDS}) != 1:
-            raise DatabaseUnavailable(f"Another server has been migrating for {_LOCK_SECONDS} seconds; try again.")
+        if connection.scalar(lock, {"name": _LOCK_NAME, "seconds": 0}) != 1:
+            _log.info(_WAITING)
+            if connection.scalar(lock, {"name": _LOCK_NAME, "seconds": _LOCK_SECONDS}) != 1:
+                raise DatabaseUnavailable(f"another server has been migrating for {_LOCK_SECONDS} seconds; try again")
         try:
             yield
         finally:
