@@ -154,6 +154,30 @@ def test_value_out_of_its_range_is_refused_by_flag_and_by_variable(name: str, te
         assert _flag(name) in result.output
 
 
+_WITH_TEXT = [setting.name for setting in settings_fields() if setting.type is not bool]
+
+
+@pytest.mark.parametrize("text", ["", " "])
+@pytest.mark.parametrize("name", _NAMES)
+def test_empty_variable_is_refused_by_its_name(name: str, text: str) -> None:
+    result, read = _invoke(**{_variable(name): text})
+    assert read == []
+    assert result.exit_code == 2
+    assert f"The variable {_variable(name)} is empty: give it a value, or unset it." in result.output
+
+
+@pytest.mark.parametrize("name", _WITH_TEXT)
+def test_empty_flag_is_refused(name: str) -> None:
+    result, read = _invoke(_flag(name), "")
+    assert read == []
+    assert result.exit_code == 2
+    assert f"{_flag(name)} is empty: give it a value, or leave it out." in result.output
+
+
+def test_empty_variable_of_what_a_flag_says_does_not_matter() -> None:
+    assert _read("--pool-size", "3", BOOKSTORE_POOL_SIZE="").pool_size == 3
+
+
 _INTEGERS = [setting.name for setting in settings_fields() if setting.type is int]
 
 

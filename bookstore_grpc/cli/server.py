@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 import click
 from click.core import ParameterSource
 
+from bookstore_grpc.cli.options import OptionWithVariable
 from bookstore_grpc.cli.session import Seconds, shown_count, unknown_variables
 from bookstore_grpc.errors import StartupError
 from bookstore_grpc.settings import ENVIRONMENT_PREFIX, Settings, settings_fields
@@ -38,6 +39,7 @@ def _option(setting: Field[Any]) -> Callable[[Callable[..., None]], Callable[...
     options: dict[str, Any] = {"is_flag": True} if setting.type is bool else {"type": _click_type(setting)}
     return click.option(
         f"--{setting.name.replace('_', '-')}",
+        cls=OptionWithVariable,
         default=default,
         multiple=is_repeatable,
         envvar=ENVIRONMENT_PREFIX + setting.name.upper(),
@@ -84,6 +86,9 @@ def serve(context: click.Context, /, **values: Any) -> None:
     A SQLite database is made and migrated as needed. On the others `bookstore migrate` comes first.
     """
     settings = Settings(**values)
+    # Until the event loop takes signals: the first process of a container would not notice SIGTERM.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(0))
     with _server_side(context, settings):
         if settings.worker_count > 1:
             from bookstore_grpc import workers
@@ -105,6 +110,7 @@ def serve(context: click.Context, /, **values: Any) -> None:
 def migrate(context: click.Context, /, *, sql: bool, **values: Any) -> None:
     """Bring the database's tables to the newest migration."""
     settings = Settings(**values)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with _server_side(context, settings):
         from bookstore_grpc import app
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bookstore_grpc.cli.options import OptionWithVariable, empty_variable
 from bookstore_grpc.errors import BookstoreError, DeadlineExceeded, InvalidRequest, TokenMissing, Unavailable
 from bookstore_grpc.wire import AUTHORIZATION_KEY, DEFAULT_SERVER, DEFAULT_TIMEOUT_SECONDS
 
@@ -60,6 +61,7 @@ def connection_options(command: Callable[..., None]) -> Callable[..., None]:
         _option("--tls", is_flag=True, help="Speak TLS."),
         click.option(
             "--timeout-seconds",
+            cls=OptionWithVariable,
             type=Seconds(min=0, min_open=True),
             default=DEFAULT_TIMEOUT_SECONDS,
             envvar="BOOKSTORE_TIMEOUT_SECONDS",
@@ -69,6 +71,7 @@ def connection_options(command: Callable[..., None]) -> Callable[..., None]:
         ),
         click.option(
             "--server",
+            cls=OptionWithVariable,
             default=DEFAULT_SERVER,
             envvar="BOOKSTORE_SERVER",
             show_default=True,
@@ -85,7 +88,9 @@ def _option(flag: str, **options: Any) -> Callable[[Callable[..., None]], Callab
     # Of the flag's name there is a setting of the server already.
     name = "CLIENT_INSECURE" if flag == "--insecure" else flag[2:].upper().replace("-", "_")
     default = False if "is_flag" in options else ""
-    return click.option(flag, envvar=f"BOOKSTORE_{name}", show_envvar=True, default=default, **options)
+    return click.option(
+        flag, cls=OptionWithVariable, envvar=f"BOOKSTORE_{name}", show_envvar=True, default=default, **options
+    )
 
 
 def run_with_client(
@@ -134,7 +139,7 @@ def _client(
             wait_for_ready=False,  # whoever has started no server is to hear it now
             tls=TLS(ca=ca, cert=cert, key=key) if tls or ca or cert or key else None,
             # Only a variable: `ps` shows arguments to everyone.
-            token=TokenFile(token_file) if token_file else os.environ.get("BOOKSTORE_TOKEN", ""),
+            token=TokenFile(token_file) if token_file else _token_from_environment(),
             insecure=insecure,
             trace_context=metadata_from_environment(os.environ),
         )
@@ -142,6 +147,13 @@ def _client(
         raise click.ClickException(f"Cannot connect to {server}: {error.filename}: {error.strerror}.") from error
     except ValueError as error:
         raise click.ClickException(f"Cannot connect to {server}: {error}.") from error
+
+
+def _token_from_environment() -> str:
+    token = os.environ.get("BOOKSTORE_TOKEN")
+    if token is not None and not token.strip():
+        raise empty_variable("BOOKSTORE_TOKEN")
+    return token or ""
 
 
 def sentence_from_error(error: BookstoreError, *, server: str) -> str:

@@ -203,3 +203,12 @@ def test_help_names_the_variables_of_the_connection() -> None:
 
     assert "BOOKSTORE_SERVER" in output
     assert "BOOKSTORE_TIMEOUT_SECONDS" in output
+
+
+@pytest.mark.parametrize("name", ["BOOKSTORE_SERVER", "BOOKSTORE_CA", "BOOKSTORE_TOKEN", "BOOKSTORE_TOKEN_FILE"])
+def test_an_empty_variable_is_refused_and_nothing_is_sent(name: str, closed_address: str) -> None:
+    server = () if name == "BOOKSTORE_SERVER" else ("--server", closed_address)
+    finished = run_bookstore("list", *server, variables={name: ""})
+
+    assert finished.status == 2
+    assert f"Error: The variable {name} is empty: give it a value, or unset it." in finished.errors

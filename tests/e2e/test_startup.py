@@ -1,6 +1,8 @@
 """What keeps a server from starting is told in a sentence, with exit status 1 and without any password."""
 
+import asyncio
 import os
+import re
 import shutil
 import socket
 import sqlite3
@@ -144,6 +146,34 @@ def test_a_url_of_no_supported_database_is_told(url: str, told: str) -> None:
 
     assert told in finished.errors
     assert "hunter2" not in finished.errors
+
+
+@pytest.mark.parametrize("arguments", [["serve"], ["migrate"], ["backup", "copy.db"]], ids=" ".join)
+def test_an_empty_variable_makes_no_database(arguments: list[str], tmp_path: Path) -> None:
+    finished = run_bookstore(*arguments, cwd=tmp_path, variables={"BOOKSTORE_DATABASE_URL": ""})
+
+    assert finished.status == 2
+    assert "Error: The variable BOOKSTORE_DATABASE_URL is empty" in finished.errors
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("verb", ["serve", "migrate"])
+async def test_the_database_of_another_program_is_named_with_what_to_do(database_server_url: str, verb: str) -> None:
+    engine = create_async_engine(database_server_url)
+    async with engine.begin() as connection:
+        await connection.exec_driver_sql("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)")
+        await connection.exec_driver_sql("INSERT INTO alembic_version VALUES ('0001')")
+    await engine.dispose()
+
+    variables = {"BOOKSTORE_DATABASE_URL": database_server_url, "BOOKSTORE_LISTEN": "127.0.0.1:0"}
+    finished = await asyncio.to_thread(run_bookstore, verb, variables=variables)
+
+    assert finished.status == 1
+    assert re.fullmatch(
+        r"Error: Cannot use the database \w+ \S+/\w+: its alembic_version '0001' is another program's, for it has no "
+        r"table books of this service; give this service a database of its own\.\n",
+        finished.errors,
+    )
 
 
 @pytest.mark.parametrize("scheme", ["postgresql+asyncpg", "mariadb+asyncmy"])
