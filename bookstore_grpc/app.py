@@ -43,7 +43,9 @@ if TYPE_CHECKING:
 _log = structlog.stdlib.get_logger("bookstore_grpc.app")
 
 _CLOSE_SECONDS = 5
-_HANGING_SECONDS = 1
+# Of a start that is broken off: nothing that was answered depends on it.
+_CLOSE_SECONDS_WHEN_BROKEN_OFF = 0.5
+_HANGING_SECONDS = 0.5
 _STATEMENT_MARGIN_SECONDS = 1
 _SAMPLE_SECONDS = 1
 _REPORT_SECONDS = 1
@@ -55,11 +57,29 @@ Tell = Callable[[dict[str, Any]], None]
 async def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, then drain. A second signal ends the process at once.
 
-    Raises `StartupError` where the service cannot start as it is set up.
+    A signal that comes before it serves ends the start. Raises `StartupError` where the service cannot start as it is
+    set up.
     """
+    ignore_hangup()
+    if await _served_until(_set_by_signals(), settings, log_drain=partial(_log.info, "draining")):
+        _log.info("stopped")
+    else:
+        _log.info("stopped before it served")
+    await _end_now_if_anything_hangs()
+
+
+async def serve_as_worker(settings: Settings, stop: asyncio.Event, *, tell_supervisor: Tell) -> None:
+    """Serve on ports that a supervisor holds until `stop`, then drain. Raises `StartupError`."""
+    log_drain = partial(_log.debug, "worker draining")
+    await _served_until(stop, settings, log_drain=log_drain, tell_supervisor=tell_supervisor)
+    _log.debug("worker stopped")
+    await _end_now_if_anything_hangs()
+
+
+def _set_by_signals() -> asyncio.Event:
+    """Answer an event that SIGTERM or SIGINT sets; a second signal then has its default action."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    ignore_hangup()
 
     def begin_to_stop() -> None:
         for signal_number in (signal.SIGTERM, signal.SIGINT):
@@ -69,23 +89,45 @@ async def serve(settings: Settings) -> None:
 
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signal_number, begin_to_stop)
-    async with running_server(settings):
-        await stop.wait()
-        _log.info("draining", grace_seconds=settings.drain_seconds)
-    _log.info("stopped")
-    await _end_now_if_anything_hangs()
+    return stop
 
 
-async def serve_as_worker(settings: Settings, stop: asyncio.Event, *, tell_supervisor: Tell) -> None:
-    """Serve on ports that a supervisor holds until `stop`, then drain. Raises `StartupError`."""
-    async with running_server(settings, tell_supervisor=tell_supervisor):
-        await stop.wait()
-        _log.debug("worker draining", grace_seconds=settings.drain_seconds)
-    _log.debug("worker stopped")
-    await _end_now_if_anything_hangs()
+async def _served_until(
+    stop: asyncio.Event, settings: Settings, *, log_drain: Callable[..., object], tell_supervisor: Tell | None = None
+) -> bool:
+    """Start, serve until `stop` and drain. Answer whether it came to serve: a start that is stopped is broken off."""
+    has_served = False
+
+    async def serve_and_drain() -> None:
+        nonlocal has_served
+        async with running_server(settings, tell_supervisor=tell_supervisor):
+            has_served = True
+            await stop.wait()
+            log_drain(grace_seconds=settings.drain_seconds)
+
+    serving = asyncio.create_task(serve_and_drain())
+    if not await _ends_before(stop, serving) and not has_served:
+        await _break_off(serving)
+        return False
+    await serving
+    return True
 
 
-async def _end_now_if_anything_hangs() -> None:
+async def _ends_before(stop: asyncio.Event, work: asyncio.Task[Any]) -> bool:
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait((work, stopping), return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    return work.done()
+
+
+async def _break_off(work: asyncio.Task[Any]) -> None:
+    work.cancel()
+    await asyncio.wait((work,))
+    if not work.cancelled():
+        work.exception()  # what kept it from going on does not matter any more; unseen it would be logged
+
+
+async def _end_now_if_anything_hangs(status: int = 0) -> None:
     """End the process where its event loop would wait for a thread of SQLite's that waits for another's lock."""
     left = asyncio.all_tasks() - {asyncio.current_task()}
     for task in left:
@@ -93,7 +135,7 @@ async def _end_now_if_anything_hangs() -> None:
     _, hanging = await asyncio.wait(left, timeout=_HANGING_SECONDS) if left else (left, left)
     if hanging:
         flush_logs()
-        os._exit(0)
+        os._exit(status)
 
 
 @asynccontextmanager
@@ -190,10 +232,23 @@ async def running_server(
 
 
 async def migrate(settings: Settings) -> str:
-    """Bring the tables to the newest migration and answer its revision. Raises `StartupError`."""
-    async with _database(settings) as database:
-        with startup_errors(database.description):
-            return await database.migrate()
+    """Bring the tables to the newest migration and answer its revision.
+
+    Raises `StartupError`, and `SystemExit` where SIGTERM or SIGINT comes first.
+    """
+
+    async def bring_to_newest() -> str:
+        async with _database(settings) as database:
+            with startup_errors(database.description):
+                return await database.migrate()
+
+    migrating = asyncio.create_task(bring_to_newest())
+    if await _ends_before(_set_by_signals(), migrating):
+        return await migrating
+    await _break_off(migrating)
+    _log.warning("stopped before the tables were migrated")
+    await _end_now_if_anything_hangs(status=1)
+    raise SystemExit(1)  # whoever waits for the tables has to know that they are not there
 
 
 def migration_sql(settings: Settings) -> str:
@@ -356,12 +411,16 @@ async def _database(settings: Settings) -> AsyncIterator[Database]:
         # The call's own end comes first and says more.
         statement_seconds=settings.max_call_seconds + _STATEMENT_MARGIN_SECONDS,
     )
+    close_seconds: float = _CLOSE_SECONDS
     try:
         yield database
+    except asyncio.CancelledError:
+        close_seconds = _CLOSE_SECONDS_WHEN_BROKEN_OFF
+        raise
     finally:
         # A database that is away does not hold up the end.
         with suppress(TimeoutError):
-            async with asyncio.timeout(_CLOSE_SECONDS):
+            async with asyncio.timeout(close_seconds):
                 await database.close()
 
 

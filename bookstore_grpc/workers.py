@@ -298,6 +298,9 @@ def _work(index: int) -> int:
     """Be a worker, and answer the exit status."""
     # A terminal's Ctrl-C reaches all processes; the supervisor speaks for them.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Until its event loop takes it: to import all that a worker needs can take seconds.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     line = sys.stdin.readline()
     if not line:
         return 0  # the supervisor has already gone

@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
+import structlog
 from sqlalchemy import Row, Select, literal, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.pool import QueuePool
@@ -24,9 +25,14 @@ from bookstore_grpc.errors import DatabaseUnavailable
 
 T = TypeVar("T")
 
+_log = structlog.stdlib.get_logger("bookstore_grpc.database")
+
 _WRITE_ATTEMPTS = 8
 _PROBE_SECONDS = 2
 _UNDER_WAY_SECONDS = 2
+_WAIT_TOLD_SECONDS = 1
+# What a migration of MariaDB is given to end when the server is stopped: less than platforms give a server.
+_MIGRATION_END_SECONDS = 20
 
 
 class Database:
@@ -135,21 +141,32 @@ class Database:
         """Bring the tables to the newest migration, in a transaction, and answer its revision.
 
         Several servers may do so at once: one migrates, the others wait. A database that a newer version has
-        migrated is left as it is. Raises `DatabaseUnavailable`.
+        migrated is left as it is, and so is another program's. Cancelled, it leaves no half of a migration.
+        Raises `DatabaseUnavailable`.
         """
+        has_lock = asyncio.Event()
 
         async def upgrade(connection: AsyncConnection) -> str:
-            return await connection.run_sync(migrations.upgrade)
+            return await connection.run_sync(lambda sync: migrations.upgrade(sync, on_locked=has_lock.set))
 
-        revision = await self.write(upgrade)
+        migration = asyncio.create_task(self.write(upgrade))
+        if self.is_embedded:  # the others tell of it themselves
+            asyncio.get_running_loop().call_later(_WAIT_TOLD_SECONDS, _tell_of_wait, migration, has_lock)
+        try:
+            revision = await asyncio.shield(migration)
+        except asyncio.CancelledError:
+            if self.dialect == "mariadb" and has_lock.is_set():
+                # It commits at every change of a table, and what is half made would be in the way of the next.
+                await asyncio.wait((migration,), timeout=_MIGRATION_END_SECONDS)
+            migration.cancel()
+            raise
         self._remember_file()
         return revision
 
     async def is_behind(self) -> bool:
         """Tell whether migrations are missing. Raises `DatabaseUnavailable`."""
         with translated_errors(self.dialect):
-            async with self._prober.connect() as connection:
-                revision = await connection.run_sync(migrations.current_revision)
+            revision = await self._detached(self._revision())
         return revision is None or migrations.is_behind(revision)
 
     async def close(self) -> None:
@@ -189,6 +206,10 @@ class Database:
             if cutoff:
                 cutoff.at = 0
             raise
+
+    async def _revision(self) -> str | None:
+        async with self._prober.connect() as connection:
+            return await connection.run_sync(migrations.current_revision)
 
     async def _probe(self) -> None:
         try:
@@ -251,3 +272,8 @@ class Database:
             return None
         stat = os.stat(path)
         return (stat.st_dev, stat.st_ino)
+
+
+def _tell_of_wait(migration: asyncio.Task[Any], has_lock: asyncio.Event) -> None:
+    if not migration.done() and not has_lock.is_set():
+        _log.info("waiting for SQLite's lock, which another process holds")

@@ -163,7 +163,6 @@ def test_without_a_server_every_verb_says_which_does_not_answer(
         ("unix:/no/such/socket", "No such file or directory"),
         (":::", "address lookup failed"),
         ("http://x y", "Failed to parse port in name: http://x y"),
-        ("", "Failed to create channel"),
     ],
 )
 def test_an_address_of_no_server_is_told_with_the_cause(address: str, cause: str) -> None:
@@ -212,3 +211,10 @@ def test_an_empty_variable_is_refused_and_nothing_is_sent(name: str, closed_addr
 
     assert finished.status == 2
     assert f"Error: The variable {name} is empty: give it a value, or unset it." in finished.errors
+
+
+def test_an_empty_address_is_refused() -> None:
+    finished = run_bookstore("list", "--server", "")
+
+    assert finished.status == 2
+    assert "Error: --server is empty: give it a value, or leave it out." in finished.errors
