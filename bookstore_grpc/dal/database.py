@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.pool import QueuePool
 
 from bookstore_grpc.dal import migrations
-from bookstore_grpc.dal.driver_errors import Conflict, translated_errors
+from bookstore_grpc.dal.driver_errors import Conflict, ConnectionLost, translated_errors
 from bookstore_grpc.dal.engines import Cutoff, parse_database_url, reading_engine, writing_engine
 from bookstore_grpc.dal.inline import InlineReader, Version
 from bookstore_grpc.dal.outages import Outages
@@ -65,8 +65,8 @@ class Database:
         self._under_way: set[asyncio.Task[Any]] = set()
         self._outages = Outages()
         if not self.is_embedded:
-            for engine in (self._reader, self._writer):
-                self._outages.replace_connections_of_before(engine)
+            for engine in (self._reader, self._writer, self._prober):
+                self._outages.watch_connections(engine)
 
     @property
     def description(self) -> str:
@@ -106,9 +106,10 @@ class Database:
     async def write(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         """Run `work` in one transaction and commit it, or leave nothing behind.
 
-        A transaction that met another one is run again, so `work` must not act outside its connection.
-        Raises `DatabaseUnavailable`, and what `work` raises.
+        A transaction that met another one is run again, and once more one whose connection was lost before its commit,
+        so `work` must not act outside its connection. Raises `DatabaseUnavailable`, and what `work` raises.
         """
+        has_lost_one = False
         for attempt in range(_WRITE_ATTEMPTS):
             if attempt:
                 # Spread, so that those who met do not meet again. It guards no secret.
@@ -116,6 +117,11 @@ class Database:
             try:
                 return await self._answered(self._transaction(work))
             except Conflict as error:
+                conflict: DatabaseUnavailable = error
+            except ConnectionLost as error:
+                if has_lost_one:
+                    raise
+                has_lost_one = True
                 conflict = error
         raise conflict
 
@@ -179,9 +185,19 @@ class Database:
             await engine.dispose()
 
     async def _rows(self, statement: Select[Any], parameters: Mapping[str, object] | None) -> Sequence[Row[Any]]:
-        async with self._reader.connect() as connection:
-            rows: Sequence[Row[Any]] = (await connection.execute(statement, parameters)).all()
-            return rows
+        try:
+            return await self._rows_of_one_attempt(statement, parameters)
+        except ConnectionLost:
+            # Those from before are cut now, so this one takes a new connection.
+            return await self._rows_of_one_attempt(statement, parameters)
+
+    async def _rows_of_one_attempt(
+        self, statement: Select[Any], parameters: Mapping[str, object] | None
+    ) -> Sequence[Row[Any]]:
+        with translated_errors(self.dialect):
+            async with self._reader.connect() as connection:
+                rows: Sequence[Row[Any]] = (await connection.execute(statement, parameters)).all()
+                return rows
 
     async def _rows_in_thread(
         self, statement: Select[Any], parameters: Mapping[str, object] | None
@@ -214,10 +230,9 @@ class Database:
     async def _probe(self) -> None:
         try:
             await self._select_one()
-        except DatabaseUnavailable:
-            # Its connection may be from before an outage that is over; so are the others then.
+        except ConnectionLost:
+            # It may be from before an outage that is over; so are the others then, which are cut with it.
             await self._select_one()
-            self._outages.cut_connections()
 
     async def _select_one(self) -> None:
         with translated_errors(self.dialect):
@@ -226,10 +241,18 @@ class Database:
                 await connection.execute(select(literal(1)))
 
     async def _transaction(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-        with translated_errors(self.dialect):
-            self._require_same_file()
-            async with self._writer.begin() as connection:
-                return await work(connection)
+        is_committing = False
+        try:
+            with translated_errors(self.dialect):
+                self._require_same_file()
+                async with self._writer.begin() as connection:
+                    outcome = await work(connection)
+                    is_committing = True
+                return outcome
+        except ConnectionLost as error:
+            if is_committing:  # it may have been done, so it is for the caller to say whether to do it again
+                raise DatabaseUnavailable from error.__cause__
+            raise
 
     async def _answered(self, calls: Coroutine[Any, Any, T]) -> T:
         """Wait for calls to the database, until it is found to be away. Raises `DatabaseUnavailable`."""

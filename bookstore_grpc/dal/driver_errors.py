@@ -56,14 +56,26 @@ _UNAVAILABLE: dict[str, set[object]] = {
     "mariadb": _MARIADB_UNAVAILABLE,
 }
 
+# Of those, which mean that the connection is gone and another one may serve: ended by the server, for its rest was too
+# long or by an administrator, or by the network.
+_LOST: dict[str, set[object]] = {
+    "sqlite": set(),
+    "postgresql": {"08", "57P01", "57P02", "57P05"},
+    "mariadb": {1053, 1158, 1159, 1160, 1161, 1927, 2006, 2013, 2055, 4031},
+}
+
 
 class Conflict(DatabaseUnavailable):
     """A transaction met another one; run again from its start it will see what the other has done."""
 
 
+class ConnectionLost(DatabaseUnavailable):
+    """The connection was gone, or went meanwhile. What had not been committed has not happened."""
+
+
 @contextmanager
 def translated_errors(dialect: str) -> Iterator[None]:
-    """Turn what the driver of this database raises into `Conflict` and `DatabaseUnavailable`; leave the rest."""
+    """Turn what the driver of this database raises into `DatabaseUnavailable` or a kind of it; leave the rest."""
     try:
         yield
     except (exc.DBAPIError, sqlite3.Error) as error:
@@ -71,7 +83,9 @@ def translated_errors(dialect: str) -> Iterator[None]:
         codes = _codes(cause, dialect)
         if codes & _CONFLICT[dialect]:
             raise Conflict("The transaction met another one; try again.") from error
-        if codes & _UNAVAILABLE[dialect] or getattr(error, "connection_invalidated", False):
+        if getattr(error, "connection_invalidated", False) or has_lost_connection(cause, dialect):
+            raise ConnectionLost from error
+        if codes & _UNAVAILABLE[dialect]:
             raise DatabaseUnavailable from named_exhaustion(error)
         raise
     except exc.TimeoutError as error:
@@ -79,7 +93,17 @@ def translated_errors(dialect: str) -> Iterator[None]:
     except OSError as error:
         if isinstance(error, TimeoutError) and not str(error):  # asyncio's, by which drivers end a wait
             error = TimeoutError("it did not answer in time")
-        raise DatabaseUnavailable from named_exhaustion(error)
+        kind = ConnectionLost if has_lost_connection(error, dialect) else DatabaseUnavailable
+        raise kind from named_exhaustion(error)
+
+
+def has_lost_connection(error: BaseException | None, dialect: str) -> bool:
+    """Tell whether what a driver has raised means that a connection which was there is gone."""
+    if isinstance(error, OSError):
+        # The kernel gives up waiting with a number; asyncio, and a driver by its own clock, without.
+        is_timeout = isinstance(error, TimeoutError) and error.errno is not None
+        return is_timeout or (isinstance(error, ConnectionError) and not isinstance(error, ConnectionRefusedError))
+    return bool(_codes(error, dialect) & _LOST[dialect])
 
 
 def driver_error(error: BaseException) -> BaseException:
