@@ -15,6 +15,10 @@ PAGE_MAX_CODE_POINTS = 900_000
 BATCH_MAX = 1_000
 # Books written in one transaction. A call that comes meanwhile waits for it, so it is no longer than that of a batch.
 WRITE_GROUP_MAX = 1_000
+# Of one INSERT, as MariaDB is sent it. Half of the smallest `max_allowed_packet` that is a default anywhere.
+INSERT_MAX_BYTES = 512 * 1024
+# MariaDB's `max_allowed_packet` has to hold what cannot be split: the ids of a batch, or a filter and a page token.
+MARIADB_PACKET_MIN_BYTES = 128 * 1024
 
 # Books that are kept encoded for the pages they are on: about 1 KB each.
 ENCODED_BOOKS_MAX = 16_384
@@ -28,6 +32,9 @@ JSON_VIOLATIONS_MAX = 1_000
 # Answers that are kept as JSON, of an RPC: most have 16 KB, and a page of a thousand books 200.
 JSON_ANSWERS_KEPT_MAX = 32
 JSON_ANSWER_KEPT_MAX_BYTES = 256 * 1024
+
+# Searches that wait for those under way. Each takes the place of a call, of which there are 500 by default.
+SEARCHES_WAITING_MAX = 100
 
 FILTER_MAX_CODE_POINTS = 2_000
 FILTER_MAX_TERMS = 100

@@ -12,9 +12,13 @@ from typing import Any
 from sqlalchemy import event, exc
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import ConnectionPoolEntry
 
-from bookstore_grpc.errors import StartupError
-from bookstore_grpc.limits import AUTHOR_MAX_CODE_POINTS
+from bookstore_grpc.errors import DatabaseUnavailable, StartupError
+from bookstore_grpc.limits import AUTHOR_MAX_CODE_POINTS, MARIADB_PACKET_MIN_BYTES
+
+#: Where a connection's `info` has the longest statement that MariaDB takes from it, in bytes.
+PACKET_BYTES = "packet_bytes"
 
 # The one driver for each database, and the extra that brings it.
 _DRIVERS = {
@@ -99,7 +103,10 @@ def writing_engine(url: URL, *, pool_size: int, timeout_seconds: float) -> Async
     """Make an engine for transactions. SQLite has one writer, so calls queue for one connection."""
     if url.get_backend_name() != "sqlite":
         # MariaDB's default, REPEATABLE READ, locks gaps between rows, and writers then meet where they need not.
-        return _engine(url, timeout_seconds, pool_size=pool_size, isolation_level="READ COMMITTED")
+        engine = _engine(url, timeout_seconds, pool_size=pool_size, isolation_level="READ COMMITTED")
+        if url.get_backend_name() == "mariadb":
+            _learn_packet_bytes(engine)
+        return engine
     # Every transaction here ends with its commit or rollback, so the pool need not send another.
     engine = _engine(url, timeout_seconds, pool_size=1, pool_reset_on_return=None)
     _on_connect(
@@ -119,6 +126,21 @@ def writing_engine(url: URL, *, pool_size: int, timeout_seconds: float) -> Async
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return engine
+
+
+def _learn_packet_bytes(engine: AsyncEngine) -> None:
+    """Ask a new connection how long a statement may be. One too short for a call refuses all, so that it is seen."""
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def ask(connection: Any, record: ConnectionPoolEntry) -> None:
+        cursor = connection.cursor()
+        cursor.execute("SELECT @@max_allowed_packet")
+        packet_bytes = record.info[PACKET_BYTES] = cursor.fetchone()[0]
+        cursor.close()
+        if packet_bytes < MARIADB_PACKET_MIN_BYTES:
+            raise DatabaseUnavailable from ValueError(
+                f"max_allowed_packet is {packet_bytes}, and at least {MARIADB_PACKET_MIN_BYTES} bytes are needed"
+            )
 
 
 def _log_pages(url: URL) -> int:

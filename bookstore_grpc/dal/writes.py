@@ -6,7 +6,7 @@ written, one statement for each kind. So an operation that is refused has writte
 nothing.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import NamedTuple, TypeVar
@@ -16,10 +16,12 @@ from sqlalchemy import bindparam, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bookstore_grpc.dal.caseless import fold_case
+from bookstore_grpc.dal.engines import PACKET_BYTES
 from bookstore_grpc.dal.groups import Group
 from bookstore_grpc.dal.models import SELECT_BOOKS, Book, CreateRequest
 from bookstore_grpc.dal.records import BookChanges, BookDraft, BookRecord
 from bookstore_grpc.errors import BookNotFound, BookstoreError, EtagMismatch, RequestIdReused
+from bookstore_grpc.limits import INSERT_MAX_BYTES
 
 # Built once. Locked in one order for all, so that two groups wait for each other only one way round.
 _GET_LOCKED = SELECT_BOOKS.where(Book.id.in_(bindparam("ids", expanding=True))).order_by(Book.id).with_for_update()
@@ -32,6 +34,10 @@ _INSERT_REQUESTS = insert(CreateRequest)
 _UPDATE = update(Book).where(Book.id == bindparam("book_id"))
 _DELETE = delete(Book).where(Book.id.in_(bindparam("ids", expanding=True)))
 
+# What a row of an INSERT takes beside its texts, amply: numbers, names, quotes, and a digest with every byte escaped.
+_ROW_BYTES = 256
+# What stands before the rows.
+_HEAD_BYTES = 512
 
 T = TypeVar("T")
 
@@ -190,8 +196,10 @@ class GroupOfWrites:
         ]
         # SQLite numbers the rows of one INSERT in their order; elsewhere SQLAlchemy sees to it that they are.
         is_sqlite = self._connection.dialect.name == "sqlite"
-        result = await self._connection.execute(_INSERT if is_sqlite else _INSERT_IN_ORDER, rows)
-        ids = [row[0] for row in result]
+        ids: list[int] = []
+        for portion in self._portions(rows):
+            result = await self._connection.execute(_INSERT if is_sqlite else _INSERT_IN_ORDER, portion)
+            ids += [row[0] for row in result]
         for (_, made), book_id in zip(self._new, sorted(ids) if is_sqlite else ids, strict=True):
             made.book_id = book_id
         requests = [
@@ -206,7 +214,27 @@ class GroupOfWrites:
         ]
         if requests:
             # In one order for all, so that two groups with the same ids wait for each other only one way round.
-            await self._connection.execute(_INSERT_REQUESTS, sorted(requests, key=lambda row: str(row["request_id"])))
+            for portion in self._portions(sorted(requests, key=lambda row: str(row["request_id"]))):
+                await self._connection.execute(_INSERT_REQUESTS, portion)
+
+    def _portions(self, rows: Sequence[Mapping[str, object]]) -> Iterator[list[Mapping[str, object]]]:
+        """Answer the rows in as many INSERTs as MariaDB needs, which takes no statement beyond a length."""
+        if self._connection.dialect.name != "mariadb":
+            yield list(rows)
+            return
+        info = self._connection.sync_connection.info  # type: ignore[union-attr]  # there is one within a transaction
+        most = min(INSERT_MAX_BYTES, info[PACKET_BYTES]) - _HEAD_BYTES
+        portion: list[Mapping[str, object]] = []
+        left = most
+        for row in rows:
+            # Its driver writes the values into the statement, where each byte may need another before it.
+            size = _ROW_BYTES + sum(2 * len(value.encode()) for value in row.values() if isinstance(value, str))
+            if size > left and portion:
+                yield portion
+                portion, left = [], most
+            portion.append(row)
+            left -= size
+        yield portion
 
     async def _update(self) -> None:
         changed = [self._books[book_id] for book_id in sorted(self._changed)]
