@@ -408,6 +408,7 @@ async def _database(settings: Settings) -> AsyncIterator[Database]:
         settings.database_url,
         pool_size=settings.pool_size,
         timeout_seconds=settings.database_timeout_seconds,
+        searches_at_once=settings.max_concurrent_searches,
         # The call's own end comes first and says more.
         statement_seconds=settings.max_call_seconds + _STATEMENT_MARGIN_SECONDS,
     )

@@ -204,6 +204,13 @@ class Settings:
         least=1,
         most=1_000,
     )
+    max_concurrent_searches: int = _setting(
+        5,
+        "How many searches may read at once: ListBooks with a filter, or in an order that no index has. Others wait. "
+        "One connection of --pool-size stays free of them if there are two, and on SQLite one core.",
+        least=1,
+        most=1_000,
+    )
     database_timeout_seconds: float = _setting(
         5.0,
         "How long a call may wait for a connection or for SQLite's lock before it is UNAVAILABLE.",

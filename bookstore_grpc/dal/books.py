@@ -13,6 +13,7 @@ from bookstore_grpc.dal.kept_pages import KeptPages
 from bookstore_grpc.dal.models import SELECT_BOOKS, Book, CreateRequest
 from bookstore_grpc.dal.observer import DatabaseObserver
 from bookstore_grpc.dal.paging import (
+    is_search,
     page_statement,
     page_token_from_record,
     parse_order_by,
@@ -118,7 +119,7 @@ class BookDAL:
     async def list_books(self, *, page_size: int, page_token: str, filter: str, order_by: str) -> BookPage:
         """Answer a page of at most `page_size` books, fewer where their texts are long.
 
-        Raises `InvalidFilter`, `InvalidOrderBy` and `InvalidPageToken`.
+        Raises `InvalidFilter`, `InvalidOrderBy` and `InvalidPageToken`, and `ResourceExhausted` where too many search.
         """
         question = (page_size, page_token, filter, order_by)
         version = self._database.version()
@@ -159,19 +160,22 @@ class BookDAL:
         order = parse_order_by(order_by)
         position = position_from_page_token(page_token, filter=filter, order=order) if page_token else {}
         statement = page_statement(filter, order, dialect=self._database.dialect, continued=bool(position))
-        rows = await self._read(statement, {"limit": page_size + 1, **position})
+        parameters = {"limit": page_size + 1, **position}
+        rows = await self._read(statement, parameters, is_search=is_search(filter, order))
         books = _first_that_fit([BookRecord._make(row) for row in rows[:page_size]])
         if len(books) == len(rows):
             return BookPage(books, "")
         return BookPage(books, page_token_from_record(books[-1], filter=filter, order=order))
 
-    async def _read(self, statement: Select[Any], parameters: Mapping[str, object]) -> Sequence[Sequence[Any]]:
+    async def _read(
+        self, statement: Select[Any], parameters: Mapping[str, object], *, is_search: bool = False
+    ) -> Sequence[Sequence[Any]]:
         if self._observer is None:
-            return await self._database.read(statement, parameters)
+            return await self._database.read(statement, parameters, is_search=is_search)
         started_ns = time.time_ns()
         error: BaseException | None = None
         try:
-            return await self._database.read(statement, parameters)
+            return await self._database.read(statement, parameters, is_search=is_search)
         except BaseException as raised:
             error = raised
             raise

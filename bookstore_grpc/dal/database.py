@@ -9,19 +9,22 @@ import os
 import random
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from typing import Any, TypeVar
 
 import structlog
-from sqlalchemy import Row, Select, literal, select
+from sqlalchemy import Row, Select, exc, literal, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.pool import QueuePool
 
 from bookstore_grpc.dal import migrations
+from bookstore_grpc.dal.bulkhead import Bulkhead
 from bookstore_grpc.dal.driver_errors import Conflict, ConnectionLost, translated_errors
 from bookstore_grpc.dal.engines import Cutoff, parse_database_url, reading_engine, writing_engine
 from bookstore_grpc.dal.inline import InlineReader, Version
 from bookstore_grpc.dal.outages import Outages
 from bookstore_grpc.errors import DatabaseUnavailable
+from bookstore_grpc.limits import SEARCHES_WAITING_MAX
 
 T = TypeVar("T")
 
@@ -40,12 +43,21 @@ class Database:
 
     Opens nothing before the first call. `pool_size` bounds the reading connections, and the writing ones, of which two
     are used at most (SQLite writes on one); `timeout_seconds` bounds the wait for a connection and for SQLite's lock,
-    `statement_seconds` what a read may take.
+    `statement_seconds` what a read may take. Searches have `searches_at_once` of the reading connections at most, leave
+    one to others if there are two, and wait for each other half as long as one may take (docs/decisions/0012).
 
     Raises `StartupError` for a URL that names no supported database, or whose driver is not installed.
     """
 
-    def __init__(self, url: str, *, pool_size: int, timeout_seconds: float, statement_seconds: float = 60) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        pool_size: int,
+        timeout_seconds: float,
+        statement_seconds: float = 60,
+        searches_at_once: int = 5,
+    ) -> None:
         self._statement_seconds = statement_seconds
         self.url = parse_database_url(url)
         self.dialect = self.url.get_backend_name()
@@ -64,6 +76,14 @@ class Database:
         self._file_identity: tuple[int, int] | None = None
         self._under_way: set[asyncio.Task[Any]] = set()
         self._outages = Outages()
+        # SQLite reads with the cores of this process, which needs one for everything else.
+        most = min(pool_size, _cores()) - 1 if self.is_embedded else pool_size - 1
+        self._searches = Bulkhead(
+            "searches",
+            at_once=max(1, min(searches_at_once, most)),
+            most_waiting=SEARCHES_WAITING_MAX,
+            wait_seconds=statement_seconds / 2,
+        )
         if not self.is_embedded:
             for engine in (self._reader, self._writer, self._prober):
                 self._outages.watch_connections(engine)
@@ -77,20 +97,27 @@ class Database:
         return f"{self.dialect} {self.url.host or 'localhost'}{port}/{self.url.database}"
 
     def connections_in_use(self) -> dict[str, int]:
-        """Answer how many connections of each pool are in use."""
+        """Answer how many connections of each pool are in use, and how many of those that read for searches."""
         pools = {"read": self._reader.pool, "write": self._writer.pool}
-        return {name: pool.checkedout() for name, pool in pools.items() if isinstance(pool, QueuePool)}
+        in_use = {name: pool.checkedout() for name, pool in pools.items() if isinstance(pool, QueuePool)}
+        return {**in_use, "search": self._searches.under_way}
 
     async def read(
-        self, statement: Select[Any], parameters: Mapping[str, object] | None = None
+        self, statement: Select[Any], parameters: Mapping[str, object] | None = None, *, is_search: bool = False
     ) -> Sequence[Sequence[Any]]:
-        """Answer the rows of one statement, in one round trip. Raises `DatabaseUnavailable`."""
+        """Answer the rows of one statement, in one round trip.
+
+        Raises `DatabaseUnavailable`, and `ResourceExhausted` for a search beside too many others.
+        """
         with translated_errors(self.dialect):
             self._require_same_file()
             if not self._inline:
-                return await self._answered(self._rows(statement, parameters))
+                return await self._answered(self._rows(statement, parameters, is_search=is_search))
             rows = self._inline.rows(statement, parameters)
-            return rows if rows is not None else await self._rows_in_thread(statement, parameters)
+            if rows is not None:
+                return rows
+            async with self._slot(is_search=is_search):
+                return await self._rows_in_thread(statement, parameters)
 
     def version(self) -> Version | None:
         """Answer what changes with every commit of anybody's, or None where it is not known at once.
@@ -177,27 +204,50 @@ class Database:
 
     async def close(self) -> None:
         """Close every connection; those of work under way when it ends, if it ends soon."""
-        if self._under_way:
-            await asyncio.wait(self._under_way, timeout=_UNDER_WAY_SECONDS)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_UNDER_WAY_SECONDS):
+                while self._under_way:  # what ends may leave a statement to be killed
+                    await asyncio.wait(self._under_way)
         if self._inline:
             self._inline.close()
         for engine in (self._reader, self._writer, self._prober):
             await engine.dispose()
 
-    async def _rows(self, statement: Select[Any], parameters: Mapping[str, object] | None) -> Sequence[Row[Any]]:
-        try:
-            return await self._rows_of_one_attempt(statement, parameters)
-        except ConnectionLost:
-            # Those from before are cut now, so this one takes a new connection.
-            return await self._rows_of_one_attempt(statement, parameters)
+    def _slot(self, *, is_search: bool) -> AbstractAsyncContextManager[None]:
+        return self._searches.slot() if is_search else nullcontext()
+
+    async def _rows(
+        self, statement: Select[Any], parameters: Mapping[str, object] | None, *, is_search: bool = False
+    ) -> Sequence[Row[Any]]:
+        async with self._slot(is_search=is_search):
+            try:
+                return await self._rows_of_one_attempt(statement, parameters, is_search=is_search)
+            except ConnectionLost:
+                # Those from before are cut now, so this one takes a new connection.
+                return await self._rows_of_one_attempt(statement, parameters, is_search=is_search)
 
     async def _rows_of_one_attempt(
-        self, statement: Select[Any], parameters: Mapping[str, object] | None
+        self, statement: Select[Any], parameters: Mapping[str, object] | None, *, is_search: bool
     ) -> Sequence[Row[Any]]:
-        with translated_errors(self.dialect):
-            async with self._reader.connect() as connection:
-                rows: Sequence[Row[Any]] = (await connection.execute(statement, parameters)).all()
-                return rows
+        thread_id: int | None = None
+        try:
+            with translated_errors(self.dialect):
+                async with self._reader.connect() as connection:
+                    if is_search and self.dialect == "mariadb":
+                        driver_connection: Any = (await connection.get_raw_connection()).driver_connection
+                        thread_id = driver_connection.thread_id()
+                    rows: Sequence[Row[Any]] = (await connection.execute(statement, parameters)).all()
+                    return rows
+        except asyncio.CancelledError:
+            if thread_id is not None:
+                self._start(self._kill_statement(thread_id))
+            raise
+
+    async def _kill_statement(self, thread_id: int) -> None:
+        """End what MariaDB does for a connection that is gone, which it would not notice before it is done."""
+        with suppress(DatabaseUnavailable, exc.DBAPIError), translated_errors(self.dialect):
+            async with asyncio.timeout(_PROBE_SECONDS), self._prober.connect() as connection:
+                await connection.exec_driver_sql(f"KILL {thread_id}")
 
     async def _rows_in_thread(
         self, statement: Select[Any], parameters: Mapping[str, object] | None
@@ -266,14 +316,18 @@ class Database:
         locked until the garbage collector comes by. So there the calls end by themselves. Elsewhere they are cancelled,
         and take seconds to take leave of a server that does not answer.
         """
-        task = asyncio.create_task(calls)
-        self._under_way.add(task)
-        task.add_done_callback(self._have_ended)
+        task = self._start(calls)
         try:
             return await asyncio.shield(task)
         finally:
             if not self.is_embedded:
                 task.cancel()
+
+    def _start(self, calls: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
+        task = asyncio.create_task(calls)
+        self._under_way.add(task)
+        task.add_done_callback(self._have_ended)
+        return task
 
     def _have_ended(self, task: asyncio.Task[Any]) -> None:
         self._under_way.discard(task)
@@ -300,3 +354,7 @@ class Database:
 def _tell_of_wait(migration: asyncio.Task[Any], has_lock: asyncio.Event) -> None:
     if not migration.done() and not has_lock.is_set():
         _log.info("waiting for SQLite's lock, which another process holds")
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -55,6 +55,14 @@ def parse_order_by(text: str) -> tuple[OrderTerm, ...]:
     return tuple(terms[: fields.index("id") + 1])  # no two books share an id: what follows it decides nothing
 
 
+def is_search(filter: str, order: tuple[OrderTerm, ...]) -> bool:
+    """Tell whether a page may take long to find: by a filter, or in an order that no index has as it is.
+
+    The indexes are of one field each and the id, both upwards or both downwards.
+    """
+    return bool(filter.strip()) or len(order) > 2 or len({term.descending for term in order}) > 1
+
+
 def page_token_from_record(record: BookRecord, *, filter: str, order: tuple[OrderTerm, ...]) -> str:
     """Make the token of the page that starts behind a book."""
     values = [getattr(record, term.field) for term in order]

@@ -1,0 +1,94 @@
+"""A few go on at a time, the others wait in order, and too many are refused."""
+
+import asyncio
+from contextlib import suppress
+
+import pytest
+
+from bookstore_grpc.dal.bulkhead import Bulkhead
+from bookstore_grpc.errors import ResourceExhausted
+
+
+class _Callers:
+    """Callers who go through a bulkhead and stay in it until they are let go."""
+
+    def __init__(self, bulkhead: Bulkhead) -> None:
+        self._bulkhead = bulkhead
+        self._may_go = asyncio.Semaphore(0)
+        self.entered: list[int] = []
+
+    async def come(self, *numbers: int) -> list[asyncio.Task[None]]:
+        tasks = []
+        for number in numbers:
+            tasks.append(asyncio.create_task(self._pass(number)))
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        return tasks
+
+    async def let_go(self, count: int) -> None:
+        for _ in range(count):
+            self._may_go.release()
+        await asyncio.sleep(0.01)
+
+    async def _pass(self, number: int) -> None:
+        async with self._bulkhead.slot():
+            self.entered.append(number)
+            await self._may_go.acquire()
+
+
+def bulkhead(*, most_waiting: int = 10, wait_seconds: float = 10) -> Bulkhead:
+    return Bulkhead("searches", at_once=2, most_waiting=most_waiting, wait_seconds=wait_seconds)
+
+
+async def test_those_beyond_the_slots_wait_and_go_on_in_their_order() -> None:
+    slots = bulkhead()
+    callers = _Callers(slots)
+    tasks = await callers.come(1, 2, 3, 4, 5)
+    assert callers.entered == [1, 2]
+    assert slots.under_way == 2
+    await callers.let_go(2)
+    assert callers.entered == [1, 2, 3, 4]
+    await callers.let_go(3)
+    await asyncio.gather(*tasks)
+    assert callers.entered == [1, 2, 3, 4, 5]
+    assert slots.under_way == 0
+
+
+async def test_more_than_may_wait_are_refused_at_once_by_the_limits_name() -> None:
+    callers = _Callers(bulkhead(most_waiting=1))
+    tasks = await callers.come(1, 2, 3, 4)
+    assert tasks[3].done()
+    with pytest.raises(ResourceExhausted, match="Too many searches") as caught:
+        await tasks[3]
+    assert caught.value.metadata == {"limit": "searches"}
+    await callers.let_go(3)
+    await asyncio.gather(*tasks[:3])
+
+
+async def test_who_has_waited_for_too_long_is_refused_and_takes_no_slot() -> None:
+    slots = bulkhead(wait_seconds=0.05)
+    callers = _Callers(slots)
+    tasks = await callers.come(1, 2, 3)
+    with pytest.raises(ResourceExhausted):
+        await tasks[2]
+    await callers.let_go(2)
+    later = await callers.come(4, 5)
+    assert callers.entered == [1, 2, 4, 5]
+    await callers.let_go(2)
+    await asyncio.gather(*tasks[:2], *later)
+    assert slots.under_way == 0
+
+
+async def test_who_leaves_the_queue_or_a_slot_makes_room() -> None:
+    callers = _Callers(bulkhead(most_waiting=2))
+    tasks = await callers.come(1, 2, 3, 4)
+    for gone in (tasks[2], tasks[0]):
+        gone.cancel()
+        with suppress(asyncio.CancelledError):
+            await gone
+    await asyncio.sleep(0.01)
+    assert callers.entered == [1, 2, 4]
+    tasks += await callers.come(5, 6)
+    await callers.let_go(4)
+    await asyncio.gather(tasks[1], *tasks[3:])
+    assert callers.entered == [1, 2, 4, 5, 6]
