@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import node
 from tests.conftest import new_database
 from tests.executable import Serving, serving
 
@@ -18,6 +19,14 @@ def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]
     folder = tmp_path_factory.mktemp("shared")
     with serving(f"sqlite+aiosqlite:///{folder}/bookstore.db", folder / "log") as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def node_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with callers in Node and what they need, for `tests.node.command`."""
+    folder = tmp_path_factory.mktemp("node") / "callers"
+    node.install(folder)
+    return folder
 
 
 @pytest.fixture

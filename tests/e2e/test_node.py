@@ -2,41 +2,26 @@
 
 import json
 import os
-import shutil
-import subprocess
-import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import require
-from tests.executable import PATIENCE_SECONDS, Serving
+from tests import node
+from tests.executable import Serving
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
-
-SOURCE = Path(__file__).parent / "node"
-PROTOS = Path(__file__).parents[2] / "protos"
-GOOGLE_PROTOS = sysconfig.get_path("purelib")  # where googleapis-common-protos puts them
-
 
 RunNode = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
-def run_node(tmp_path_factory: pytest.TempPathFactory) -> RunNode:
+def run_node(node_folder: Path) -> RunNode:
     """Run a script of the folder with the protos and arguments, and answer the JSON that it prints."""
-    node, npm = shutil.which("node"), shutil.which("npm")
-    require(node and npm, "node and npm are not installed")
-    assert node is not None
-    assert npm is not None
-    folder = tmp_path_factory.mktemp("node") / "caller"
-    shutil.copytree(SOURCE, folder, ignore=shutil.ignore_patterns("node_modules"))
-    succeed(npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", cwd=folder)
 
     def run(script: str, address: str, *arguments: object) -> Any:
-        return json.loads(succeed(node, script, address, PROTOS, GOOGLE_PROTOS, *map(str, arguments), cwd=folder))
+        return json.loads(node.succeed(*node.command(script, address, *arguments), cwd=node_folder))
 
     return run
 
@@ -45,12 +30,6 @@ def run_node(tmp_path_factory: pytest.TempPathFactory) -> RunNode:
 def result(shared_server: Serving, run_node: RunNode) -> Any:
     """What the caller in Node got."""
     return run_node("call.js", shared_server.address)
-
-
-def succeed(*command: str | Path, cwd: Path) -> str:
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=4 * PATIENCE_SECONDS, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 def test_a_book_is_created_with_all_its_fields(result: Any) -> None:
@@ -99,7 +78,7 @@ def test_calls_in_flight_on_one_connection_are_all_answered(
 
 def test_the_lock_file_names_no_registry() -> None:
     """Whoever runs this fetches from the registry that their npm is set up for."""
-    packages = json.loads((SOURCE / "package-lock.json").read_text())["packages"]
+    packages = json.loads((node.SOURCE / "package-lock.json").read_text())["packages"]
 
     assert not [name for name, package in packages.items() if "resolved" in package]
-    assert not os.path.exists(SOURCE / ".npmrc")
+    assert not os.path.exists(node.SOURCE / ".npmrc")

@@ -13,10 +13,10 @@ from collections.abc import Callable, Generator
 import pytest
 
 from tests.conftest import FAULTS_VARIABLE
-from tests.e2e.conftest import any_database_url, sqlite_file, sqlite_url, start
+from tests.e2e.conftest import any_database_url, node_folder, sqlite_file, sqlite_url, start
 from tests.faults.report import FIGURES
 
-__all__ = ["any_database_url", "sqlite_file", "sqlite_url", "start"]
+__all__ = ["any_database_url", "node_folder", "sqlite_file", "sqlite_url", "start"]
 
 collect_ignore_glob = [] if os.environ.get(FAULTS_VARIABLE) else ["test_*.py"]
 
