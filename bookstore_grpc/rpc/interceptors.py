@@ -38,8 +38,9 @@ _log = structlog.stdlib.get_logger("bookstore_grpc.calls")
 _OBSERVER_FAILED = "observer failed"
 _CUT_OFF_SECONDS = 1
 # How long no call may come before responses held back are taken to have quietened the callers, and how often to look.
-_QUIET_SECONDS = 0.05
-_QUIET_LOOKS_MAX = 6
+# A caller may take as long to send its next call: its network is slow, or its machine busy.
+_QUIET_SECONDS = 0.1
+_QUIET_LOOKS_MAX = 4
 # How soon after the end of its stream the core cancels a call.
 _CANCEL_SECONDS = 0.1
 # Responses are not held for callers that may give up meanwhile.
