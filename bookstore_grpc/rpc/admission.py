@@ -41,11 +41,6 @@ class Admission:
         self._counted_at = now()
         self._held_back: list[asyncio.Future[None]] = []
 
-    @property
-    def is_half_full(self) -> bool:
-        """Whether half of the calls that may be are under way."""
-        return 2 * self._under_way >= self._max_concurrent_calls
-
     def enter(self) -> None:
         """Count a call as under way, be it refused or not."""
         self._under_way += 1

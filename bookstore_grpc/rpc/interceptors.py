@@ -40,11 +40,11 @@ _CUT_OFF_SECONDS = 1
 # How long no call may come before responses held back are taken to have quietened the callers, and how often to look.
 # A caller may take as long to send its next call: its network is slow, or its machine busy.
 _QUIET_SECONDS = 0.1
-_QUIET_LOOKS_MAX = 4
+_QUIET_LOOKS_MAX = 15
 # How soon after the end of its stream the core cancels a call.
 _CANCEL_SECONDS = 0.1
 # Responses are not held for callers that may give up meanwhile.
-_HOLD_LEAST_REMAINING_SECONDS = 1
+_HOLD_LEAST_REMAINING_SECONDS = 2
 
 _Guard = Callable[[Any], AbstractAsyncContextManager[Call]]
 _Receive = Callable[[Call, Any, Any], Awaitable[Any]]
@@ -108,7 +108,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     async def responses_held(self) -> AsyncIterator[None]:
         """Hold back the responses of unary gRPC calls; enter the block when few calls come, or after a moment.
 
-        A caller that waits for a response sends nothing. So in the block hardly any request is on its way, and a
+        A caller that waits for a response sends nothing, and the client of one that does not wait holds its calls back
+        when its connection has as many under way as it may. So in the block hardly any request is on its way, and a
         connection can be given up without one being lost. Calls go on, and are accepted, all the while.
         """
         self._release = asyncio.Event()
@@ -123,15 +124,24 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         for _ in range(_QUIET_LOOKS_MAX):
             arrived = self.taken_calls
             await asyncio.sleep(_QUIET_SECONDS)
-            # Those held take up room, for want of which others would be refused.
-            if self.taken_calls == arrived or self._admission.is_half_full:
+            if self.taken_calls == arrived:
                 return
 
-    async def _hold_response(self, context: Any) -> None:
-        if self._release is not None:
-            remaining = context.time_remaining()
-            if remaining is None or remaining > _HOLD_LEAST_REMAINING_SECONDS:
-                await self._release.wait()
+    async def _hold_response(self, call: Call) -> None:
+        if self._release is None:
+            return
+        remaining = call.context.time_remaining()
+        if remaining is not None and remaining <= _HOLD_LEAST_REMAINING_SECONDS:
+            return
+        is_counted = not call.method.startswith(HEALTH_PREFIX)
+        # What is held is done, and takes nobody's room.
+        if is_counted:
+            self._admission.leave()
+        try:
+            await self._release.wait()
+        finally:
+            if is_counted:
+                self._admission.enter()
 
     async def drain(self, *, grace_seconds: float) -> bool:
         """End the streams, which have no end of their own, and wait for the unary calls; then cut off what is left.
@@ -260,7 +270,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return DeadlineExceeded()
 
     async def _fail(self, call: Call, started: float, error: BaseException) -> None:
-        await self._hold_response(call.context)
+        await self._hold_response(call)
         if call.context.done():
             # The deadline came while a servicer of gRPC's own was telling its refusal.
             self._tell(call, started, call.context.code().name)
@@ -309,14 +319,14 @@ def _guarded_coroutine(
     guard: _Guard,
     receive: _Receive,
     serialize: Callable[[Any], Any],
-    hold: Callable[[Any], Awaitable[None]],
+    hold: Callable[[Call], Awaitable[None]],
 ) -> Any:
     async def call(requests: Any, context: Any) -> Any:
         async with guard(context) as call:
             response = await behaviour(await receive(call, requests, context), context)
             data = response if isinstance(response, bytes) else serialize(response)
             call.response_bytes = len(data or b"")
-            await hold(context)
+            await hold(call)
             return data
 
     return call

@@ -119,6 +119,26 @@ async def test_callers_of_two_servers_with_a_bare_stub_notice_nothing_when_one_d
     await second.stopped
 
 
+async def test_callers_that_wait_for_no_response_lose_no_call_either_when_one_of_two_servers_drains(
+    database: Database, database_url: str, stub: Stub
+) -> None:
+    made = await create(stub)
+    first, second = DrainingServer(database_url), DrainingServer(database_url)
+    target = f"ipv4:{await first.address},{await second.address}"
+    async with grpc.aio.insecure_channel(target, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+        calls = []
+        for number in range(600):
+            calls.append(asyncio.ensure_future(get(Stub(channel), made.id)))
+            if number == 100:
+                first.begin_to_drain()
+            await asyncio.sleep(0.003)
+        # While the responses are held the connection comes to have as many calls as it may.
+        await asyncio.gather(*calls)
+        await first.stopped
+    second.begin_to_drain()
+    await second.stopped
+
+
 async def test_a_call_that_ends_in_no_time_is_answered_in_time_while_the_server_drains(
     database: Database, database_url: str
 ) -> None:
