@@ -34,7 +34,7 @@ def server_options(
         ("grpc.absolute_max_metadata_size", settings.max_metadata_bytes),
         ("grpc.max_concurrent_streams", settings.max_calls_per_connection),
         # Else the core counts streams until their memory is freed and resets those of clients that keep to the limit
-        # (docs/decisions/0015).
+        # (docs/decisions/0014).
         ("grpc.http.overload_protection", 0),
         ("grpc.server.max_pending_requests", settings.max_waiting_calls),
         ("grpc.server.max_pending_requests_hard_limit", settings.max_waiting_calls),

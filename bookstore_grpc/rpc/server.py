@@ -113,7 +113,7 @@ class Server:
         self.why_not_ready = "draining"
         self._health.set(is_serving=False)
         await asyncio.sleep(delay_seconds)
-        # What arrives between its GOAWAY and the client's reading that, gRPC's core cancels: docs/decisions/0016.
+        # What arrives between its GOAWAY and the client's reading that, gRPC's core cancels: docs/decisions/0015.
         async with self._calls.responses_held():
             # gRPC's own cut comes after ours, which tells the callers why; and it may return before the handlers have
             # (grpc/grpc#37239), so they are waited for too.

@@ -9,10 +9,10 @@ Rules that hold for every RPC:
   after that. Text that is then empty, or that holds a control character (category Cc), is refused.
 * Every status of the service that is not OK carries a `google.rpc.ErrorInfo` with the domain
   `bookstore.v1` and a reason, and a `google.rpc.RequestInfo` with the id of the call. The reasons are listed at each
-  RPC; any RPC may besides end with UNAVAILABLE (`DATABASE_UNAVAILABLE` or `SERVER_DRAINING`, with
+  RPC; any RPC may besides end with UNAVAILABLE (`DATABASE_UNAVAILABLE`, `SERVER_DRAINING` or `CALL_INTERRUPTED`, with
   `google.rpc.RetryInfo`), DEADLINE_EXCEEDED (`DEADLINE_EXCEEDED`), INTERNAL (`INTERNAL`), INVALID_ARGUMENT
-  (`MALFORMED_MESSAGE`: the bytes are no such request), UNIMPLEMENTED (`METHOD_UNKNOWN`) or, beyond a limit of
-  calls, RESOURCE_EXHAUSTED (`TOO_MANY_REQUESTS`, with the `limit`, and `google.rpc.RetryInfo`).
+  (`MALFORMED_MESSAGE`: the bytes are no such request), UNIMPLEMENTED (`METHOD_UNKNOWN`) or RESOURCE_EXHAUSTED
+  (`REQUEST_TOO_LARGE`, or beyond a limit of calls `TOO_MANY_REQUESTS`, with the `limit`, and `google.rpc.RetryInfo`).
 * Each violation in a `google.rpc.BadRequest` has a reason of its own: `REQUIRED` (absent or empty), `TOO_LONG`,
   `TOO_MANY`, `OUT_OF_RANGE`, `CONTROL_CHARACTER`, `INVALID_TYPE`, `INVALID_UUID`, `INVALID_SYNTAX`,
   `INVALID_OPERATOR` (one that is not for this field), `INVALID_TOKEN` (of a page), `UNKNOWN_FIELD`, `DUPLICATE` or
@@ -24,17 +24,17 @@ Rules that hold for every RPC:
   told by `authorization: Bearer TOKEN` or a certificate, and PERMISSION_DENIED (`SCOPE_MISSING`, with the
   `scope`) to a caller without `books.read` (GetBook, ListBooks, BatchGetBooks) or `books.write` (the others).
   This is decided before a request is read, whatever is in it.
-* Over HTTP, INVALID_ARGUMENT may have the reasons `REQUEST_TOO_LARGE` (413) and `MEDIA_TYPE_UNSUPPORTED` (415),
+* Over HTTP, INVALID_ARGUMENT may have the reason `MEDIA_TYPE_UNSUPPORTED` (415), `REQUEST_TOO_LARGE` is 413,
   PERMISSION_DENIED `HOST_UNKNOWN` (403: the request was meant for another host), and UNIMPLEMENTED `METHOD_UNKNOWN`
   (404) and `VERB_NOT_ALLOWED` (405) for a path, and a verb at a path, that stand for no RPC.
-* gRPC itself may end a call with CANCELLED, without details, that a busy or ending server has not begun: it may be
-  sent again.
-* After UNAVAILABLE or DEADLINE_EXCEEDED a create may be sent again with its `request_id`; whether an update
-  or a delete has happened is seen by reading the book.
+* A call that ends with `TOO_MANY_REQUESTS` or `SERVER_DRAINING` has not begun, whatever it is, and may be sent again.
+  So may one that gRPC itself ends with CANCELLED, without details, at a busy or ending server.
+* After any other UNAVAILABLE, or DEADLINE_EXCEEDED, a create may be sent again with its `request_id`; whether an
+  update or a delete has happened is seen by reading the book. `CALL_INTERRUPTED`: the server ended amidst the call.
 * The metadata key `x-request-id` names a call: letters, digits and `._-`, at most 128 of them. The server
   makes one where none comes, and returns it in the trailing metadata.
-* A request may hold 8 MiB, or less where the server is set up so; gRPC itself refuses a larger one with
-  RESOURCE_EXHAUSTED, without details. A page stays below the 4 MiB that clients accept unless told otherwise. The
+* A request may hold 8 MiB, or less where the server is set up so; one that is longer by more than 8 MiB gRPC itself
+  refuses with RESOURCE_EXHAUSTED, without details. A page stays below the 4 MiB that clients accept unless told otherwise. The
   answer of a batch may not: for a thousand of the longest books a client has to accept 8 MiB.
 """
 
