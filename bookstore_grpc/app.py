@@ -222,7 +222,7 @@ async def running_server(
             else:
                 tell_supervisor(serving)
             async with (
-                repeated(partial(crowding.relieve, server.addresses), every_seconds=LOOK_SECONDS, what="connections"),
+                repeated(partial(_relieve, crowding, server), every_seconds=LOOK_SECONDS, what="connections"),
                 repeated(SpareMemory().give_back, every_seconds=_SPARE_MEMORY_SECONDS, what="spare memory"),
                 repeated(partial(_forget, books), every_seconds=housekeeping_interval_seconds, what="old request ids"),
             ):
@@ -436,6 +436,10 @@ async def _prepare_tables(database: Database, books: BookDAL, *, migrate: bool) 
             )
         # Better to find out now that nothing can be written than with the first create.
         await books.forget_old_create_requests()
+
+
+async def _relieve(crowding: Crowding, server: Server) -> None:
+    await crowding.relieve(server.addresses, has_backlog=server.has_backlog)
 
 
 async def _forget(books: BookDAL) -> None:

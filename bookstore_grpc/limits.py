@@ -43,6 +43,8 @@ PAGE_TOKEN_MAX_CODE_POINTS = 16_384
 
 # A batch of 1,000 books with the longest texts is 6.1 MB on the wire.
 MESSAGE_MAX_BYTES = 8 * 1024 * 1024
+# Responses that a draining server holds until it has sent GOAWAY.
+HELD_RESPONSES_MAX_BYTES = 64 * 1024 * 1024
 # What is told of an error travels in headers: percent-encoded, and in base64. nginx with its defaults takes 4 KiB of
 # them, with their names and what gRPC and other proxies add; clients take 8.
 ERROR_MAX_BYTES = 3 * 1024

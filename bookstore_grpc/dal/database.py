@@ -254,10 +254,13 @@ class Database:
     ) -> Sequence[Row[Any]]:
         """Answer the rows that SQLite finds; for a caller that has left it does not go on looking."""
         cutoff: Cutoff | None = None
+        has_left = False
 
         async def read() -> Sequence[Row[Any]]:
             nonlocal cutoff
             async with self._reader.connect() as connection:
+                if has_left:
+                    return []
                 cutoff = (await connection.get_raw_connection()).driver_connection.cutoff  # type: ignore[union-attr]
                 cutoff.at = time.monotonic() + self._statement_seconds
                 try:
@@ -269,6 +272,7 @@ class Database:
         try:
             return await self._detached(read())
         except asyncio.CancelledError:
+            has_left = True
             if cutoff:
                 cutoff.at = 0
             raise

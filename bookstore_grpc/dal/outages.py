@@ -4,7 +4,7 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from sqlalchemy import ExceptionContext, event, exc
@@ -85,9 +85,13 @@ class Outages:
             if rests_since is None:
                 return  # it was made just now
             if record.info["made"] > self._last_away:
-                if taken - rests_since < _REST_SECONDS or connection.run_async(_answers):
+                if taken - rests_since < _REST_SECONDS:
                     return
-                self.cut_connections(made_before=taken)
+                has_answered = connection.run_async(_answers)
+                if has_answered:
+                    return
+                if has_answered is False:  # not where it is silent, for a pooler or a busy server may be slow
+                    self.cut_connections(made_before=taken)
             if engine.dialect.name == "postgresql":
                 # Else asyncpg would take leave first, and give a silent server two seconds to answer.
                 connection.driver_connection.terminate()
@@ -101,16 +105,21 @@ class Outages:
                 context.is_disconnect = True
                 if context.invalidate_pool_on_disconnect:  # not where a caller has left amidst its statement
                     context.invalidate_pool_on_disconnect = False
-                    self.cut_connections(made_before=context.connection.info["taken"])
+                    # The very first one, by which SQLAlchemy learns of the database, was never taken from a pool.
+                    with suppress(NotImplementedError, KeyError):
+                        self.cut_connections(made_before=context.connection.info["taken"])
 
 
-async def _answers(driver_connection: Any) -> bool:
+async def _answers(driver_connection: Any) -> bool | None:
+    """Tell whether a connection is there; None where it says nothing in time."""
     try:
         async with asyncio.timeout(_PING_SECONDS):
             if hasattr(driver_connection, "ping"):
                 await driver_connection.ping(reconnect=False)
             else:
                 await driver_connection.execute("")
+    except TimeoutError as error:
+        return None if error.errno is None else False  # the kernel gives up with a number
     except Exception:  # drivers have many, and each means that it does not
         return False
     return True

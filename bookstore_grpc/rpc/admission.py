@@ -41,6 +41,11 @@ class Admission:
         self._counted_at = now()
         self._held_back: list[asyncio.Future[None]] = []
 
+    @property
+    def has_backlog(self) -> bool:
+        """Whether calls that have come are left with gRPC."""
+        return bool(self._held_back)
+
     def enter(self) -> None:
         """Count a call as under way, be it refused or not."""
         self._under_way += 1

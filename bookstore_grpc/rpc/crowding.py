@@ -24,6 +24,9 @@ _FULL_SHARE = 3 / 4
 # In Linux's `struct tcp_info`: for how many milliseconds nothing has come (tcpi_last_data_recv).
 _TCP_INFO_BYTES, _SILENT_OFFSET = 60, 52
 _SILENT_LEAST_MS = 500
+_SILENT_LEAST_IN_BACKLOG_MS = 30_000
+# Of the bound, by how many descriptors there have to be more than at the last look for another.
+_GROWTH_SHARE = 1 / 32
 
 
 class _Connection(NamedTuple):
@@ -42,6 +45,8 @@ class Crowding:
     def __init__(self, most: int) -> None:
         self.shortage = Shortage(most, name="grpc")
         self._most_kept = int(most * _FULL_SHARE)
+        self._growth_least = int(most * _GROWTH_SHARE)
+        self._settled_count = 0  # of descriptors, when no listener had too many connections
         self._calls: dict[int, Call] = {}
 
     def call_began(self, call: Call) -> None:
@@ -52,17 +57,26 @@ class Crowding:
         """Forget a call."""
         self._calls.pop(id(call), None)
 
-    async def relieve(self, addresses: Sequence[str]) -> None:
-        """Look at the connections to these addresses, if there may be too many, and close some if there are."""
+    async def relieve(self, addresses: Sequence[str], *, has_backlog: bool = False) -> None:
+        """Look at the connections to these addresses, if there may be too many, and close some if there are.
+
+        With a backlog of calls that nobody has taken up yet, only those that have been silent for long: the others may
+        wait for such a call.
+        """
         ports = {int(address.rpartition(":")[2]) for address in addresses if not address.startswith("unix:")}
-        if not ports or _count_descriptors() <= self._most_kept:
+        if not ports:
             return
         busy = {call.context.peer().rpartition(":")[2] for call in self._calls.values()}
-        closed = await asyncio.to_thread(self._relieve, ports, busy)
+        silent_least_ms = _SILENT_LEAST_IN_BACKLOG_MS if has_backlog else _SILENT_LEAST_MS
+        closed = await asyncio.to_thread(self._relieve, ports, busy, silent_least_ms)
         if closed:
             self.shortage.closed(closed)
 
-    def _relieve(self, ports: Set[int], busy: Set[str]) -> int:
+    def _relieve(self, ports: Set[int], busy: Set[str], silent_least_ms: int) -> int:
+        count = _count_descriptors()
+        if count <= max(self._most_kept, self._settled_count + self._growth_least):
+            self._settled_count = min(count, self._settled_count)
+            return 0
         by_port: dict[int, list[_Connection]] = defaultdict(list)
         for connection in _connections(ports):
             by_port[connection.local_port].append(connection)
@@ -71,7 +85,9 @@ class Crowding:
             for connections in by_port.values()
             for connection in _surplus(connections, len(connections) - self._most_kept, busy)
         ]
-        return sum(_shut_down(connection) for connection in surplus)
+        if not surplus:
+            self._settled_count = count
+        return sum(_shut_down(connection, silent_least_ms=silent_least_ms) for connection in surplus)
 
 
 def _surplus(connections: Sequence[_Connection], count: int, busy: Set[str]) -> Iterator[_Connection]:
@@ -87,7 +103,8 @@ def _surplus(connections: Sequence[_Connection], count: int, busy: Set[str]) -> 
 
 def _count_descriptors() -> int:
     try:
-        return len(os.listdir(_DESCRIPTORS))
+        # Linux since 6.2 has it as the size, and before that 0.
+        return os.stat(_DESCRIPTORS).st_size or len(os.listdir(_DESCRIPTORS))
     except OSError:  # a system without it, or not one left to look with
         return 0
 
@@ -100,10 +117,10 @@ def _connections(ports: Set[int]) -> Iterator[_Connection]:
                 yield _Connection(int(name), local_port, held.getpeername()[:2], _silent_ms(held))
 
 
-def _shut_down(connection: _Connection) -> bool:
+def _shut_down(connection: _Connection, *, silent_least_ms: int) -> bool:
     """Shut a connection down, unless it has ended meanwhile or was not silent for long."""
     with suppress(OSError), _held(connection.descriptor) as held:
-        if held.getpeername()[:2] == connection.peer and _silent_ms(held) >= _SILENT_LEAST_MS:
+        if held.getpeername()[:2] == connection.peer and _silent_ms(held) >= silent_least_ms:
             held.shutdown(socket.SHUT_RDWR)
             return True
     return False
@@ -111,20 +128,18 @@ def _shut_down(connection: _Connection) -> bool:
 
 @contextmanager
 def _held(descriptor: int) -> Iterator[socket.socket]:
-    """Hold what a descriptor of somebody else's stands for, which may be closed and given anew at any moment.
+    """Look at a descriptor of somebody else's as a socket, and leave it open.
 
-    Raises `OSError` where it is no socket, or one without addresses.
+    It is not duplicated: to close a duplicate of a file drops every lock that the process has on it, and SQLite relies
+    on its own. Raises `OSError` where it is no socket, or one without addresses.
     """
-    duplicate = os.dup(descriptor)
+    held = socket.socket(fileno=descriptor)
     try:
-        held = socket.socket(fileno=duplicate)
-    except OSError:
-        os.close(duplicate)
-        raise
-    with held:
         if held.family not in (socket.AF_INET, socket.AF_INET6):
             raise OSError
         yield held
+    finally:
+        held.detach()
 
 
 def _silent_ms(connection: socket.socket) -> int:

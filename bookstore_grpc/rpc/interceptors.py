@@ -23,9 +23,10 @@ from bookstore_grpc.errors import (
     MalformedMessage,
     MethodUnknown,
     RequestTooLarge,
+    ResourceExhausted,
     ServerDraining,
 )
-from bookstore_grpc.limits import MESSAGE_MAX_BYTES
+from bookstore_grpc.limits import HELD_RESPONSES_MAX_BYTES, MESSAGE_MAX_BYTES
 from bookstore_grpc.rpc.admission import Admission
 from bookstore_grpc.rpc.calls import HEALTH_PREFIX, UNKNOWN_METHOD, Call, Gate, Observer, Outcome
 from bookstore_grpc.rpc.reading import read_message
@@ -45,6 +46,8 @@ _QUIET_LOOKS_MAX = 15
 _CANCEL_SECONDS = 0.1
 # Responses are not held for callers that may give up meanwhile.
 _HOLD_LEAST_REMAINING_SECONDS = 2
+# What a held call takes besides its response, about.
+_HELD_CALL_BYTES = 16 * 1024
 
 _Guard = Callable[[Any], AbstractAsyncContextManager[Call]]
 _Receive = Callable[[Call, Any, Any], Awaitable[Any]]
@@ -79,6 +82,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._is_draining = False
         self._is_cutting_off = False
         self._release: asyncio.Event | None = None
+        self._held_bytes = 0
 
     async def intercept_service(
         self,
@@ -128,20 +132,17 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 return
 
     async def _hold_response(self, call: Call) -> None:
-        if self._release is None:
+        """Wait while responses are held, unless the caller may give up meanwhile or too much is held already."""
+        remaining = call.context.time_remaining() if self._release else None
+        has_time = remaining is None or remaining > _HOLD_LEAST_REMAINING_SECONDS
+        if self._release is None or not has_time or self._held_bytes > HELD_RESPONSES_MAX_BYTES:
             return
-        remaining = call.context.time_remaining()
-        if remaining is not None and remaining <= _HOLD_LEAST_REMAINING_SECONDS:
-            return
-        is_counted = not call.method.startswith(HEALTH_PREFIX)
-        # What is held is done, and takes nobody's room.
-        if is_counted:
-            self._admission.leave()
+        held_bytes = call.response_bytes + _HELD_CALL_BYTES
+        self._held_bytes += held_bytes
         try:
             await self._release.wait()
         finally:
-            if is_counted:
-                self._admission.enter()
+            self._held_bytes -= held_bytes
 
     async def drain(self, *, grace_seconds: float) -> bool:
         """End the streams, which have no end of their own, and wait for the unary calls; then cut off what is left.
@@ -250,10 +251,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 # Left alone, a cancellation that is not the caller's would leave it waiting (grpc/grpc#29248).
                 error = self._cut_off_error(is_unary=is_unary) if is_cut_by_drain else InternalError()
                 error.__cause__ = cancelled
-                await self._fail(call, started, error)
+                await self._fail(call, started, error, is_held=False)
             except Exception as raised:
                 is_late = deadline.expired() and isinstance(raised, TimeoutError)
-                await self._fail(call, started, self._deadline_error(is_ours=is_ours) if is_late else raised)
+                error = self._deadline_error(is_ours=is_ours) if is_late else raised
+                await self._fail(call, started, error, is_held=not (is_refused_by_drain or is_health))
         finally:
             calls.discard(task)
             if not is_health:
@@ -269,14 +271,19 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             )
         return DeadlineExceeded()
 
-    async def _fail(self, call: Call, started: float, error: BaseException) -> None:
-        await self._hold_response(call)
+    async def _fail(self, call: Call, started: float, error: BaseException, *, is_held: bool) -> None:
         if call.context.done():
             # The deadline came while a servicer of gRPC's own was telling its refusal.
             self._tell(call, started, call.context.code().name)
             raise asyncio.CancelledError from error
         status = status_from_error(error, request_id=call.request_id)
         self._tell(call, started, status.code.name, reason=status.reason, error=error)
+        if is_held and not isinstance(error, ResourceExhausted):
+            self._admission.leave()  # it has ended, and takes nobody's room
+            try:
+                await self._hold_response(call)
+            finally:
+                self._admission.enter()
         try:
             await call.context.abort(
                 status.code,
@@ -326,8 +333,8 @@ def _guarded_coroutine(
             response = await behaviour(await receive(call, requests, context), context)
             data = response if isinstance(response, bytes) else serialize(response)
             call.response_bytes = len(data or b"")
-            await hold(call)
-            return data
+        await hold(call)  # behind the guard: a call that is held has ended, and takes nobody's room or time
+        return data
 
     return call
 

@@ -123,6 +123,11 @@ class Server:
             _log.warning("drain cut off", grace_seconds=grace_seconds)
         await stopped
 
+    @property
+    def has_backlog(self) -> bool:
+        """Whether calls that have come are left with gRPC until there is room."""
+        return self._admission.has_backlog
+
     def calls_not_taken(self) -> int:
         """Answer how many calls wait for their handlers or never came to them; 0 where arrivals are not counted."""
         return self._arrivals.count() - self._calls.taken_calls if self._arrivals else 0

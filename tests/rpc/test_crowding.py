@@ -3,9 +3,12 @@
 import asyncio
 import re
 import socket
+import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -172,3 +175,33 @@ async def test_a_connection_without_calls_is_closed_where_that_is_wanted(tmp_pat
         await asyncio.sleep(1.5)
         assert channel.get_state() == grpc.ChannelConnectivity.IDLE
         await Stub(channel).ListBooks(books_pb2.ListBooksRequest())
+
+
+INTRUDER = """
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=0)
+try:
+    connection.execute("BEGIN IMMEDIATE")
+except sqlite3.OperationalError as error:
+    print(error)
+"""
+
+
+def test_a_look_leaves_the_locks_alone_that_sqlite_has_on_its_files(tmp_path: Path) -> None:
+    """To close any descriptor of a file drops all the locks that the process has on it."""
+    path = tmp_path / "bookstore.db"
+    with (
+        closing(sqlite3.connect(path, isolation_level=None)) as connection,
+        closing(socket.create_server(("127.0.0.1", 0))) as listener,
+    ):
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("CREATE TABLE books (id)")
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("INSERT INTO books VALUES (1)")
+        port = listener.getsockname()[1]
+        with closing(socket.create_connection(("127.0.0.1", port))), closing(listener.accept()[0]):
+            (seen,) = crowding._connections({port})
+        assert seen.local_port == port
+        said = subprocess.run([sys.executable, "-c", INTRUDER, path], capture_output=True, text=True, check=True).stdout
+        assert said == "database is locked\n"
+        connection.execute("COMMIT")

@@ -9,7 +9,7 @@ from bookstore.v1 import books_pb2
 
 from bookstore_grpc.app import running_server
 from bookstore_grpc.dal.database import Database
-from tests.conftest import settings_for
+from tests.conftest import LogLines, settings_for
 from tests.rpc.calls import Stub, create, get, refusal_from_error, update
 from tests.rpc.health import Status, watch
 from tests.rpc.obstacles import lock_request, locked_book, until
@@ -137,6 +137,39 @@ async def test_callers_that_wait_for_no_response_lose_no_call_either_when_one_of
         await first.stopped
     second.begin_to_drain()
     await second.stopped
+
+
+async def test_a_held_response_is_no_longer_bound_by_the_time_that_a_call_may_take(
+    database: Database, database_url: str, stub: Stub, log_lines: LogLines
+) -> None:
+    made = await create(stub)
+    async with draining_server(database_url, max_call_seconds=0.5, slow_call_seconds=0.5) as (server, channel):
+        await get(Stub(channel), made.id)
+        server.begin_to_drain()
+        calls = []
+        for _ in range(30):  # which keeps the responses held for longer than that
+            calls.append(asyncio.ensure_future(get(Stub(channel), made.id)))
+            await asyncio.sleep(0.03)
+        await asyncio.gather(*calls)
+        await server.stopped
+    lines = [line for line in log_lines() if line.get("method", "").endswith("GetBook")]
+    assert len(lines) == 31
+    assert not [line for line in lines if line.get("slow") or line["status"] != "OK"]
+
+
+async def test_a_caller_that_leaves_while_its_refusal_is_held_is_told_of_once(
+    database: Database, database_url: str, log_lines: LogLines
+) -> None:
+    async with draining_server(database_url) as (server, channel):
+        await create(Stub(channel))
+        server.begin_to_drain()
+        await asyncio.sleep(0)
+        missed = Stub(channel).GetBook(books_pb2.GetBookRequest(id=2**40))
+        await asyncio.sleep(0.05)
+        missed.cancel()
+        await server.stopped
+    (line,) = [line for line in log_lines() if line.get("method", "").endswith("GetBook")]
+    assert line["status"] == "NOT_FOUND"
 
 
 async def test_a_call_that_ends_in_no_time_is_answered_in_time_while_the_server_drains(

@@ -148,6 +148,7 @@ def _lock(connection: Connection) -> Iterator[None]:
         try:
             yield
         finally:
-            connection.execute(text("SELECT RELEASE_LOCK(:name)"), {"name": _LOCK_NAME})
+            if not connection.invalidated:  # with its connection the lock is gone too
+                connection.execute(text("SELECT RELEASE_LOCK(:name)"), {"name": _LOCK_NAME})
     else:
         yield  # SQLite's writing transaction is the lock.
