@@ -2,7 +2,7 @@
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -239,6 +239,31 @@ async def test_tables_of_others_beside_ours_are_no_obstacle(fresh_database: Data
     await execute(fresh_database, "CREATE TABLE pets (id INTEGER)")
     assert await fresh_database.migrate() == migrations.newest_revision()
     assert not await fresh_database.is_behind()
+
+
+async def test_a_migration_that_is_broken_off_is_there_as_a_whole_or_not_at_all(
+    fresh_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upgrade, has_begun = migrations.upgrade, asyncio.Event()
+    nap = {"sqlite": "SELECT 1", "postgresql": "SELECT pg_sleep(0.5)", "mariadb": "SELECT SLEEP(0.5)"}
+
+    def slow_upgrade(connection: Connection, *, on_locked: Callable[[], None]) -> str:
+        def nap_with_lock() -> None:
+            on_locked()
+            has_begun.set()
+            connection.execute(text(nap[fresh_database.dialect]))
+
+        return upgrade(connection, on_locked=nap_with_lock)
+
+    monkeypatch.setattr(migrations, "upgrade", slow_upgrade)
+    migration = asyncio.create_task(fresh_database.migrate())
+    await has_begun.wait()
+    migration.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await migration
+    made = await _tables(fresh_database) & _TABLES
+    assert made == (set() if fresh_database.dialect == "postgresql" else _TABLES)
+    assert await fresh_database.migrate() == migrations.newest_revision()
 
 
 async def test_printed_sql_builds_a_database_that_is_not_behind(fresh_database: Database, fresh_url: str) -> None:
