@@ -121,11 +121,16 @@ def startup_errors(description: str) -> Iterator[None]:
     try:
         yield
     except DatabaseUnavailable as error:
-        raise StartupError(f"Cannot use the database {description}: {driver_error(error)}.") from error
+        raise StartupError(f"Cannot use the database {description}: {_clause(driver_error(error))}.") from error
     except exc.SQLAlchemyError as error:
-        raise StartupError(f"Cannot use the database {description}: {getattr(error, 'orig', error)}.") from error
+        cause = _clause(getattr(error, "orig", error))
+        raise StartupError(f"Cannot use the database {description}: {cause}.") from error
     except (TypeError, ValueError) as error:
         raise StartupError(f"The database URL has an option that its driver does not take: {error}.") from error
+
+
+def _clause(error: BaseException) -> str:
+    return str(error).rstrip(".")
 
 
 def _codes(error: BaseException | None, dialect: str) -> set[object]:
