@@ -86,6 +86,7 @@ class Connection:
         )
         self._loop = asyncio.get_running_loop()
         self._pid = os.getpid()
+        self._connecting: asyncio.Task[None] | None = None
 
     def check_place(self) -> None:
         """Raise `ClientUnusable` in another process or event loop: gRPC would hang there, or abort the process."""
@@ -104,6 +105,22 @@ class Connection:
     def state(self) -> grpc.ChannelConnectivity:
         """What gRPC knows of the servers: READY if any is connected, TRANSIENT_FAILURE if none can be."""
         return self.channel.get_state()
+
+    def connecting(self) -> asyncio.Task[None] | None:
+        """Return what is done once a server has been connected, also if it is lost again, or None if one is.
+
+        A call that was sent meanwhile has not left this process while it is not done.
+        """
+        if self.state is grpc.ChannelConnectivity.READY:
+            return None
+        if self._connecting is None or self._connecting.done():
+            self._connecting = asyncio.create_task(self._wait_until_connected())
+        return self._connecting
+
+    async def _wait_until_connected(self) -> None:
+        ends = (grpc.ChannelConnectivity.READY, grpc.ChannelConnectivity.SHUTDOWN)
+        while (state := self.state) not in ends:
+            await self.channel.wait_for_state_change(state)
 
 
 def connector(server: str, tls: TLS | None) -> Callable[[], Connection]:

@@ -251,15 +251,37 @@ class BookstoreClient:
         given = checked_metadata(metadata) if metadata else ()
         if call_id:
             given += checked_call_id(call_id)
+        try:
+            return await self._answer(method, request, is_idempotent=is_idempotent, give_up_at=give_up_at, given=given)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._closed.is_set() and not (task and task.cancelling()):
+                raise ClientUnusable("This client was closed amidst the call, which may have been done.") from None
+            raise
+
+    async def _answer(
+        self,
+        method: "grpc.aio.UnaryUnaryMultiCallable[Request, Response]",
+        request: Request,
+        *,
+        is_idempotent: bool,
+        give_up_at: float,
+        given: Pairs,
+    ) -> Response:
+        """Send a call until it is answered, or until sending it again is not right."""
         attempts = 0
         while True:
+            connecting = self._connected().connecting()
             try:
                 return await self._attempt(method, request, give_up_at=give_up_at, given=given)
             except grpc.aio.AioRpcError as error:
                 attempts += 1
                 raised = error_from_rpc_error(error)
-                if isinstance(raised, DeadlineExceeded) and not raised.reason and not self._is_connected():
-                    raise await self._error_of_no_connection() from error
+                if isinstance(raised, DeadlineExceeded) and not raised.reason:
+                    if connecting and not connecting.done() and not self._is_connected():
+                        raise await self._error_of_no_connection() from error
+                    if not is_idempotent:
+                        raise _late("The call took longer than its deadline, and may have been done.") from error
                 if raised.request_id or error.code() is not grpc.StatusCode.UNAVAILABLE:
                     self._waits_for_ready = True  # there is a server
                 delay = retry_delay_seconds(raised, error.code(), attempts=attempts, is_idempotent=is_idempotent)
@@ -275,23 +297,16 @@ class BookstoreClient:
         give_up_at: float,
         given: Pairs,
     ) -> Response:
-        self._connected()
         metadata = self._metadata() + (metadata_of_current_span() or self._trace_context)
         if given:
             keys = {key for key, _ in given}
             metadata = tuple(pair for pair in metadata if pair[0] not in keys) + given
-        try:
-            response = await method(
-                request,
-                timeout=remaining_seconds(give_up_at),
-                metadata=metadata,
-                wait_for_ready=self._waits_for_ready,
-            )
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if self._closed.is_set() and not (task and task.cancelling()):
-                raise ClientUnusable("This client was closed amidst the call, which may have been done.") from None
-            raise
+        response = await method(
+            request,
+            timeout=remaining_seconds(give_up_at),
+            metadata=metadata,
+            wait_for_ready=self._waits_for_ready,
+        )
         self._waits_for_ready = True
         return response
 
@@ -308,9 +323,7 @@ class BookstoreClient:
             except grpc.aio.AioRpcError as error:
                 if error.code() is grpc.StatusCode.UNAVAILABLE:
                     return error_from_rpc_error(error)
-        late = DeadlineExceeded("No connection came about.")
-        late.reason = ""  # the service has said nothing
-        return late
+        return _late("No connection came about.")
 
     def _is_in_vain(self, attempts: int) -> bool:
         """Say whether to tell a caller who does not want to wait for a server that none is there."""
@@ -326,6 +339,12 @@ class BookstoreClient:
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._closed.wait()
+
+
+def _late(message: str) -> DeadlineExceeded:
+    late = DeadlineExceeded(message)
+    late.reason = ""  # the service has said nothing
+    return late
 
 
 def _create_request(book: books_pb2.Book, request_id: str | None) -> books_pb2.CreateBookRequest:

@@ -98,6 +98,22 @@ async def test_calls_that_wait_for_a_server_end_as_the_client_is_closed() -> Non
         await call
 
 
+async def test_a_client_that_is_closed_while_it_looks_for_a_cause_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = BookstoreClient("127.0.0.1:1", timeout_seconds=0.3)
+    look = client._error_of_no_connection  # what a call does at its deadline
+
+    async def look_and_be_closed() -> BookstoreError:
+        closing = asyncio.create_task(client.close())
+        try:
+            return await look()
+        finally:
+            await closing
+
+    monkeypatch.setattr(client, "_error_of_no_connection", look_and_be_closed)
+    with pytest.raises(ClientUnusable, match="closed"):
+        await client.get_book(1)
+
+
 async def test_the_callers_own_cancellation_stays_one(stuck_address: str) -> None:
     async with BookstoreClient(stuck_address) as client:
         for call in (client.get_book(1), client.list_page()):

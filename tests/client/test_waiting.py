@@ -6,9 +6,11 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
-from bookstore.v1 import books_pb2
+from bookstore.v1 import books_pb2, books_pb2_grpc
 
 from bookstore_grpc.app import running_server
 from bookstore_grpc.client import TLS, BookstoreClient
@@ -131,3 +133,50 @@ async def until_answered(client: BookstoreClient) -> None:
                 await asyncio.sleep(0.05)
             else:
                 return
+
+
+class Outlasting(books_pb2_grpc.BookServiceServicer):
+    """Answers lists at once, and everything else never."""
+
+    def __init__(self) -> None:
+        self.has_begun = asyncio.Event()
+
+    async def GetBook(self, request: Any, context: Any) -> Any:  # noqa: N802  the contract's name
+        self.has_begun.set()
+        await asyncio.sleep(60)
+
+    async def ListBooks(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return books_pb2.ListBooksResponse()
+
+    BatchCreateBooks = BatchGetBooks = CreateBook = DeleteBook = UpdateBook = GetBook
+
+
+@pytest.mark.parametrize("is_first_call", [True, False], ids=["first call", "later call"])
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        pytest.param(lambda client: client.get_book(1), "Deadline", id="get_book"),
+        pytest.param(lambda client: client.update_book(1, name="N"), "may have been done", id="update_book"),
+        pytest.param(lambda client: client.delete_book(1), "may have been done", id="delete_book"),
+    ],
+)
+async def test_a_call_under_way_on_a_server_that_ends_is_not_told_as_one_without_a_connection(
+    call: Callable[[BookstoreClient], Awaitable[object]], told: str, is_first_call: bool
+) -> None:
+    server, servicer = grpc.aio.server(), Outlasting()
+    books_pb2_grpc.add_BookServiceServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with BookstoreClient(f"127.0.0.1:{port}", timeout_seconds=0.6) as client:
+        if not is_first_call:
+            await client.list_page()
+        sent = asyncio.ensure_future(call(client))
+        await servicer.has_begun.wait()
+        ended = asyncio.ensure_future(server.stop(3))  # no new connections
+        with pytest.raises(DeadlineExceeded, match=told) as raised:
+            await sent
+        with pytest.raises(Unavailable, match="Connection refused"):
+            await call(client)
+    await ended
+
+    assert raised.value.reason == ""
