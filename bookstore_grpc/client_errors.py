@@ -84,8 +84,8 @@ _ERRORS_BY_CODE: dict[grpc.StatusCode, type[BookstoreError]] = {
     grpc.StatusCode.PERMISSION_DENIED: PermissionDenied,
     grpc.StatusCode.RESOURCE_EXHAUSTED: ResourceExhausted,
     grpc.StatusCode.UNAVAILABLE: Unavailable,
-    # What gRPC says for a server that has too many calls waiting, or is ending; a call that its own caller cancels
-    # does not come here.
+    # What gRPC says for a server that has too many calls waiting, or is ending: those have no request id. A call that
+    # its own caller cancels does not come here.
     grpc.StatusCode.CANCELLED: Unavailable,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
     grpc.StatusCode.UNIMPLEMENTED: MethodUnknown,
@@ -119,7 +119,11 @@ def _error(error: grpc.aio.AioRpcError, status: status_pb2.Status) -> BookstoreE
         info = ErrorInfo()
     message = error.details() or f"The server answered {error.code().name}."
     if error.code() is grpc.StatusCode.CANCELLED:
-        message = "The server turned the call away before it began; try again."
+        message = (
+            "The server cancelled the call, which may have been done."
+            if REQUEST_ID_KEY in dict(error.trailing_metadata() or ())
+            else "The server turned the call away before it began; try again."
+        )
     violations = [Violation(each.field, each.description, each.reason) for each in bad_request.field_violations]
     if make := _ERRORS_FROM_DETAILS.get(info.reason):
         raised = make(_Details(message, info.metadata, violations, ids))

@@ -30,8 +30,9 @@ def retry_delay_seconds(
         return _spread(error.retry_seconds) if error.reason else None
     if not isinstance(error, Unavailable):
         return None
-    # gRPC in a server cancels what it has not handed over; what is cancelled later fails otherwise.
-    has_not_begun = isinstance(error, ServerDraining) or code is grpc.StatusCode.CANCELLED
+    # gRPC in a server cancels what it has not handed over. What has a request id a handler has had.
+    is_turned_away = code is grpc.StatusCode.CANCELLED and error.request_id is None
+    has_not_begun = is_turned_away or isinstance(error, ServerDraining)
     if not (has_not_begun or is_idempotent):
         return None
     # Where a server ends, another one, or the next in its place, is asked soon.
