@@ -48,7 +48,8 @@ class TLS:
 class TokenFile:
     """A token in a file, read again when the file changes, as those do that an orchestrator renews.
 
-    While the file is away the token that was there stays. Raises `OSError`, and `ValueError` where it holds none.
+    While the file is away, cannot be read or holds no token, the one that was there stays. Raises `OSError`, and
+    `ValueError` where the file holds none at first.
     """
 
     def __init__(self, path: str) -> None:
@@ -58,18 +59,18 @@ class TokenFile:
         self()
 
     def __call__(self) -> str:
-        """Answer the token. Raises `ValueError` where the file has come to hold none."""
+        """Answer the token."""
         try:
             stat = os.stat(self._path)
-        except OSError:
-            if self._token:
-                return self._token
-            raise
-        seen = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
-        if seen != self._seen:
-            with open(self._path, encoding="utf-8") as file:
-                self._token = _checked(file.read().strip(), self._path)
-            self._seen = seen
+            seen = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+            if seen != self._seen:
+                # What is no text is no token either.
+                with open(self._path, encoding="utf-8", errors="replace") as file:
+                    self._token = _checked(file.read().strip(), self._path)
+                self._seen = seen
+        except (OSError, ValueError):
+            if not self._token:
+                raise
         return self._token
 
 

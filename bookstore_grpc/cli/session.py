@@ -144,7 +144,8 @@ def _client(
             trace_context=metadata_from_environment(os.environ),
         )
     except OSError as error:
-        raise click.ClickException(f"Cannot connect to {server}: {error.filename}: {error.strerror}.") from error
+        # Of other files it is a ValueError, and an error of reading has no file's name.
+        raise click.ClickException(f"Cannot connect to {server}: {token_file}: {error.strerror}.") from error
     except ValueError as error:
         raise click.ClickException(f"Cannot connect to {server}: {error}.") from error
 

@@ -2,6 +2,7 @@
 
 import re
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import (
 from bookstore_grpc.app import running_server
 from bookstore_grpc.client import TLS, BookstoreClient, TokenFile
 from bookstore_grpc.errors import ScopeMissing, TokenInvalid, TokenMissing, Unauthenticated, Unavailable
+from bookstore_grpc.rpc.server import Server
 from tests.certificates import Authority
 from tests.conftest import settings_for
 from tests.tokens import Issuer, token_settings
@@ -71,10 +73,38 @@ async def test_a_token_file_is_read_again_when_it_changes_and_outlives_its_absen
     assert token() == "second"
 
 
-@pytest.mark.parametrize("text", ["", " \n", "two words", "émile", "a\nb"])
-def test_a_file_without_a_token_is_refused(text: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        pytest.param(lambda path: path.write_bytes(b""), id="emptied"),
+        pytest.param(lambda path: path.write_bytes(b"two words"), id="no token"),
+        pytest.param(lambda path: path.write_bytes(b"\xff\xfe\x00"), id="no text"),
+        pytest.param(lambda path: (path.unlink(), path.mkdir()), id="a folder"),
+        pytest.param(lambda path: (path.unlink(), path.symlink_to(path)), id="a link to itself"),
+    ],
+)
+async def test_a_token_outlives_whatever_becomes_of_its_file(
+    sqlite_server: Server, spoil: Callable[[Path], object], tmp_path: Path
+) -> None:
     path = tmp_path / "token"
-    path.write_text(text)
+    path.write_text("first")
+    token = TokenFile(str(path))
+    async with BookstoreClient(sqlite_server.addresses[0], token=token) as client:
+        spoil(path)
+        await client.list_page()
+        assert token() == "first"
+    if path.is_dir():
+        path.rmdir()
+    else:
+        path.unlink()
+    path.write_text("second")
+    assert token() == "second"
+
+
+@pytest.mark.parametrize("content", [b"", b" \n", b"two words", "émile".encode(), b"a\nb", b"\xff\xfe\x00"])
+def test_a_file_without_a_token_is_refused(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    path.write_bytes(content)
     with pytest.raises(ValueError, match="is no token"):
         TokenFile(str(path))
 
