@@ -172,11 +172,16 @@ async def test_a_call_under_way_on_a_server_that_ends_is_not_told_as_one_without
             await client.list_page()
         sent = asyncio.ensure_future(call(client))
         await servicer.has_begun.wait()
+        servicer.has_begun.clear()
+        # Keeps the connection, which a server that ends closes with its last call.
+        other = asyncio.ensure_future(client.get_book(2, timeout_seconds=30))
+        await servicer.has_begun.wait()
         ended = asyncio.ensure_future(server.stop(3))  # no new connections
         with pytest.raises(DeadlineExceeded, match=told) as raised:
             await sent
         with pytest.raises(Unavailable, match="Connection refused"):
             await call(client)
+        other.cancel()
     await ended
 
     assert raised.value.reason == ""
