@@ -45,6 +45,13 @@ class CallOptions(TypedDict, total=False):
     call_id: str
 
 
+def reusable(options: CallOptions) -> CallOptions:
+    """Return options for several calls: metadata may be given as an iterator, of which nothing is left after one."""
+    if metadata := options.get("metadata"):
+        return {**options, "metadata": checked_metadata(metadata)}
+    return options
+
+
 def checked_timeout(seconds: float | None) -> float:
     """Return a timeout, infinite for None. Raises `ValueError` for what is no time: 0, less, and nan."""
     if seconds is None:

@@ -24,6 +24,7 @@ from bookstore_grpc.call_options import (
     checked_metadata,
     checked_timeout,
     remaining_seconds,
+    reusable,
 )
 from bookstore_grpc.channel import TLS, Connection, TokenFile, call_metadata, connector
 from bookstore_grpc.client_errors import error_from_rpc_error
@@ -149,6 +150,7 @@ class BookstoreClient:
 
     async def get_books(self, ids: Sequence[int], **options: Unpack[CallOptions]) -> list[books_pb2.Book]:
         """Answer any number of books in the order of their ids. Raises `BookNotFound`."""
+        options = reusable(options)
         books: list[books_pb2.Book] = []
         for start in range(0, len(ids), BATCH_MAX):
             request = books_pb2.BatchGetBooksRequest(ids=ids[start : start + BATCH_MAX])
@@ -179,6 +181,7 @@ class BookstoreClient:
         **options: Unpack[CallOptions],
     ) -> AsyncIterator[books_pb2.Book]:
         """Walk over all books that match, page by page as they are needed. Raises as `list_page` does."""
+        options = reusable(options)
         page_token = ""
         while True:
             page = await self.list_page(

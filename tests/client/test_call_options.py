@@ -1,7 +1,8 @@
 """What may be said for a single call, and what is refused before anything is sent."""
 
+import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import grpc
@@ -94,6 +95,37 @@ async def test_every_method_takes_the_options_of_a_call(attentive: tuple[Attenti
     assert [value for key, value in servicer.metadata if key == "x-tenant"] == ["a", "b"]
     assert ("authorization", "Bearer t") in servicer.metadata
     assert (servicer.seconds or 1e9) > 1e6
+
+
+async def test_metadata_of_an_iterator_is_sent_with_each_of_several_calls() -> None:
+    class Paging(Attentive):
+        """Answers three pages, and notes the tenants of all calls."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.tenants: list[str | bytes] = []
+
+        def _note(self, context: Any) -> None:
+            super()._note(context)
+            self.tenants += [value for key, value in self.metadata if key == "x-tenant"]
+
+        async def ListBooks(self, request: Any, context: Any) -> Any:  # noqa: N802
+            self._note(context)
+            return books_pb2.ListBooksResponse(next_page_token="more" if len(self.tenants) < 3 else "")
+
+    def pairs() -> Iterator[tuple[str, str]]:
+        yield "x-tenant", "a"
+
+    server, servicer = grpc.aio.server(), Paging()
+    books_pb2_grpc.add_BookServiceServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with BookstoreClient(f"127.0.0.1:{port}") as client, asyncio.timeout(10):
+        assert [book async for book in client.list_books(metadata=pairs())] == []
+        assert servicer.tenants == ["a"] * 3
+        await client.get_books(range(1, 2_002), metadata=pairs())
+        assert servicer.tenants == ["a"] * 6
+    await server.stop(None)
 
 
 async def test_a_call_is_named_by_its_caller(client: BookstoreClient, sqlite_server: Server) -> None:
