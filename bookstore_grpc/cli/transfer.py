@@ -229,7 +229,7 @@ async def _store(
 ) -> "Sequence[Book]":
     """Store a batch: what the server refuses is noted and left out, and the rest is sent again."""
     stored: list[Book] = []
-    size = len(entries)
+    size = size_max = len(entries)
     while entries:
         part = entries[:size]
         try:
@@ -239,13 +239,15 @@ async def _store(
             )
             stored += await outlast(create)
             entries = entries[size:]
-            size *= 2
+            size = min(2 * size, size_max)
         except (RequestTooLarge, ResourceExhausted) as error:
             # A reason of the latter would tell of a limit on calls; without one gRPC itself found the message too long.
-            is_limit_on_calls = isinstance(error, ResourceExhausted) and error.reason
-            if is_limit_on_calls or len(part) > 1:
+            if isinstance(error, ResourceExhausted) and error.reason:
                 raise
-            # A row of this size travels alone, so it is this row that the server does not take.
+            if len(part) > 1:
+                size = size_max = len(part) // 2
+                continue
+            # It is this row that the server does not take.
             refusals.add(entries[0].row, error.message.rstrip("."))
             entries = entries[1:]
         except InvalidRequest as error:

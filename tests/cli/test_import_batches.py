@@ -183,6 +183,22 @@ def test_a_row_larger_than_a_message_is_refused_alone(catalogue: Catalogue, tmp_
     assert rejects.read_text().splitlines()[1].startswith("3,")
 
 
+def test_a_server_that_takes_short_messages_only_gets_smaller_batches(tmp_path: Path) -> None:
+    rejects = tmp_path / "rejects.csv"
+    rows = [*numbered_rows(600), ("x" * 500, "y" * 1_000, 1), *numbered_rows(10)]
+    limit = ("--max-message-bytes", "1200")
+    with serving(f"sqlite+aiosqlite:///{tmp_path}/bookstore.db", tmp_path / "log", *limit) as server:
+        limited = Catalogue(server.address, tmp_path / "bookstore.db")
+        finished = limited.run("import", "-", "--rejects", rejects, stdin=csv_bytes(rows))
+        server.stop()
+        calls = [line for line in server.log_lines() if line.get("method", "").endswith("BatchCreateBooks")]
+
+    assert finished.errors == "610 books stored, 610 of them new; 1 row refused.\n"
+    assert limited.rows() == numbered_rows(600) + numbered_rows(10)
+    assert rejects.read_text().splitlines()[1].startswith("602,The request is longer than the 1200 bytes")
+    assert len([line for line in calls if line["status"] != "OK"]) < 20
+
+
 def test_long_texts_travel_in_smaller_batches(catalogue: Catalogue, tmp_path: Path) -> None:
     rows = [("漢" * 500, "字" * 1_000, number) for number in range(1_000)]
     path = tmp_path / "books.csv"
