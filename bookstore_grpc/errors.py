@@ -85,7 +85,10 @@ class BookstoreError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Exception's own calls the class with `args`, which holds the message and not what `__init__` was given.
-        return _restored, (type(self), *self.args), vars(self)
+        state: Any = object.__getstate__(self)
+        if isinstance(state, tuple):  # of a class with __slots__
+            state = {**(state[0] or {}), **state[1]}
+        return _restored, (type(self), *self.args), state
 
 
 class InvalidRequest(BookstoreError):

@@ -136,6 +136,24 @@ def test_an_error_is_copied_and_pickled_with_all_that_it_says(
     assert (str(copied), copied.args, vars(copied)) == (str(error), error.args, vars(error))
 
 
+class OfSlots(BookstoreError):
+    """One whose attributes are not all in its `__dict__`."""
+
+    __slots__ = ("shelf",)
+
+    def __init__(self, *, shelf: str) -> None:
+        super().__init__("Not there.")
+        self.shelf = shelf
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, _pickled(pickle.HIGHEST_PROTOCOL)])
+def test_an_error_with_slots_is_copied_and_pickled(duplicate: Callable[[OfSlots], OfSlots]) -> None:
+    error = OfSlots(shelf="C")
+    error.request_id = "the-call"
+    copied = duplicate(error)
+    assert (copied.shelf, str(copied), vars(copied)) == ("C", "Not there.", vars(error))
+
+
 def _raise(error: BookstoreError) -> None:
     raise error
 
