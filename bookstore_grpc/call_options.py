@@ -58,7 +58,7 @@ def checked_timeout(seconds: float | None) -> float:
         return math.inf
     if not seconds > 0:
         raise ValueError(f"a timeout is a number of seconds above 0, or None for none, and not {seconds!r}")
-    return seconds
+    return seconds if seconds < _TIMEOUT_MAX_SECONDS else math.inf  # an int may be more than any float
 
 
 def remaining_seconds(give_up_at: float) -> float | None:

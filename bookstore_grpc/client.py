@@ -88,6 +88,8 @@ class BookstoreClient:
         insecure: bool = False,
         trace_context: Metadata = (),
     ) -> None:
+        if not server.strip():
+            raise ValueError(f"a server is HOST:PORT or unix:PATH, and not {server!r}")
         self.server = server
         self._timeout_seconds = checked_timeout(timeout_seconds)
         self._waits_for_ready = wait_for_ready

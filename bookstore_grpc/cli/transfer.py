@@ -90,11 +90,12 @@ class _Refusals:
 class _Patience:
     """Lets an import or export that has begun outlast a restart of the server, its host or its database.
 
-    `timeout_seconds` is what the client gives each call; an outage may take `_OUTAGE_TIMEOUTS` times as long.
+    `timeout_seconds` is what the client gives each call; an outage may take `_OUTAGE_TIMEOUTS` times as long, and at
+    least so long that there is another try.
     """
 
     def __init__(self, timeout_seconds: float) -> None:
-        self._outage_seconds = _OUTAGE_TIMEOUTS * timeout_seconds
+        self._outage_seconds = max(_OUTAGE_TIMEOUTS * timeout_seconds, 2 * _OUTAGE_WAIT_SECONDS)
 
     async def __call__(self, call: Callable[[], Awaitable[_Answer]]) -> _Answer:
         """Make a call that may be sent any number of times. Raises what ends it when the outage is too long."""
@@ -106,7 +107,8 @@ class _Patience:
             except (Unavailable, DeadlineExceeded):
                 if give_up_at is None:
                     give_up_at = began + self._outage_seconds
-                    click.echo(f"The service does not answer; trying for {self._outage_seconds:g} s.", err=True)
+                    shown = f"{self._outage_seconds:,.1f}".removesuffix(".0")
+                    click.echo(f"The service does not answer; trying for {shown} s.", err=True)
                 if time.monotonic() + _OUTAGE_WAIT_SECONDS >= give_up_at:
                     raise
             await asyncio.sleep(_OUTAGE_WAIT_SECONDS)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from bookstore_grpc.cli.transfer import _Patience
+from bookstore_grpc.errors import Unavailable
 from tests.cli.breaking_line import breaking_line
 from tests.cli.conftest import Catalogue, csv_bytes, numbered_rows
 from tests.executable import BOOKSTORE, PATIENCE_SECONDS, environment, run_bookstore, serving
@@ -262,6 +264,21 @@ def test_a_server_that_goes_away_in_the_middle_is_told_and_the_import_can_go_on(
     assert 0 < stored < MANY_ROWS
     assert again.status == 0
     assert sorted(catalogue.rows()) == numbered_rows(MANY_ROWS)
+
+
+@pytest.mark.parametrize(("timeout_seconds", "shown"), [(0.001, "2"), (0.7, "4.2"), (10.0, "60"), (1e6, "6,000,000")])
+async def test_how_long_an_outage_may_take_is_told_in_seconds(
+    timeout_seconds: float, shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failures = iter([Unavailable("away")])
+
+    async def call() -> str:
+        for failure in failures:
+            raise failure
+        return "answered"
+
+    assert await _Patience(timeout_seconds)(call) == "answered"
+    assert capsys.readouterr().err == f"The service does not answer; trying for {shown} s.\n"
 
 
 def test_without_a_server_nothing_is_said_to_be_stored(tmp_path: Path, catalogue: Catalogue) -> None:

@@ -144,6 +144,19 @@ async def test_the_trace_of_a_call_goes_before_the_clients(attentive: tuple[Atte
     assert [value for key, value in servicer.metadata if key == "traceparent"] == [other]
 
 
+@pytest.mark.parametrize("seconds", [1e9, 1e308, float("inf"), 10**400], ids=["1e9", "1e308", "inf", "10**400"])
+async def test_what_is_longer_than_a_life_is_no_deadline(client: BookstoreClient, seconds: float) -> None:
+    assert await client.health(timeout_seconds=seconds) == "SERVING"
+    async with BookstoreClient(client.server, timeout_seconds=seconds) as patient:
+        assert await patient.health() == "SERVING"
+
+
+@pytest.mark.parametrize("server", ["", " "])
+def test_no_address_is_refused_at_once(server: str) -> None:
+    with pytest.raises(ValueError, match="HOST:PORT"):
+        BookstoreClient(server)
+
+
 @pytest.mark.parametrize("seconds", [0, -1, float("nan"), -float("inf"), -0.0])
 async def test_what_is_no_time_is_refused_at_once(client: BookstoreClient, seconds: float) -> None:
     with pytest.raises(ValueError, match="above 0, or None"):
