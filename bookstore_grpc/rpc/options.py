@@ -6,7 +6,7 @@ neither for single books nor for pages of 1,000 (docs/performance.md).
 
 from collections.abc import Sequence
 
-from bookstore_grpc.limits import MESSAGE_MAX_BYTES
+from bookstore_grpc.limits import GRPC_CONNECTIONS_MAX, MESSAGE_MAX_BYTES
 from bookstore_grpc.settings import Settings
 
 _INT32_MAX = 2**31 - 1
@@ -16,7 +16,7 @@ _HANDSHAKE_SECONDS = 10
 
 
 def server_options(
-    settings: Settings, *, shares_ports: bool, max_connections: int = _INT32_MAX
+    settings: Settings, *, shares_ports: bool, max_connections: int = GRPC_CONNECTIONS_MAX
 ) -> Sequence[tuple[str, int]]:
     """Answer the options of a server; those that all say `shares_ports` may listen on the same addresses.
 
