@@ -14,7 +14,7 @@ async def returned_ids(stub: Stub, metadata: list[tuple[str, str | bytes]]) -> t
     trailing = [value for key, value in await good.trailing_metadata() if key == REQUEST_ID_KEY]
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await stub.GetBook(books_pb2.GetBookRequest(id=2**63 - 1), metadata=sent)
-    return trailing, refusal_from_error(caught.value).metadata["request_id"]
+    return trailing, str(refusal_from_error(caught.value).trailing[REQUEST_ID_KEY])
 
 
 @pytest.mark.parametrize("request_id", ["a", "Ab-9._", "." * 128, "6f1e4c2a-58b1-4d0b-9c57-0e1f2a3b4c5d"])
