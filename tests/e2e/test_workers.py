@@ -379,7 +379,10 @@ def test_a_signal_before_all_serve_ends_it_well(tmp_path: Path, sqlite_url: str)
     assert process.returncode == 0
     events = [line["event"] for line in lines]
     assert "serving" not in events
-    assert events.count("worker stopped") == 2
+    # One that is told while it still imports ends at once, and has nothing to say.
+    assert events.count("worker stopped") in (1, 2)
+    assert {line["level"] for line in lines} <= {"info", "debug"}
+    assert events[-1] == "stopped"
 
 
 def test_worker_that_ends_before_it_served_ends_the_start(tmp_path: Path, sqlite_url: str) -> None:
