@@ -254,8 +254,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 await self._fail(call, started, error, is_held=False)
             except Exception as raised:
                 is_late = deadline.expired() and isinstance(raised, TimeoutError)
-                error = self._deadline_error(is_ours=is_ours) if is_late else raised
-                await self._fail(call, started, error, is_held=not (is_refused_by_drain or is_health))
+                told = self._deadline_error(is_ours=is_ours) if is_late else raised
+                await self._fail(call, started, told, is_held=not (is_refused_by_drain or is_health))
         finally:
             calls.discard(task)
             if not is_health:
