@@ -143,7 +143,9 @@ def path_of(method: str) -> str:
 
 
 def without_request_id(status: status_pb2.Status) -> status_pb2.Status:
-    """Take out the one thing that differs from call to call."""
+    """Take out the one thing that differs from call to call; what gRPC itself says has no details at all."""
+    if not status.details:
+        return status
     request_info = error_details_pb2.RequestInfo()
     (position,) = [at for at, detail in enumerate(status.details) if detail.Unpack(request_info)]
     assert request_info.request_id
