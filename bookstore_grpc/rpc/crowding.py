@@ -64,7 +64,7 @@ class Crowding:
         wait for such a call.
         """
         ports = {int(address.rpartition(":")[2]) for address in addresses if not address.startswith("unix:")}
-        if not ports:
+        if not ports or not await asyncio.to_thread(self._may_be_crowded):
             return
         busy = {call.context.peer().rpartition(":")[2] for call in self._calls.values()}
         silent_least_ms = _SILENT_LEAST_IN_BACKLOG_MS if has_backlog else _SILENT_LEAST_MS
@@ -72,11 +72,14 @@ class Crowding:
         if closed:
             self.shortage.closed(closed)
 
-    def _relieve(self, ports: Set[int], busy: Set[str], silent_least_ms: int) -> int:
+    def _may_be_crowded(self) -> bool:
         count = _count_descriptors()
-        if count <= max(self._most_kept, self._settled_count + self._growth_least):
-            self._settled_count = min(count, self._settled_count)
-            return 0
+        if count > max(self._most_kept, self._settled_count + self._growth_least):
+            return True
+        self._settled_count = min(count, self._settled_count)
+        return False
+
+    def _relieve(self, ports: Set[int], busy: Set[str], silent_least_ms: int) -> int:
         by_port: dict[int, list[_Connection]] = defaultdict(list)
         for connection in _connections(ports):
             by_port[connection.local_port].append(connection)
@@ -86,7 +89,7 @@ class Crowding:
             for connection in _surplus(connections, len(connections) - self._most_kept, busy)
         ]
         if not surplus:
-            self._settled_count = count
+            self._settled_count = _count_descriptors()
         return sum(_shut_down(connection, silent_least_ms=silent_least_ms) for connection in surplus)
 
 

@@ -133,9 +133,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     async def _hold_response(self, call: Call) -> None:
         """Wait while responses are held, unless the caller may give up meanwhile or too much is held already."""
-        remaining = call.context.time_remaining() if self._release else None
-        has_time = remaining is None or remaining > _HOLD_LEAST_REMAINING_SECONDS
-        if self._release is None or not has_time or self._held_bytes > HELD_RESPONSES_MAX_BYTES:
+        if self._release is None or self._held_bytes > HELD_RESPONSES_MAX_BYTES:
+            return
+        remaining = call.context.time_remaining()
+        if remaining is not None and remaining <= _HOLD_LEAST_REMAINING_SECONDS:
             return
         held_bytes = call.response_bytes + _HELD_CALL_BYTES
         self._held_bytes += held_bytes
