@@ -20,7 +20,7 @@ from bookstore_grpc.dal.database import Database
 from bookstore_grpc.dal.models import Base
 from bookstore_grpc.dal.records import BookDraft
 from bookstore_grpc.errors import DatabaseUnavailable
-from tests.conftest import new_database
+from tests.conftest import LogLines, new_database
 from tests.dal.conftest import execute
 
 _TABLES = {"books", "create_requests"}
@@ -307,23 +307,37 @@ async def _run_script(url: str, script: str) -> None:
     await engine.dispose()
 
 
+_TAKE_THE_LOCK = {
+    "sqlite": "SELECT 1",  # the transaction that takes it holds it
+    "postgresql": f"SELECT pg_advisory_xact_lock({migrations._LOCK_KEY})",
+    "mariadb": f"SELECT GET_LOCK({migrations._LOCK_NAME_SQL}, 0)",
+}
+
+
 async def test_migrating_gives_up_when_another_server_goes_on_migrating(
     fresh_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(migrations, "_LOCK_SECONDS", 1)
-    take_the_lock = {
-        "sqlite": "SELECT 1",  # the transaction that takes it holds it
-        "postgresql": f"SELECT pg_advisory_xact_lock({migrations._LOCK_KEY})",
-        "mariadb": f"SELECT GET_LOCK('{migrations._LOCK_NAME}', 0)",
-    }[fresh_database.dialect]
     url = fresh_database.url.render_as_string(hide_password=False)
     other = Database(url, pool_size=1, timeout_seconds=1)
 
     async def migrate_meanwhile(connection: AsyncConnection) -> None:
-        await connection.execute(text(take_the_lock))
+        await connection.execute(text(_TAKE_THE_LOCK[fresh_database.dialect]))
         with pytest.raises(DatabaseUnavailable):
             await other.migrate()
 
     await fresh_database.write(migrate_meanwhile)
     await other.close()
     assert await fresh_database.is_behind()
+
+
+async def test_a_migration_of_another_database_on_the_server_is_not_waited_for(
+    fresh_database: Database, other_database: Database, log_lines: LogLines
+) -> None:
+    async def migrate_meanwhile(connection: AsyncConnection) -> None:
+        await connection.execute(text(_TAKE_THE_LOCK[fresh_database.dialect]))
+        await other_database.migrate()
+
+    await fresh_database.write(migrate_meanwhile)
+    assert not await other_database.is_behind()
+    assert not [line for line in log_lines() if "waiting" in line["event"]]

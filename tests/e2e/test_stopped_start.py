@@ -27,7 +27,7 @@ MIGRATE = ("migrate", *PATIENT)
 SOON_SECONDS = 10
 _TAKE_LOCK = {
     "postgresql": f"SELECT pg_advisory_xact_lock({migrations._LOCK_KEY})",
-    "mariadb": f"SELECT GET_LOCK('{migrations._LOCK_NAME}', 30)",
+    "mariadb": f"SELECT GET_LOCK({migrations._LOCK_NAME_SQL}, 30)",
 }
 WAITING = "waiting for another server's migration"
 
@@ -78,7 +78,7 @@ async def migrating(url: str) -> AsyncIterator[AsyncConnection]:
         await connection.execute(text(_TAKE_LOCK[engine.dialect.name]))
         yield connection
         if engine.dialect.name == "mariadb":  # it would outlive the transaction
-            await connection.execute(text(f"SELECT RELEASE_LOCK('{migrations._LOCK_NAME}')"))
+            await connection.execute(text(f"SELECT RELEASE_LOCK({migrations._LOCK_NAME_SQL})"))
     await engine.dispose()
 
 

@@ -23,7 +23,8 @@ from bookstore_grpc.errors import DatabaseUnavailable
 _log = structlog.stdlib.get_logger("bookstore_grpc.migrations")
 
 # Held while migrating, so that of several servers started together one migrates and the others wait.
-_LOCK_NAME = "bookstore.migrations"
+# MariaDB's locks are of the whole server, and their names of at most 64 characters.
+_LOCK_NAME_SQL = "CONCAT('bookstore.migrations.', MD5(DATABASE()))"
 _LOCK_KEY = 0x626F6F6B
 _LOCK_SECONDS = 60
 _WAITING = "waiting for another server's migration"
@@ -140,15 +141,15 @@ def _lock(connection: Connection) -> Iterator[None]:
         yield
     elif connection.dialect.name == "mariadb":
         # MariaDB commits at every change of a table, so a transaction cannot hold the lock.
-        lock = text("SELECT GET_LOCK(:name, :seconds)")
-        if connection.scalar(lock, {"name": _LOCK_NAME, "seconds": 0}) != 1:
+        lock = text(f"SELECT GET_LOCK({_LOCK_NAME_SQL}, :seconds)")
+        if connection.scalar(lock, {"seconds": 0}) != 1:
             _log.info(_WAITING)
-            if connection.scalar(lock, {"name": _LOCK_NAME, "seconds": _LOCK_SECONDS}) != 1:
+            if connection.scalar(lock, {"seconds": _LOCK_SECONDS}) != 1:
                 raise DatabaseUnavailable(f"another server has been migrating for {_LOCK_SECONDS} seconds; try again")
         try:
             yield
         finally:
             if not connection.invalidated:  # with its connection the lock is gone too
-                connection.execute(text("SELECT RELEASE_LOCK(:name)"), {"name": _LOCK_NAME})
+                connection.execute(text(f"SELECT RELEASE_LOCK({_LOCK_NAME_SQL})"))
     else:
         yield  # SQLite's writing transaction is the lock.
