@@ -123,6 +123,7 @@ class Refusal(NamedTuple):
     code: grpc.StatusCode
     message: str
     reason: str
+    request_id: str
     metadata: dict[str, str]
     violations: dict[str, str]
     rules: dict[str, str]
@@ -173,13 +174,15 @@ def refusal_from_error(error: grpc.aio.AioRpcError) -> Refusal:
             pytest.fail(f"unexpected detail {detail.type_url}")
     (error_info,) = info
     assert error_info.domain == "bookstore.v1"
-    assert request_ids == [trailing[REQUEST_ID_KEY]]
+    (request_id,) = request_ids
+    assert request_id == trailing[REQUEST_ID_KEY]
     assert "request_id" not in error_info.metadata
     assert size_in_headers(error) < HEADERS_MAX_BYTES
     return Refusal(
         error.code(),
         message,
         error_info.reason,
+        request_id,
         dict(error_info.metadata),
         violations,
         rules,
