@@ -160,15 +160,20 @@ async def test_a_held_response_is_no_longer_bound_by_the_time_that_a_call_may_ta
 async def test_a_caller_that_leaves_while_its_refusal_is_held_is_told_of_once(
     database: Database, database_url: str, log_lines: LogLines
 ) -> None:
+    def get_lines() -> list[dict[str, Any]]:
+        return [line for line in log_lines() if line.get("method", "").endswith("GetBook")]
+
     async with draining_server(database_url) as (server, channel):
         await create(Stub(channel))
         server.begin_to_drain()
         await asyncio.sleep(0)
         missed = Stub(channel).GetBook(books_pb2.GetBookRequest(id=2**40))
-        await asyncio.sleep(0.05)
+        while not (lines := get_lines()):
+            await asyncio.sleep(0.01)
         missed.cancel()
         await server.stopped
-    (line,) = [line for line in log_lines() if line.get("method", "").endswith("GetBook")]
+    assert get_lines() == lines
+    (line,) = lines
     assert line["status"] == "NOT_FOUND"
 
 
