@@ -29,7 +29,7 @@ from benchmarks.contenders import tutorial
 from benchmarks.errors import check
 from benchmarks.grpc_calls import GrpcCalls
 from benchmarks.servers import BOOKSTORE, Tables, environment
-from bookstore_grpc.dal.caseless import fold_case
+from bookstore_grpc.dal.casefold import fold_case
 from bookstore_grpc.dal.models import Book
 from bookstore_grpc.dal.records import BookRecord
 

@@ -1,6 +1,6 @@
 """What can go wrong, named once for both sides of the wire.
 
-The DAL and the servicer raise these; `rpc.status` turns each into a status, and `client` turns that status
+The DAL and the servicer raise these; `calls.status` turns each into a status, and `client` turns that status
 back into the same class, or one above it.
 
     BookstoreError

@@ -20,12 +20,12 @@ from sqlalchemy import text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
-from bookstore_grpc.app import running_server
 from bookstore_grpc.dal.books import BookDAL
 from bookstore_grpc.dal.database import Database
 from bookstore_grpc.rpc.server import Server
-from bookstore_grpc.settings import Settings
-from bookstore_grpc.telemetry import configure_logging, flush_logs
+from bookstore_grpc.server.app import running_server
+from bookstore_grpc.server.settings import Settings
+from bookstore_grpc.telemetry.logs import configure_logging, flush_logs
 
 LogLines = Callable[[], list[dict[str, Any]]]
 

@@ -8,8 +8,8 @@ from contextlib import AsyncExitStack
 import grpc
 from bookstore.v1 import books_pb2, books_pb2_grpc
 
-from bookstore_grpc.metrics import Metrics
-from bookstore_grpc.rpc.calls import Call, Outcome
+from bookstore_grpc.calls.call import Call, Outcome
+from bookstore_grpc.telemetry.metrics import Metrics
 from tests.executable import Serving
 
 

@@ -7,7 +7,7 @@ from bookstore.v1 import books_pb2
 from sqlalchemy import Engine, Select, event, select
 
 from benchmarks.contenders.messages import author_from_filter, book_message, microseconds_now
-from bookstore_grpc.dal.caseless import fold_case
+from bookstore_grpc.dal.casefold import fold_case
 from bookstore_grpc.dal.models import Book
 
 # Only the time limit is not ours: where writers meet at SQLite's lock instead of in a queue, some wait past 5 s.

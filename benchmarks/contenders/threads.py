@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from benchmarks.contenders.messages import book_message, microseconds_now
 from benchmarks.contenders.rows import new_book, page_response, select_page, use_same_settings
-from bookstore_grpc.dal.caseless import fold_case
+from bookstore_grpc.dal.casefold import fold_case
 from bookstore_grpc.dal.models import Book
 
 # As in gRPC's own examples. More threads than this only wait for each other's turn of the interpreter.

@@ -16,7 +16,7 @@ from click.core import ParameterSource
 from bookstore_grpc.cli.options import OptionWithVariable
 from bookstore_grpc.cli.session import Seconds, shown_count, unknown_variables
 from bookstore_grpc.errors import StartupError
-from bookstore_grpc.settings import ENVIRONMENT_PREFIX, Settings, settings_fields
+from bookstore_grpc.server.settings import ENVIRONMENT_PREFIX, Settings, settings_fields
 
 _PASSWORD = re.compile(r"://[^/]*:[^/]*@|[?&]password=")
 
@@ -91,14 +91,14 @@ def serve(context: click.Context, /, **values: Any) -> None:
         signal.signal(number, lambda *_: sys.exit(0))
     with _server_side(context, settings):
         if settings.worker_count > 1:
-            from bookstore_grpc import workers
+            from bookstore_grpc.server import supervisor as workers
 
             if not asyncio.run(workers.serve(settings)):
                 context.exit(1)
         else:
             import uvloop
 
-            from bookstore_grpc import app
+            from bookstore_grpc.server import app
 
             uvloop.run(app.serve(settings))
 
@@ -112,7 +112,7 @@ def migrate(context: click.Context, /, *, sql: bool, **values: Any) -> None:
     settings = Settings(**values)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with _server_side(context, settings):
-        from bookstore_grpc import app
+        from bookstore_grpc.server import app
 
         if sql:
             click.echo(app.migration_sql(settings), nl=False)
@@ -135,7 +135,7 @@ def backup(context: click.Context, /, *, path: Path, force: bool, **values: Any)
     # Whoever schedules backups ends them so; half a copy must not stay.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with _server_side(context, settings):
-        from bookstore_grpc import app
+        from bookstore_grpc.server import app
 
         with click.progressbar(length=1, file=sys.stderr, label="Copying", hidden=not sys.stderr.isatty()) as bar:
 
@@ -151,7 +151,7 @@ def backup(context: click.Context, /, *, path: Path, force: bool, **values: Any)
 def _server_side(context: click.Context, settings: Settings) -> Iterator[None]:
     """Set up logs, and say in a sentence what keeps the server from starting."""
     try:
-        from bookstore_grpc.telemetry import configure_logging, warn_of_variables
+        from bookstore_grpc.telemetry.logs import configure_logging, warn_of_variables
 
         configure_logging(level=settings.log_level, log_format=settings.log_format)
         _warn_of_visible_password(context, settings)

@@ -13,7 +13,7 @@ import click
 
 from bookstore_grpc.cli.options import OptionWithVariable, empty_variable
 from bookstore_grpc.errors import BookstoreError, DeadlineExceeded, InvalidRequest, TokenMissing, Unavailable
-from bookstore_grpc.wire import AUTHORIZATION_KEY, DEFAULT_SERVER, DEFAULT_TIMEOUT_SECONDS
+from bookstore_grpc.metadata import AUTHORIZATION_KEY, DEFAULT_SERVER, DEFAULT_TIMEOUT_SECONDS
 
 if TYPE_CHECKING:
     from bookstore_grpc.client import BookstoreClient

@@ -1,1 +1,1 @@
-"""The floor that speaks SQL and knows no gRPC."""
+"""The data access layer: SQL and transactions. It knows no gRPC."""

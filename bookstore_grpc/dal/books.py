@@ -7,11 +7,11 @@ from typing import Any
 from sqlalchemy import Select, bindparam, delete, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from bookstore_grpc.dal.batching import Group, Groups
 from bookstore_grpc.dal.database import Database
-from bookstore_grpc.dal.groups import Group, Groups
-from bookstore_grpc.dal.kept_pages import KeptPages
 from bookstore_grpc.dal.models import SELECT_BOOKS, Book, CreateRequest
 from bookstore_grpc.dal.observer import DatabaseObserver
+from bookstore_grpc.dal.page_cache import KeptPages
 from bookstore_grpc.dal.paging import (
     is_search,
     page_statement,
@@ -20,7 +20,7 @@ from bookstore_grpc.dal.paging import (
     position_from_page_token,
 )
 from bookstore_grpc.dal.records import BookChanges, BookDraft, BookPage, BookRecord
-from bookstore_grpc.dal.writes import (
+from bookstore_grpc.dal.write_batch import (
     CreateBooks,
     DeleteBook,
     GroupOfWrites,

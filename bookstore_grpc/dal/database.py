@@ -19,10 +19,10 @@ from sqlalchemy.pool import QueuePool
 
 from bookstore_grpc.dal import migrations
 from bookstore_grpc.dal.bulkhead import Bulkhead
+from bookstore_grpc.dal.circuit_breaker import Outages
 from bookstore_grpc.dal.driver_errors import Conflict, ConnectionLost, translated_errors
 from bookstore_grpc.dal.engines import Cutoff, parse_database_url, reading_engine, writing_engine
-from bookstore_grpc.dal.inline import InlineReader, Version
-from bookstore_grpc.dal.outages import Outages
+from bookstore_grpc.dal.sqlite_reader import InlineReader, Version
 from bookstore_grpc.errors import DatabaseUnavailable
 from bookstore_grpc.limits import SEARCHES_WAITING_MAX
 

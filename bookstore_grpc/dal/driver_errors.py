@@ -6,8 +6,8 @@ from contextlib import contextmanager
 
 from sqlalchemy import exc
 
-from bookstore_grpc.descriptors import named_exhaustion
 from bookstore_grpc.errors import DatabaseUnavailable, StartupError
+from bookstore_grpc.net.file_descriptors import named_exhaustion
 
 # fmt: off
 _POSTGRESQL_UNAVAILABLE: set[object] = {

@@ -20,7 +20,7 @@ from sqlalchemy.orm import InstrumentedAttribute
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
-from bookstore_grpc.dal.caseless import fold_case
+from bookstore_grpc.dal.casefold import fold_case
 from bookstore_grpc.dal.models import AUTHOR_HEAD_CODE_POINTS, FIELDS, Book
 from bookstore_grpc.errors import InvalidFilter, Rule, quoted
 from bookstore_grpc.limits import FILTER_MAX_CODE_POINTS, FILTER_MAX_LEVELS, FILTER_MAX_TERMS

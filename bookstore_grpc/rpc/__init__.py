@@ -1,1 +1,1 @@
-"""The floor that speaks gRPC and knows no SQL."""
+"""The gRPC adapter: server, interceptor, health, reflection and channelz."""

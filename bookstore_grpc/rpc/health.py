@@ -31,7 +31,7 @@ class Health:
     def handler(self) -> grpc.GenericRpcHandler:
         """Answer what registers the service with a server.
 
-        Not as registered methods, of which each has a queue of its own that may be held back (`rpc.admission`).
+        Not as registered methods, of which each has a queue of its own that may be held back (`calls.admission`).
         """
         methods = {
             "Check": grpc.unary_unary_rpc_method_handler(

@@ -10,26 +10,26 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import structlog
-from bookstore.v1 import books_pb2, books_pb2_grpc
+from bookstore.v1 import books_pb2_grpc
 from google.protobuf import descriptor_pool
 from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 
-from bookstore_grpc.addresses import cannot_listen
-from bookstore_grpc.descriptors import DescriptorsExhausted
+from bookstore_grpc.calls.admission import Admission
+from bookstore_grpc.calls.call import Gate, Observer
 from bookstore_grpc.errors import StartupError, Unavailable
 from bookstore_grpc.limits import MESSAGE_MAX_BYTES
-from bookstore_grpc.rpc.admission import Admission
-from bookstore_grpc.rpc.calls import Gate, Observer
+from bookstore_grpc.net.addresses import cannot_listen
+from bookstore_grpc.net.file_descriptors import DescriptorsExhausted
 from bookstore_grpc.rpc.health import Health
-from bookstore_grpc.rpc.interceptors import CallInterceptor
+from bookstore_grpc.rpc.interceptor import CallInterceptor
+from bookstore_grpc.service.servicer import BOOK_SERVICE
 
 if TYPE_CHECKING:
-    from bookstore_grpc.rpc.arrivals import Arrivals
+    from bookstore_grpc.rpc.received_calls import Arrivals
 
 _log = structlog.stdlib.get_logger("bookstore_grpc.server")
 
-BOOK_SERVICE = books_pb2.DESCRIPTOR.services_by_name["BookService"]
 _REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 
 _STOP_MARGIN_SECONDS = 2
@@ -179,7 +179,7 @@ def _why(error: Exception) -> str:
 
 
 def _counted(make_server: Callable[[], grpc.aio.Server]) -> "tuple[grpc.aio.Server, Arrivals]":
-    from bookstore_grpc.rpc.arrivals import counted
+    from bookstore_grpc.rpc.received_calls import counted
 
     return counted(make_server)
 

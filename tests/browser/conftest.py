@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from bookstore_grpc.app import running_server
 from bookstore_grpc.rpc.server import Server
+from bookstore_grpc.server.app import running_server
 from tests.browser.catalogue import Others
 from tests.conftest import require, settings_for
 

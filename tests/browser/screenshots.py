@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bookstore_grpc.app import running_server
+from bookstore_grpc.server.app import running_server
 from tests.browser.conftest import CHROMIUM, FLAGS
 from tests.conftest import settings_for
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bookstore_grpc.app import running_server
-from bookstore_grpc.http.openapi import openapi_document
+from bookstore_grpc.gateway.openapi.document import openapi_document
+from bookstore_grpc.server.app import running_server
 from tests.browser.accessibility import violations
 from tests.browser.conftest import Trouble
 from tests.conftest import settings_for

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from bookstore_grpc.app import running_server
 from bookstore_grpc.rpc.server import Server
+from bookstore_grpc.server.app import running_server
 from tests.browser.accessibility import violations
 from tests.browser.catalogue import BAD_REQUEST, Others, csv_of, import_file, shows
 from tests.browser.conftest import Trouble

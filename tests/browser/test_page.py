@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bookstore_grpc.app import running_server
+from bookstore_grpc.server.app import running_server
 from tests.browser.accessibility import violations
 from tests.browser.catalogue import BAD_REQUEST, CONFLICT, Others, csv_of, fill_book, import_file, meet_conflict, shows
 from tests.browser.conftest import Trouble

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy.engine import make_url
 
-from bookstore_grpc.dal.backup import _rename_to_new, copy_database
+from bookstore_grpc.dal.sqlite_backup import _rename_to_new, copy_database
 from bookstore_grpc.errors import StartupError
 from tests.cli.test_progress import errors_on_a_terminal
 from tests.executable import BOOKSTORE, PATIENCE_SECONDS, Finished, environment, run_bookstore, wait_until

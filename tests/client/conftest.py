@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from bookstore_grpc.app import running_server
 from bookstore_grpc.client import BookstoreClient
 from bookstore_grpc.rpc.server import Server
+from bookstore_grpc.server.app import running_server
 from tests.conftest import settings_for
 
 

@@ -10,8 +10,8 @@ import pytest
 from bookstore.v1 import books_pb2, books_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from bookstore_grpc.call_options import Pairs, checked_metadata, remaining_seconds
 from bookstore_grpc.client import BookstoreClient
+from bookstore_grpc.client.call_options import Pairs, checked_metadata, remaining_seconds
 from bookstore_grpc.errors import BookNotFound
 from bookstore_grpc.rpc.server import Server
 

@@ -14,10 +14,10 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from bookstore_grpc.app import running_server
 from bookstore_grpc.client import TLS, BookstoreClient, TokenFile
 from bookstore_grpc.errors import ScopeMissing, TokenInvalid, TokenMissing, Unauthenticated, Unavailable
 from bookstore_grpc.rpc.server import Server
+from bookstore_grpc.server.app import running_server
 from tests.certificates import Authority
 from tests.conftest import settings_for
 from tests.tokens import Issuer, token_settings

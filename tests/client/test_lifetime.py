@@ -14,7 +14,7 @@ from bookstore.v1 import books_pb2, books_pb2_grpc
 
 from bookstore_grpc.client import BookstoreClient
 from bookstore_grpc.errors import BookstoreError, ClientUnusable, ServerDraining
-from bookstore_grpc.rpc.interceptors import CallInterceptor
+from bookstore_grpc.rpc.interceptor import CallInterceptor
 from bookstore_grpc.rpc.server import Server
 
 CALLS = [

@@ -5,9 +5,9 @@ import uuid
 import pytest
 from bookstore.v1 import books_pb2
 
-from bookstore_grpc.app import running_server
 from bookstore_grpc.client import BookstoreClient
 from bookstore_grpc.errors import BookNotFound
+from bookstore_grpc.server.app import running_server
 from tests.conftest import settings_for
 
 

@@ -12,7 +12,6 @@ import grpc
 import pytest
 from bookstore.v1 import books_pb2, books_pb2_grpc
 
-from bookstore_grpc.app import running_server
 from bookstore_grpc.client import BookstoreClient
 from bookstore_grpc.dal.books import BookDAL
 from bookstore_grpc.dal.database import Database
@@ -26,9 +25,10 @@ from bookstore_grpc.errors import (
     ServerDraining,
     Unavailable,
 )
-from bookstore_grpc.rpc.interceptors import CallInterceptor
+from bookstore_grpc.rpc.interceptor import CallInterceptor
 from bookstore_grpc.rpc.server import Server
-from bookstore_grpc.rpc.servicer import BookServicer
+from bookstore_grpc.server.app import running_server
+from bookstore_grpc.service.servicer import BookServicer
 from tests.conftest import settings_for
 
 

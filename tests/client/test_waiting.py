@@ -12,9 +12,9 @@ import grpc
 import pytest
 from bookstore.v1 import books_pb2, books_pb2_grpc
 
-from bookstore_grpc.app import running_server
 from bookstore_grpc.client import TLS, BookstoreClient
 from bookstore_grpc.errors import DeadlineExceeded, Unavailable
+from bookstore_grpc.server.app import running_server
 from tests.certificates import Authority
 from tests.conftest import settings_for
 

@@ -13,7 +13,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from bookstore_grpc.dal.books import BookDAL
-from bookstore_grpc.dal.caseless import fold_case
+from bookstore_grpc.dal.casefold import fold_case
 from bookstore_grpc.dal.filters import parse_filter
 from bookstore_grpc.dal.records import BookRecord
 from bookstore_grpc.errors import BookstoreError, InvalidFilter, InvalidOrderBy, InvalidPageToken

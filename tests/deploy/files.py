@@ -10,7 +10,7 @@ from unittest.mock import patch
 import yaml
 
 from bookstore_grpc.cli.server import serve
-from bookstore_grpc.settings import Settings
+from bookstore_grpc.server.settings import Settings
 from deploy.envoy import edge
 from tests.executable import environment
 

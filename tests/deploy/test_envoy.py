@@ -6,9 +6,9 @@ from typing import Any
 import yaml
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 
+from bookstore_grpc.auth.authentication import READ, SCOPES_BY_METHOD
 from bookstore_grpc.errors import ServerDraining
-from bookstore_grpc.rpc.authentication import READ, SCOPES_BY_METHOD
-from bookstore_grpc.settings import Settings
+from bookstore_grpc.server.settings import Settings
 from deploy.envoy.descriptors import descriptor_set
 from deploy.envoy.edge import Ports, variables
 from tests.deploy.files import DEPLOY, ENVOY, settings_from

@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator
 import pytest
 import yaml
 
-from bookstore_grpc import app, trace_export
-from bookstore_grpc.addresses import check_addresses
 from bookstore_grpc.cli import main
-from bookstore_grpc.http import connections
+from bookstore_grpc.net import http_server as connections
+from bookstore_grpc.net.addresses import check_addresses
 from bookstore_grpc.rpc import server
+from bookstore_grpc.server import app
+from bookstore_grpc.telemetry import otlp as trace_export
 from tests.deploy.files import (
     DEPLOY,
     WAYS,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bookstore_grpc.settings import Settings
+from bookstore_grpc.server.settings import Settings
 from tests.conftest import require
 from tests.executable import Serving, serving
 

@@ -24,7 +24,7 @@ from tests.e2e.conftest import Start
 from tests.e2e.test_startup import failed_serve
 from tests.e2e.test_workers import processes, workers
 from tests.executable import PATIENCE_SECONDS, Serving, environment, wait_until
-from tests.http.client import answer_on, ask_and_wait
+from tests.gateway.client import answer_on, ask_and_wait
 
 pytestmark = pytest.mark.e2e
 
@@ -40,8 +40,8 @@ def http_address(server: Serving) -> str:
 
 _SERVE_AND_TELL_IMPORTS = """
 import asyncio, sys
-from bookstore_grpc.app import running_server
-from bookstore_grpc.settings import Settings
+from bookstore_grpc.server.app import running_server
+from bookstore_grpc.server.settings import Settings
 
 async def main():
     settings = Settings(listen=("127.0.0.1:0",), http_listen=sys.argv[2], database_url=sys.argv[1])
@@ -67,7 +67,7 @@ def imported(database_url: str, http_listen: str) -> set[str]:
 
 def test_what_is_not_asked_for_is_not_imported(sqlite_url: str) -> None:
     without, with_http = imported(sqlite_url, ""), imported(sqlite_url, "127.0.0.1:0")
-    packages = {"starlette", "anyio", "uvicorn", "httptools", "swagger_ui_bundle", "bookstore_grpc.http"}
+    packages = {"starlette", "anyio", "uvicorn", "httptools", "swagger_ui_bundle", "bookstore_grpc.gateway"}
     assert not {name for name in without if name.startswith(tuple(packages))}
     assert packages <= with_http
     assert "google.api.annotations_pb2" in without  # with the contract's own code
@@ -167,7 +167,7 @@ class Load:
             name = f"{caller}-{number}"
             try:
                 answer = answer_on(connection, "POST", "/v1/books", {**BOOK, "name": name})
-            except (ConnectionError, http.client.BadStatusLine):
+            except (ConnectionError, http.client.BadStatusLine, http.client.IncompleteRead):
                 connection.close()
                 with self._lock:
                     self.cut_off += 1

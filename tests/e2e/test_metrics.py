@@ -246,7 +246,7 @@ def test_keys_that_cannot_be_read_anew_are_counted(sqlite_url: str, start: Start
 
 
 def test_what_is_off_is_not_loaded() -> None:
-    script = "import sys, bookstore_grpc.app; print([n for n in sys.modules if n.split('.')[0] in {names}])"
+    script = "import sys, bookstore_grpc.server.app; print([n for n in sys.modules if n.split('.')[0] in {names}])"
     names: Any = {"prometheus_client", "uvicorn", "jwt", "cryptography"}
     done = subprocess.run(
         [sys.executable, "-c", script.format(names=names)], capture_output=True, text=True, check=True

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bookstore_grpc.settings import settings_fields
+from bookstore_grpc.server.settings import settings_fields
 from tests.certificates import Authority
 from tests.e2e.conftest import Start
 from tests.executable import BOOKSTORE, PATIENCE_SECONDS, environment, run_bookstore

@@ -129,9 +129,9 @@ def test_without_the_extra_it_is_told_what_to_install(sqlite_url: str, tmp_path:
 _SERVE_AND_CALL = """
 import asyncio, sys
 from pathlib import Path
-from bookstore_grpc.app import running_server
+from bookstore_grpc.server.app import running_server
 from bookstore_grpc.client import BookstoreClient
-from bookstore_grpc.settings import Settings
+from bookstore_grpc.server.settings import Settings
 
 async def main():
     settings = Settings(database_url=sys.argv[1], listen=("127.0.0.1:0",))

@@ -18,7 +18,7 @@ import pytest
 from bookstore.v1 import books_pb2, books_pb2_grpc
 
 from bookstore_grpc.client import BookstoreClient
-from bookstore_grpc.wire import REQUEST_ID_KEY
+from bookstore_grpc.metadata import REQUEST_ID_KEY
 from tests.conftest import new_database
 from tests.e2e.conftest import Start
 from tests.e2e.test_signals import BOTH, REQUEST, ended, event_of, locked
@@ -302,9 +302,9 @@ async def test_workers_of_a_killed_supervisor_finish_their_calls_and_end(
 # With the time that a worker has beyond its drain made short.
 _SERVE_WITH_LITTLE_PATIENCE = """
 import asyncio, sys
-from bookstore_grpc import workers
-from bookstore_grpc.settings import Settings
-from bookstore_grpc.telemetry import configure_logging
+from bookstore_grpc.server import supervisor as workers
+from bookstore_grpc.server.settings import Settings
+from bookstore_grpc.telemetry.logs import configure_logging
 
 configure_logging(level="debug", log_format="json")
 settings = Settings(

@@ -17,8 +17,8 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from google.rpc import error_details_pb2, status_pb2
 
-from bookstore_grpc.http.bindings import Binding, bindings
-from tests.http.client import Answer
+from bookstore_grpc.gateway.bindings import Binding, bindings
+from tests.gateway.client import Answer
 from tests.rpc.calls import DETAILS_KEY
 
 SERVICE = books_pb2.DESCRIPTOR.services_by_name["BookService"]

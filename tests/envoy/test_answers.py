@@ -11,7 +11,7 @@ from bookstore.v1 import books_pb2
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 
-from bookstore_grpc.http.answers import STATUSES
+from bookstore_grpc.gateway.responses import STATUSES
 from tests.envoy.callers import (
     BINDINGS,
     Outcome,
@@ -25,7 +25,7 @@ from tests.envoy.callers import (
     web_headers,
 )
 from tests.envoy.edge import Edge
-from tests.http.client import Answer
+from tests.gateway.client import Answer
 from tests.rpc.calls import book, create, create_all
 
 if TYPE_CHECKING:

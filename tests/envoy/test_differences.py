@@ -13,7 +13,7 @@ from bookstore.v1 import books_pb2
 
 from tests.envoy.callers import ask
 from tests.envoy.edge import Edge
-from tests.http.client import Answer
+from tests.gateway.client import Answer
 from tests.rpc.calls import create, get
 
 if TYPE_CHECKING:

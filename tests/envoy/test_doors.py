@@ -23,7 +23,7 @@ from tests.envoy.callers import (
 )
 from tests.envoy.edge import ORIGIN, Edge, Envoy, running_edge
 from tests.executable import serving, wait_until
-from tests.http.client import Answer
+from tests.gateway.client import Answer
 from tests.rpc.calls import REQUEST_ID_KEY
 from tests.tokens import AUDIENCE, ISSUER, Issuer
 

@@ -17,7 +17,7 @@ from tests.e2e.conftest import Start
 from tests.executable import Serving
 from tests.faults.conftest import Figures
 from tests.faults.load import defects, resident_megabytes
-from tests.http.client import ask as ask_over_http
+from tests.gateway.client import ask as ask_over_http
 from tests.http2 import (
     CONTINUATION,
     HEADERS,

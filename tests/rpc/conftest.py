@@ -6,8 +6,8 @@ from contextlib import AsyncExitStack
 import grpc
 import pytest
 
-from bookstore_grpc.app import running_server
 from bookstore_grpc.dal.database import Database
+from bookstore_grpc.server.app import running_server
 from tests.conftest import settings_for
 from tests.rpc.calls import Stub
 

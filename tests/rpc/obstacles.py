@@ -11,7 +11,7 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
-from bookstore_grpc.rpc.servicer import BookServicer
+from bookstore_grpc.service.servicer import BookServicer
 
 _WAIT_SECONDS = 30
 

@@ -7,8 +7,8 @@ from typing import Any
 import grpc
 from bookstore.v1.books_pb2_grpc import BookServiceServicer
 
-from bookstore_grpc.rpc.call_log import CallLog
 from bookstore_grpc.rpc.server import Server
+from bookstore_grpc.telemetry.call_log import CallLog
 from tests.rpc.calls import Stub
 
 

@@ -8,9 +8,9 @@ import pytest
 from bookstore.v1 import books_pb2
 from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
 
-from bookstore_grpc.app import running_server
 from bookstore_grpc.errors import StartupError
 from bookstore_grpc.rpc.channelz import serving_channelz
+from bookstore_grpc.server.app import running_server
 from tests.conftest import LogLines, settings_for
 from tests.rpc.calls import Stub
 

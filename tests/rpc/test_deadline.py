@@ -10,7 +10,7 @@ from bookstore.v1 import books_pb2
 
 from bookstore_grpc.dal.books import BookDAL
 from bookstore_grpc.dal.database import Database
-from bookstore_grpc.rpc.servicer import BookServicer
+from bookstore_grpc.service.servicer import BookServicer
 from tests.conftest import LogLines
 from tests.rpc.calls import Stub, book, books_of, create, create_all, get, update
 from tests.rpc.obstacles import lock_request, locked_book, until

@@ -7,8 +7,8 @@ import grpc
 import pytest
 from bookstore.v1 import books_pb2
 
-from bookstore_grpc.app import running_server
 from bookstore_grpc.dal.database import Database
+from bookstore_grpc.server.app import running_server
 from tests.conftest import LogLines, settings_for
 from tests.rpc.calls import Stub, create, get, refusal_from_error, update
 from tests.rpc.health import Status, watch

@@ -10,7 +10,7 @@ import grpc
 import pytest
 from bookstore.v1 import books_pb2
 
-from bookstore_grpc.rpc.servicer import BookServicer
+from bookstore_grpc.service.servicer import BookServicer
 from tests.conftest import LogLines
 from tests.rpc.calls import REQUEST_ID_KEY, Stub
 from tests.rpc.obstacles import until

@@ -9,8 +9,8 @@ import grpc
 import pytest
 from sqlalchemy.engine import make_url
 
-from bookstore_grpc.app import running_server
 from bookstore_grpc.dal.database import Database
+from bookstore_grpc.server.app import running_server
 from tests.conftest import settings_for
 from tests.http2 import call_frames, opened
 from tests.rpc.calls import Stub, books_of, create, get, list_page, refusal, update

@@ -8,10 +8,10 @@ import grpc
 import pytest
 from bookstore.v1 import books_pb2, books_pb2_grpc
 
-from bookstore_grpc.rpc.call_log import CallLog
-from bookstore_grpc.rpc.calls import Call, Outcome
-from bookstore_grpc.rpc.interceptors import CallInterceptor
-from bookstore_grpc.rpc.servicer import BookServicer
+from bookstore_grpc.calls.call import Call, Outcome
+from bookstore_grpc.rpc.interceptor import CallInterceptor
+from bookstore_grpc.service.servicer import BookServicer
+from bookstore_grpc.telemetry.call_log import CallLog
 from tests.conftest import LogLines
 from tests.rpc.calls import REQUEST_ID_KEY, Stub, get, refusal, refusal_from_error
 from tests.rpc.obstacles import Waiting

@@ -13,14 +13,14 @@ import grpc
 import pytest
 from bookstore.v1 import books_pb2
 
-from bookstore_grpc.app import running_server
+from bookstore_grpc.calls.call import Call
+from bookstore_grpc.calls.rate_limit import RateLimit
 from bookstore_grpc.client import BookstoreClient
 from bookstore_grpc.errors import ResourceExhausted
-from bookstore_grpc.rpc.calls import Call
-from bookstore_grpc.rpc.options import server_options
-from bookstore_grpc.rpc.rate_limit import RateLimit
 from bookstore_grpc.rpc.server import Server
-from bookstore_grpc.settings import Settings
+from bookstore_grpc.server.app import running_server
+from bookstore_grpc.server.channel_args import server_options
+from bookstore_grpc.server.settings import Settings
 from tests.conftest import LogLines, settings_for
 from tests.http2 import call_frames, opened
 from tests.rpc.calls import Stub, check_health, create, get, refusal

@@ -8,10 +8,10 @@ import grpc
 import pytest
 from sqlalchemy.engine import make_url
 
-from bookstore_grpc.app import running_server
 from bookstore_grpc.dal.database import Database
-from bookstore_grpc.descriptors import DescriptorsExhausted
 from bookstore_grpc.errors import DatabaseUnavailable
+from bookstore_grpc.net.file_descriptors import DescriptorsExhausted
+from bookstore_grpc.server.app import running_server
 from tests.accounts import account
 from tests.conftest import LogLines, settings_for
 from tests.rpc.health import Status, check

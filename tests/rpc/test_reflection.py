@@ -6,7 +6,7 @@ import pytest
 from google.protobuf import descriptor_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
-from bookstore_grpc.app import running_server
+from bookstore_grpc.server.app import running_server
 from tests.conftest import settings_for
 
 SERVICES = {

@@ -5,8 +5,8 @@ import grpc
 import pytest
 from bookstore.v1 import books_pb2
 
-from bookstore_grpc.app import running_server
 from bookstore_grpc.dal.database import Database
+from bookstore_grpc.server.app import running_server
 from tests.conftest import settings_for
 from tests.rpc.calls import Stub, book, books_of, create, delete, get, refusal, update
 from tests.rpc.conftest import HandClock

@@ -17,7 +17,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Inspector, inspect, text
 from sqlalchemy.engine import URL
 
-from bookstore_grpc.dal.suitability import require_suitable
+from bookstore_grpc.dal.server_checks import require_suitable
 from bookstore_grpc.errors import DatabaseUnavailable
 
 _log = structlog.stdlib.get_logger("bookstore_grpc.migrations")

@@ -1,0 +1,93 @@
+"""The gate that asks who calls and whether they may: decided before the request is read, let alone a book looked up."""
+
+from collections.abc import Mapping
+
+from bookstore.v1 import books_pb2
+
+from bookstore_grpc.auth.tokens import Caller, TokenVerifier
+from bookstore_grpc.calls.call import HEALTH_PREFIX, Call
+from bookstore_grpc.errors import ScopeMissing, TokenInvalid, TokenMissing
+from bookstore_grpc.metadata import AUTHORIZATION_KEY
+
+READ, WRITE = "books.read", "books.write"
+
+# The standard methods that read (AIP-131, 132, 231). Whatever else there is, or comes to be, writes.
+_READING = ("Get", "List", "BatchGet")
+_SCHEME = "bearer"  # RFC 6750; in any case, RFC 9110, 11.1
+_SHOWN_NAME_MAX_CHARACTERS = 200
+_NAMES_IN_CERTIFICATES = ("x509_subject_alternative_name", "x509_common_name")
+
+SCOPES_BY_METHOD = {
+    f"/{service.full_name}/{method.name}": READ if method.name.startswith(_READING) else WRITE
+    for service in books_pb2.DESCRIPTOR.services_by_name.values()
+    for method in service.methods
+}
+
+
+class Authentication:
+    """Lets pass who has the scope that a method asks for; what is not a method of ours asks for any known caller.
+
+    Callers are known by a token or by a name in their certificate, to which `client_scopes` gives scopes; a caller
+    with both has the scopes of both. Raises `TokenMissing`, `TokenInvalid` and `ScopeMissing`.
+    """
+
+    def __init__(
+        self,
+        *,
+        tokens: TokenVerifier | None,
+        client_scopes: Mapping[str, frozenset[str]],
+        is_health_open: bool,
+    ) -> None:
+        self._tokens = tokens
+        self._client_scopes = client_scopes
+        self._is_health_open = is_health_open
+
+    async def __call__(self, call: Call) -> None:
+        """Find out who calls, and let them pass or raise."""
+        if self._is_health_open and call.method.startswith(HEALTH_PREFIX):
+            return
+        caller = await self._caller(call)
+        call.caller = caller.name
+        needed = SCOPES_BY_METHOD.get(call.method)
+        if needed is not None and needed not in caller.scopes:
+            raise ScopeMissing(
+                f"This call needs the scope {needed}, which its caller does not have.", metadata={"scope": needed}
+            )
+
+    async def _caller(self, call: Call) -> Caller:
+        by_token = await self._caller_by_token(call) if self._tokens else None
+        by_certificate = self._caller_by_certificate(call) if self._client_scopes else None
+        if by_token and by_certificate:
+            return by_token._replace(scopes=by_token.scopes | by_certificate.scopes)
+        caller = by_token or by_certificate
+        if caller is None:
+            if self._client_scopes:
+                # An operator sees in the log what to give scopes to. Whoever got the certificate may have chosen it.
+                call.caller = next(iter(_names_in_certificate(call)), "")[:_SHOWN_NAME_MAX_CHARACTERS]
+            raise TokenMissing(
+                f"Say who calls: send a token as the metadata {AUTHORIZATION_KEY}: Bearer TOKEN."
+                if self._tokens
+                else "The name in the caller's certificate is not known here."
+            )
+        return caller
+
+    async def _caller_by_token(self, call: Call) -> Caller | None:
+        values = [value for key, value in call.metadata if key == AUTHORIZATION_KEY]
+        if not values:
+            return None
+        scheme, _, token = str(values[0]).partition(" ")
+        if len(values) > 1 or scheme.lower() != _SCHEME:
+            raise TokenInvalid(f"The metadata {AUTHORIZATION_KEY} is to be one: Bearer TOKEN.")
+        assert self._tokens is not None  # noqa: S101  else nobody would ask
+        return await self._tokens.caller(token.strip())
+
+    def _caller_by_certificate(self, call: Call) -> Caller | None:
+        known = [name for name in _names_in_certificate(call) if name in self._client_scopes]
+        if not known:
+            return None
+        return Caller(known[0], frozenset().union(*(self._client_scopes[name] for name in known)))
+
+
+def _names_in_certificate(call: Call) -> list[str]:
+    properties = call.context.auth_context()
+    return [value.decode(errors="replace") for key in _NAMES_IN_CERTIFICATES for value in properties.get(key, ())]

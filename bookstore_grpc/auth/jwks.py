@@ -1,0 +1,228 @@
+"""The keys that tokens are checked by: a JWKS (RFC 7517) in a file or behind a URL, read again as it changes.
+
+What cannot be used is left out with a line in the log: keys that are secret, weak or meant for something else.
+"""
+
+import asyncio
+import json
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
+
+import structlog
+
+from bookstore_grpc.errors import StartupError
+from bookstore_grpc.net.loopback import is_loopback
+
+_log = structlog.stdlib.get_logger("bookstore_grpc.keys")
+
+# RFC 7518 and RFC 8037: the algorithms that a key of each type can check. All are asymmetric.
+ALGORITHMS_BY_KEY_TYPE = {
+    "RSA": ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"),
+    "EC": ("ES256", "ES384", "ES512"),
+    "OKP": ("EdDSA",),
+}
+_RSA_LEAST_BITS = 2_048
+_MOST_BYTES = 1024 * 1024
+_FETCH_SECONDS = 5  # without a byte
+_READ_SECONDS = 10  # in all
+# How soon a key that nobody knows may send for the keys again.
+_UNKNOWN_KEY_SECONDS = 10
+_UNKNOWN_KEY_WAIT_SECONDS = 1
+
+
+class Key(NamedTuple):
+    """A public key, the name that tokens call it by, and the algorithms that it may be used with."""
+
+    name: str
+    public_key: Any
+    algorithms: frozenset[str]
+
+
+class KeySet:
+    """Keys that are kept fresh. While they cannot be read anew the old ones stay, however long that is."""
+
+    def __init__(self, read: Callable[[], bytes], *, source: str) -> None:
+        self.keys: Sequence[Key] = ()
+        self.refresh_failures = 0
+        self._read = read
+        self._source = source
+        self._text: bytes | None = None
+        self._is_failing = False
+        self._asked_at = -float("inf")
+        self._refreshing: asyncio.Task[None] | None = None
+
+    async def load(self) -> None:
+        """Read the keys for the first time. Raises `StartupError`."""
+        try:
+            await self._load()
+        except Exception as error:  # of a file, of the network, of HTTP, of what was found
+            raise StartupError(f"Cannot read the keys of tokens from {self._source}: {error}.") from error
+
+    async def look_for_unknown_key(self) -> None:
+        """Read the keys again because a token names one that is not there.
+
+        Not often and not for long, for anyone can name one: a caller who comes meanwhile does not wait.
+        """
+        if self._is_refreshing() or time.monotonic() < self._asked_at + _UNKNOWN_KEY_SECONDS:
+            return
+        await asyncio.wait([self._begin_to_refresh()], timeout=_UNKNOWN_KEY_WAIT_SECONDS)
+
+    async def refresh(self) -> None:
+        """Read the keys again. Each failure is counted, and the first of several is logged."""
+        if not self._is_refreshing():
+            await asyncio.wait([self._begin_to_refresh()])
+
+    def _is_refreshing(self) -> bool:
+        return self._refreshing is not None and not self._refreshing.done()
+
+    def _begin_to_refresh(self) -> asyncio.Task[None]:
+        # One at a time: an older answer must not come after a newer one.
+        self._asked_at = time.monotonic()
+        self._refreshing = asyncio.create_task(self._refresh())
+        return self._refreshing
+
+    async def _refresh(self) -> None:
+        try:
+            await self._load()
+        except Exception as error:  # whatever it is, the old keys stay
+            self.refresh_failures += 1
+            if not self._is_failing:
+                _log.error("keys not refreshed: the old ones stay", source=self._source, cause=str(error))
+            self._is_failing = True
+        else:
+            if self._is_failing:
+                _log.info("keys refreshed again", source=self._source)
+            self._is_failing = False
+
+    async def _load(self) -> None:
+        async with asyncio.timeout(_READ_SECONDS):
+            text = await _in_thread(self._read)
+        if text == self._text:
+            return
+        keys = keys_from_jwks(text)
+        self._text = text
+        if keys != self.keys:  # to change them makes every token be checked anew
+            self.keys = keys
+            _log.info("keys read", source=self._source, keys=[key.name for key in keys])
+
+
+def key_set_from_file(path: str) -> KeySet:
+    """Make the key set of a JWKS file."""
+
+    def read() -> bytes:
+        with open(path, "rb") as file:
+            return _bounded(file.read(_MOST_BYTES + 1))
+
+    return KeySet(read, source=path)
+
+
+def key_set_from_url(url: str) -> KeySet:
+    """Make the key set of a JWKS URL. Raises `StartupError` unless it is https, or http on this machine."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    is_private = parts.scheme == "https" or (parts.scheme == "http" and is_loopback(host))
+    if not host or not is_private or parts.username is not None:
+        # What was given is not repeated: it may hold a password.
+        raise StartupError(
+            "The keys of tokens cannot come from what --jwks-url says: give a URL of https without user and password."
+        )
+    # From where the URL says and nowhere else; in plaintext not by way of a proxy either, which could be anywhere.
+    proxies = [urllib.request.ProxyHandler({})] if parts.scheme == "http" else []
+    opener = urllib.request.build_opener(_NoRedirects(), *proxies)
+
+    def read() -> bytes:
+        try:
+            with opener.open(url, timeout=_FETCH_SECONDS) as response:
+                return _bounded(response.read(_MOST_BYTES + 1))
+        except HTTPError as error:
+            error.close()  # it is the answer too
+            raise
+
+    return KeySet(read, source=f"{parts.scheme}://{parts.netloc}")
+
+
+def keys_from_jwks(text: bytes) -> Sequence[Key]:
+    """Read the public keys of a JWKS. Raises `ValueError` where there is none that can be used."""
+    try:
+        listed = json.loads(text)["keys"]
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError("it is no JSON Web Key Set") from error
+    keys = list(_usable_keys(listed if isinstance(listed, list) else []))
+    if not keys:
+        raise ValueError("it has no key that can be used: public, RSA of 2,048 bits or more, EC or OKP, for signatures")
+    return keys
+
+
+def _usable_keys(listed: Sequence[Any]) -> Iterator[Key]:
+    for jwk in listed:
+        try:
+            yield _key_from_jwk(jwk)
+        except (TypeError, ValueError) as error:
+            name = jwk.get("kid") if isinstance(jwk, dict) else None
+            cause = str(error) if isinstance(error, ValueError) else "damaged"
+            _log.warning("key left out", key=str(name), cause=cause)
+
+
+def _key_from_jwk(jwk: Any) -> Key:
+    from jwt import PyJWK
+    from jwt.exceptions import PyJWTError
+
+    if not isinstance(jwk, dict) or jwk.get("kty") not in ALGORITHMS_BY_KEY_TYPE:
+        raise ValueError("not a public key of a known type")
+    if "d" in jwk:
+        raise ValueError("a private key, which nobody should see")
+    if jwk.get("use", "sig") != "sig" or "verify" not in jwk.get("key_ops", ["verify"]):
+        raise ValueError("not meant for signatures")
+    algorithms = frozenset(ALGORITHMS_BY_KEY_TYPE[jwk["kty"]])
+    if "alg" in jwk:
+        algorithms &= {jwk["alg"]}
+    if not algorithms:
+        raise ValueError("its algorithm does not fit its type")
+    try:
+        public_key = PyJWK(jwk, algorithm=None if "alg" in jwk else _default_algorithm(jwk)).key
+    except (PyJWTError, KeyError, TypeError, ValueError) as error:
+        raise ValueError("damaged") from error
+    if jwk["kty"] == "RSA" and public_key.key_size < _RSA_LEAST_BITS:
+        raise ValueError(f"shorter than {_RSA_LEAST_BITS} bits")
+    return Key(str(jwk.get("kid", "")), public_key, algorithms)
+
+
+def _default_algorithm(jwk: dict[str, Any]) -> str | None:
+    return "RS256" if jwk["kty"] == "RSA" else None  # what an EC or OKP key is for follows from its curve
+
+
+async def _in_thread(read: Callable[[], bytes]) -> bytes:
+    """Read in a thread that nobody has to wait for: an origin that sends a byte now and then would hold up the end."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[bytes] = loop.create_future()
+
+    def settle(set_outcome: Callable[[Any], None], outcome: object) -> None:
+        if not done.done():
+            set_outcome(outcome)
+
+    def run() -> None:
+        with suppress(RuntimeError):  # the loop has ended
+            try:
+                loop.call_soon_threadsafe(settle, done.set_result, read())
+            except Exception as error:
+                loop.call_soon_threadsafe(settle, done.set_exception, error)
+
+    threading.Thread(target=run, daemon=True, name="keys").start()
+    return await done
+
+
+def _bounded(text: bytes) -> bytes:
+    if len(text) > _MOST_BYTES:
+        raise ValueError("it is too long")
+    return text
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_arguments: Any, **_options: Any) -> None:
+        return None

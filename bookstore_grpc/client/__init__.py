@@ -1,0 +1,9 @@
+"""BookstoreClient, the client for Python programs. It needs only the base install and imports nothing of the server."""
+
+from bookstore_grpc.client.call_options import CallOptions
+from bookstore_grpc.client.channel import TLS, TokenFile
+from bookstore_grpc.client.client import BookstoreClient
+from bookstore_grpc.client.errors import error_from_rpc_error
+from bookstore_grpc.metadata import metadata_from_environment
+
+__all__ = ["TLS", "BookstoreClient", "CallOptions", "TokenFile", "error_from_rpc_error", "metadata_from_environment"]

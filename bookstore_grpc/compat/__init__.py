@@ -1,0 +1,1 @@
+"""Every place that touches another package's private parts."""

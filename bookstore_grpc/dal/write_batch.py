@@ -1,0 +1,272 @@
+"""What happens to the books in one transaction: the creates, updates and deletes of a group.
+
+Everything is decided before anything is written: the group reads what it is about and locks it, then each
+operation in its turn finds its outcome among what those before it left, and at the end the changes of all are
+written, one statement for each kind. So an operation that is refused has written nothing, and costs the others
+nothing.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import NamedTuple, TypeVar
+from uuid import UUID
+
+from sqlalchemy import bindparam, delete, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from bookstore_grpc.dal.batching import Group
+from bookstore_grpc.dal.casefold import fold_case
+from bookstore_grpc.dal.engines import PACKET_BYTES
+from bookstore_grpc.dal.models import SELECT_BOOKS, Book, CreateRequest
+from bookstore_grpc.dal.records import BookChanges, BookDraft, BookRecord
+from bookstore_grpc.errors import BookNotFound, BookstoreError, EtagMismatch, RequestIdReused
+from bookstore_grpc.limits import INSERT_MAX_BYTES
+
+# Built once. Locked in one order for all, so that two groups wait for each other only one way round.
+_GET_LOCKED = SELECT_BOOKS.where(Book.id.in_(bindparam("ids", expanding=True))).order_by(Book.id).with_for_update()
+_GET_REQUESTS = select(
+    CreateRequest.request_id, CreateRequest.book_id, CreateRequest.digest, CreateRequest.create_time
+).where(CreateRequest.request_id.in_(bindparam("request_ids", expanding=True)))
+_INSERT = insert(Book).returning(Book.id)
+_INSERT_IN_ORDER = insert(Book).returning(Book.id, sort_by_parameter_order=True)
+_INSERT_REQUESTS = insert(CreateRequest)
+_UPDATE = update(Book).where(Book.id == bindparam("book_id"))
+_DELETE = delete(Book).where(Book.id.in_(bindparam("ids", expanding=True)))
+
+# What a row of an INSERT takes beside its texts, amply: numbers, names, quotes, and a digest with every byte escaped.
+_ROW_BYTES = 256
+# What stands before the rows.
+_HEAD_BYTES = 512
+
+T = TypeVar("T")
+
+
+class CreateBooks(NamedTuple):
+    """Store books, all or none."""
+
+    drafts: Sequence[BookDraft]
+
+
+class UpdateBook(NamedTuple):
+    """Change a book."""
+
+    book_id: int
+    changes: BookChanges
+    etag: str
+
+
+class DeleteBook(NamedTuple):
+    """Delete a book."""
+
+    book_id: int
+    etag: str
+
+
+Operation = CreateBooks | UpdateBook | DeleteBook
+_SUMMARIES: dict[type[Operation], str] = {
+    CreateBooks: "INSERT books",
+    UpdateBook: "UPDATE books",
+    DeleteBook: "DELETE books",
+}
+#: The books that a create made, or the one book as an update left it or a delete found it.
+Written = list[BookRecord]
+
+
+@dataclass(slots=True)
+class _Made:
+    """What a create makes, or one with the same request id has made; the database numbers new books in the end."""
+
+    digest: bytes
+    create_time: int
+    book_id: int = 0
+
+
+def summary_of_writes(operations: Iterable[Operation]) -> str:
+    """Answer what a group does, as in "INSERT books UPDATE books"."""
+    kinds = {type(operation) for operation in operations}
+    return " ".join(summary for kind, summary in _SUMMARIES.items() if kind in kinds)
+
+
+class GroupOfWrites:
+    """The writes of one transaction. `now` is in microseconds since 1970-01-01T00:00:00Z."""
+
+    def __init__(self, connection: AsyncConnection, *, now: int) -> None:
+        self._connection = connection
+        self._now = now
+        self._by_request_id: dict[UUID, _Made] = {}
+        self._new: list[tuple[BookDraft, _Made]] = []
+        self._books: dict[int, BookRecord] = {}
+        self._changed: set[int] = set()
+        self._deleted: set[int] = set()
+
+    async def run(self, group: Group[Operation]) -> list[Written | Exception]:
+        """Run the operations as if one after the other and answer their outcomes, an error for one refused."""
+        operations = group.join()
+        await self._read_requests(operations)
+        await self._read_books(operations)
+        # Waiting for locks may have taken long, and who has gone meanwhile shall not have written.
+        decided = [self._decided(operation) for operation in group.items()]
+        await self._insert()
+        await self._update()
+        await self._delete()
+        return [outcome() if callable(outcome) else outcome for outcome in decided]
+
+    async def _read_requests(self, operations: Sequence[Operation]) -> None:
+        creates = (operation for operation in operations if isinstance(operation, CreateBooks))
+        request_ids = {draft.request_id for create in creates for draft in create.drafts if draft.request_id}
+        if request_ids:
+            for row in await self._connection.execute(_GET_REQUESTS, {"request_ids": _padded(list(request_ids))}):
+                self._by_request_id[row.request_id] = _Made(row.digest, row.create_time, row.book_id)
+
+    async def _read_books(self, operations: Sequence[Operation]) -> None:
+        ids = {operation.book_id for operation in operations if not isinstance(operation, CreateBooks)}
+        if ids:
+            for row in await self._connection.execute(_GET_LOCKED, {"ids": _padded(sorted(ids))}):
+                self._books[row.id] = BookRecord._make(row)
+
+    def _decided(self, operation: Operation) -> Callable[[], Written] | Written | Exception:
+        """Answer the outcome of an operation, or what will answer it once the group is written."""
+        try:
+            match operation:
+                case CreateBooks():
+                    return self._decide_create(operation)
+                case UpdateBook():
+                    return self._decide_update(operation)
+                case DeleteBook():
+                    return self._decide_delete(operation)
+        except BookstoreError as error:
+            return error
+
+    def _decide_create(self, create: CreateBooks) -> Callable[[], Written]:
+        new: list[tuple[BookDraft, _Made]] = []
+        by_request_id: dict[UUID, _Made] = {}
+        made: list[_Made] = []
+        for draft in create.drafts:
+            request_id = draft.request_id
+            digest = _digest(draft) if request_id else b""
+            found = self._by_request_id.get(request_id) or by_request_id.get(request_id) if request_id else None
+            if found is None:
+                found = _Made(digest, self._now)
+                new.append((draft, found))
+                if request_id:
+                    by_request_id[request_id] = found
+            elif found.digest != digest:
+                raise RequestIdReused(str(request_id))
+            made.append(found)
+        self._new += new
+        self._by_request_id |= by_request_id
+        return lambda: [
+            BookRecord(each.book_id, draft.name, draft.author, draft.release_year, each.create_time, each.create_time)
+            for draft, each in zip(create.drafts, made, strict=True)
+        ]
+
+    def _decide_update(self, operation: UpdateBook) -> Written:
+        record = self._found(operation.book_id, operation.etag)
+        new_values = {field: value for field, value in operation.changes._asdict().items() if value is not None}
+        changed = record._replace(**new_values)
+        if changed != record:
+            # A clock may stand still or go back; the etag must differ all the same.
+            changed = changed._replace(update_time=max(self._now, record.update_time + 1))
+            self._books[record.id] = changed
+            self._changed.add(record.id)
+        return [changed]
+
+    def _decide_delete(self, operation: DeleteBook) -> Written:
+        record = self._found(operation.book_id, operation.etag)
+        del self._books[record.id]
+        self._changed.discard(record.id)
+        self._deleted.add(record.id)
+        return [record]
+
+    def _found(self, book_id: int, etag: str) -> BookRecord:
+        record = self._books.get(book_id)
+        if record is None:
+            raise BookNotFound([book_id])
+        if etag and etag != record.etag:
+            raise EtagMismatch(book_id)
+        return record
+
+    async def _insert(self) -> None:
+        if not self._new:
+            return
+        rows = [
+            {"create_time": self._now, **_columns(draft.name, draft.author, draft.release_year, self._now)}
+            for draft, _ in self._new
+        ]
+        # SQLite numbers the rows of one INSERT in their order; elsewhere SQLAlchemy sees to it that they are.
+        is_sqlite = self._connection.dialect.name == "sqlite"
+        ids: list[int] = []
+        for portion in self._portions(rows):
+            result = await self._connection.execute(_INSERT if is_sqlite else _INSERT_IN_ORDER, portion)
+            ids += [row[0] for row in result]
+        for (_, made), book_id in zip(self._new, sorted(ids) if is_sqlite else ids, strict=True):
+            made.book_id = book_id
+        requests = [
+            {
+                "request_id": draft.request_id,
+                "book_id": made.book_id,
+                "digest": made.digest,
+                "create_time": made.create_time,
+            }
+            for draft, made in self._new
+            if draft.request_id
+        ]
+        if requests:
+            # In one order for all, so that two groups with the same ids wait for each other only one way round.
+            for portion in self._portions(sorted(requests, key=lambda row: str(row["request_id"]))):
+                await self._connection.execute(_INSERT_REQUESTS, portion)
+
+    def _portions(self, rows: Sequence[Mapping[str, object]]) -> Iterator[list[Mapping[str, object]]]:
+        """Answer the rows in as many INSERTs as MariaDB needs, which takes no statement beyond a length."""
+        if self._connection.dialect.name != "mariadb":
+            yield list(rows)
+            return
+        info = self._connection.sync_connection.info  # type: ignore[union-attr]  # there is one within a transaction
+        most = min(INSERT_MAX_BYTES, info[PACKET_BYTES]) - _HEAD_BYTES
+        portion: list[Mapping[str, object]] = []
+        left = most
+        for row in rows:
+            # Its driver writes the values into the statement, where each byte may need another before it.
+            size = _ROW_BYTES + sum(2 * len(value.encode()) for value in row.values() if isinstance(value, str))
+            if size > left and portion:
+                yield portion
+                portion, left = [], most
+            portion.append(row)
+            left -= size
+        yield portion
+
+    async def _update(self) -> None:
+        changed = [self._books[book_id] for book_id in sorted(self._changed)]
+        if changed:
+            rows = [
+                {"book_id": book.id, **_columns(book.name, book.author, book.release_year, book.update_time)}
+                for book in changed
+            ]
+            await self._connection.execute(_UPDATE, rows)
+
+    async def _delete(self) -> None:
+        if self._deleted:
+            await self._connection.execute(_DELETE, {"ids": _padded(sorted(self._deleted))})
+
+
+def _columns(name: str, author: str, release_year: int, update_time: int) -> dict[str, object]:
+    """Answer the columns that a change of a book may change."""
+    return {
+        "name": name,
+        "author": author,
+        "release_year": release_year,
+        "update_time": update_time,
+        "name_folded": fold_case(name),
+        "author_folded": fold_case(author),
+    }
+
+
+def _digest(draft: BookDraft) -> bytes:
+    # Stored text holds no control characters, so NUL keeps the fields apart.
+    return sha256(f"{draft.name}\0{draft.author}\0{draft.release_year}".encode()).digest()
+
+
+def _padded(keys: Sequence[T]) -> Sequence[T]:
+    """Repeat the last key up to a power of two: a few statements serve groups of every size, prepared once each."""
+    return [*keys, *[keys[-1]] * ((1 << (len(keys) - 1).bit_length()) - len(keys))]

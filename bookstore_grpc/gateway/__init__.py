@@ -1,0 +1,1 @@
+"""The HTTP/JSON adapter: `google.api.http` transcoding for any service."""

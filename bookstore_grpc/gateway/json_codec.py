@@ -1,0 +1,214 @@
+"""JSON to messages and back, by the rules of proto3 (https://protobuf.dev/programming-guides/json/).
+
+Unknown fields are refused, and all that is wrong, or the first thousand of it, is told at once by the names that fields
+have in the contract. The library would stop at the first, and tell it in the words of Python.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime, timedelta
+from functools import cache
+from typing import Any
+
+import orjson
+from google.protobuf import json_format
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from bookstore_grpc.errors import Rule, quoted
+from bookstore_grpc.limits import JSON_ARRAY_MAX, JSON_VIOLATIONS_MAX
+from bookstore_grpc.service.validation import Violations, count_violation
+
+_WELL_KNOWN = "google.protobuf."
+_WHOLE_NUMBER = re.compile("-?[0-9]{1,20}")
+_SHOWN_MAX_CHARACTERS = 100
+_EPOCH = datetime(1970, 1, 1)  # in UTC, as all timestamps are
+
+
+def json_from_message(message: Message) -> bytes:
+    """Encode a message. Fields that have their default are left out, 64-bit integers are strings."""
+    return orjson.dumps(_object(message))
+
+
+def fill_message(message: Message, value: Any, path: str, violations: Violations) -> None:
+    """Set the fields that a JSON object has; what is wrong with them is added to the violations, below `path`."""
+    if not isinstance(value, dict):
+        violations.add(path or "body", Rule.INVALID_TYPE, "is to be a JSON object")
+        return
+    fields = fields_by_spelling(message.DESCRIPTOR)
+    given: set[int] = set()
+    for key, item in value.items():
+        if len(violations) >= JSON_VIOLATIONS_MAX:
+            return
+        field = fields.get(key)
+        if field is None:
+            here = joined(path, key[:_SHOWN_MAX_CHARACTERS])
+            violations.add(here, Rule.UNKNOWN_FIELD, f"is not a field of {message.DESCRIPTOR.name}")
+        elif field.number in given:
+            violations.add(joined(path, field.name), Rule.DUPLICATE, "is given twice, in two spellings")
+        else:
+            given.add(field.number)
+            if item is not None:  # null is as good as absent
+                set_field(message, field, item, joined(path, field.name), violations)
+
+
+def set_field(message: Message, field: FieldDescriptor, value: Any, path: str, violations: Violations) -> None:
+    """Set a field to what a JSON value says; what is wrong with it is added to the violations, at `path`."""
+    convert = _converter(field)
+    if convert is None:
+        try:
+            json_format.ParseDict({field.json_name: value}, message)
+        except json_format.ParseError:
+            kind = field.message_type or field.enum_type
+            violations.add(path, Rule.INVALID_TYPE, f"is no {kind.name}" if kind else "is of another type")
+    elif not field.is_repeated:
+        convert(message, value, path, violations)
+    elif not isinstance(value, list):
+        violations.add(path, Rule.INVALID_TYPE, "is to be a JSON array")
+    elif len(value) > JSON_ARRAY_MAX:
+        violations.check(path, count_violation(len(value), most=JSON_ARRAY_MAX))
+    else:
+        for index, item in enumerate(value):
+            if len(violations) >= JSON_VIOLATIONS_MAX:
+                return
+            convert(message, item, f"{path}[{index}]", violations)
+
+
+@cache
+def fields_by_spelling(message: Descriptor) -> Mapping[str, FieldDescriptor]:
+    """Answer the fields of a message by their names in JSON and in the contract."""
+    return {spelling: field for field in message.fields for spelling in (field.json_name, field.name)}
+
+
+def is_well_known(field: FieldDescriptor) -> bool:
+    """Tell whether a field's message has a form of its own in JSON, as timestamps and masks have."""
+    return field.message_type is not None and field.message_type.full_name.startswith(_WELL_KNOWN)
+
+
+def joined(path: str, name: str) -> str:
+    """Answer the path of a field below another."""
+    return f"{path}.{name}" if path else name
+
+
+def _is_object(field: FieldDescriptor) -> bool:
+    """Tell whether a field's message is a JSON object of its fields."""
+    kind = field.message_type
+    return kind is not None and not is_well_known(field) and not kind.GetOptions().map_entry
+
+
+_Convert = Callable[[Any, Any, str, Violations], None]
+
+
+@cache
+def _converter(field: FieldDescriptor) -> _Convert | None:
+    """Answer what sets a field, or adds to it if it is repeated; None for what is left to the library."""
+    name, is_repeated = field.name, field.is_repeated
+    if _is_object(field):
+
+        def set_message(message: Any, value: Any, path: str, violations: Violations) -> None:
+            child = getattr(message, name).add() if is_repeated else getattr(message, name)
+            child.SetInParent()
+            fill_message(child, value, path, violations)
+
+        return set_message
+    read = _READERS.get(field.type)
+    if read is None:
+        return None
+
+    def set_scalar(message: Any, value: Any, path: str, violations: Violations) -> None:
+        try:
+            if is_repeated:
+                getattr(message, name).append(read(value))
+            else:
+                setattr(message, name, read(value))
+        except _Unreadable as unreadable:
+            violations.add(path, Rule.INVALID_TYPE, str(unreadable))
+        except ValueError:  # the message's own: it is whole, and too large
+            violations.add(path, Rule.OUT_OF_RANGE, f"is {quoted(str(value))}, which does not fit into its type")
+
+    return set_scalar
+
+
+class _Unreadable(Exception):
+    """The value is not of the type that its field has; the text says what it is to be."""
+
+
+def _whole_number(value: Any) -> int:
+    if isinstance(value, str) and _WHOLE_NUMBER.fullmatch(value):
+        return int(value)
+    if (isinstance(value, int) and not isinstance(value, bool)) or (isinstance(value, float) and value.is_integer()):
+        return int(value)
+    raise _Unreadable("is to be a whole number")
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    raise _Unreadable("is to be a text, a string in JSON")
+
+
+_READERS: Mapping[int, Callable[[Any], Any]] = {
+    FieldDescriptor.TYPE_STRING: _text,
+    FieldDescriptor.TYPE_INT32: _whole_number,
+    FieldDescriptor.TYPE_INT64: _whole_number,
+    FieldDescriptor.TYPE_UINT32: _whole_number,
+    FieldDescriptor.TYPE_UINT64: _whole_number,
+}
+
+
+_Write = Callable[[Any], Any]
+
+_WRITERS: Mapping[int, _Write | None] = {
+    FieldDescriptor.TYPE_STRING: None,  # as it is
+    FieldDescriptor.TYPE_BOOL: None,
+    FieldDescriptor.TYPE_INT32: None,
+    FieldDescriptor.TYPE_UINT32: None,
+    FieldDescriptor.TYPE_INT64: str,
+    FieldDescriptor.TYPE_UINT64: str,
+}
+
+
+def _object(message: Message) -> Mapping[str, Any]:
+    """Answer the fields that are set, in half the time of the library, which looks up their types each time."""
+    writers = _writers(message.DESCRIPTOR)
+    if writers is None:
+        return json_format.MessageToDict(message)
+    written: dict[str, Any] = {}
+    for field, value in message.ListFields():
+        name, write = writers[field.number]
+        written[name] = write(value) if write else value
+    return written
+
+
+def _objects(messages: Iterable[Message]) -> list[Mapping[str, Any]]:
+    return [_object(message) for message in messages]
+
+
+def _time(value: Any) -> str:
+    time = (_EPOCH + timedelta(seconds=value.seconds)).isoformat()
+    if value.nanos % 1_000:
+        return f"{time}.{value.nanos:09d}Z"
+    if value.nanos % 1_000_000:
+        return f"{time}.{value.nanos // 1_000:06d}Z"
+    return f"{time}.{value.nanos // 1_000_000:03d}Z" if value.nanos else f"{time}Z"
+
+
+@cache
+def _writers(message: Descriptor) -> Mapping[int, tuple[str, _Write | None]] | None:
+    """Answer a message's fields by number: their names in JSON, and what makes their values, None for as they are.
+
+    None for a message that has other fields than are known here, which is left to the library.
+    """
+    writers: dict[int, tuple[str, _Write | None]] = {}
+    for field in message.fields:
+        kind = field.message_type
+        if kind is None and field.type in _WRITERS and not field.is_repeated:
+            writers[field.number] = field.json_name, _WRITERS[field.type]
+        elif kind is not None and kind.full_name == Timestamp.DESCRIPTOR.full_name and not field.is_repeated:
+            writers[field.number] = field.json_name, _time
+        elif _is_object(field):
+            writers[field.number] = field.json_name, _objects if field.is_repeated else _object
+        else:
+            return None
+    return writers

@@ -1,0 +1,1 @@
+"""The OpenAPI document, derived from the contract's descriptors and comments."""

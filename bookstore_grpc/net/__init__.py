@@ -1,0 +1,1 @@
+"""Sockets, addresses, TLS certificates, and bounded connections."""

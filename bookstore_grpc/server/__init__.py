@@ -1,0 +1,1 @@
+"""The process: settings, composition root, supervisor and workers, signals."""

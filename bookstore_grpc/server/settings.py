@@ -1,0 +1,246 @@
+"""Settings of the server: one table of names, defaults and help, from which flags and variables are made.
+
+`database_url` is the flag `--database-url` and the variable `BOOKSTORE_DATABASE_URL`. A flag goes before a
+variable, a variable before the default.
+"""
+
+import os
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import Any, Literal
+
+from bookstore_grpc.limits import MESSAGE_MAX_BYTES
+from bookstore_grpc.metadata import DEFAULT_SERVER
+
+ENVIRONMENT_PREFIX = "BOOKSTORE_"
+
+TokenAlgorithm = Literal[
+    "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"
+]  # fmt: skip
+
+_WORKERS_MAX = 64
+_INT32_MAX = 2**31 - 1  # what gRPC's options hold
+
+
+def _setting(default: Any, help: str, *, least: float | None = None, most: float | None = None) -> Any:
+    return field(default=default, metadata={"help": help, "least": least, "most": most})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What an operator can choose. Times are in seconds."""
+
+    listen: tuple[str, ...] = _setting(
+        (DEFAULT_SERVER,),
+        "Where to serve: HOST:PORT or unix:PATH. Repeatable; the variable separates by spaces.",
+    )
+    http_listen: str = _setting(
+        "",
+        "HOST:PORT that answers the same calls as JSON over HTTP, with pages for people at / and /docs; with TLS where "
+        "--tls-cert is given. Needs the extra [http].",
+    )
+    http_origins: tuple[str, ...] = _setting(
+        (), "An origin such as https://shop.example whose pages may call over HTTP from browsers (CORS). Repeatable."
+    )
+    http_hosts: tuple[str, ...] = _setting(
+        (),
+        "A host name by which calls may come over HTTP, besides those of the loopback; then by no other. Without, an "
+        "address of this machine alone answers to the loopback's, and others to every name. Repeatable.",
+    )
+    database_url: str = _setting(
+        "sqlite+aiosqlite:///bookstore.db",
+        "The database: sqlite+aiosqlite:///FILE, postgresql+asyncpg://USER@HOST/NAME or "
+        "mariadb+asyncmy://USER@HOST/NAME. A password belongs in the variable, which `ps` does not show.",
+    )
+    migrate: bool = _setting(
+        False,
+        "Bring the tables of PostgreSQL or MariaDB to the newest migration before serving. SQLite always is.",
+    )
+    insecure: bool = _setting(
+        False,
+        "Serve in plaintext on addresses that other machines can reach. Only behind a proxy that you trust.",
+    )
+    tls_cert: str = _setting(
+        "", "A file with the server's certificate and those that vouch for it, as PEM. Serves with TLS."
+    )
+    tls_key: str = _setting("", "A file with the certificate's private key, as PEM.")
+    tls_client_ca: str = _setting(
+        "", "A file with certificates, as PEM. Callers then must show one that these vouch for (mutual TLS)."
+    )
+    jwks_file: str = _setting(
+        "", "A JSON Web Key Set. With it every call of the service needs a token (JWT) signed with one of its keys."
+    )
+    jwks_url: str = _setting("", "The same from a URL, https or on this machine. Old keys stay while it is away.")
+    jwks_refresh_seconds: float = _setting(
+        60.0,
+        "How often the keys are read again. An unknown key sends for them at once, at most every 10 seconds.",
+        least=1,
+    )
+    token_issuer: str = _setting("", "The issuer (iss) that tokens must name.")
+    token_audience: str = _setting("", "The audience (aud) that tokens must name.")
+    token_algorithms: tuple[TokenAlgorithm, ...] = _setting(
+        ("RS256", "ES256", "EdDSA"), "Algorithms that tokens may be signed with. Repeatable."
+    )
+    token_leeway_seconds: float = _setting(
+        30.0, "How far the clocks of issuer and server may be apart.", least=0, most=300
+    )
+    client_scopes: tuple[str, ...] = _setting(
+        (),
+        "What a caller may do who shows a certificate with this name: NAME=books.read,books.write. Repeatable; "
+        "needs --tls-client-ca.",
+    )
+    health_access: Literal["open", "guarded"] = _setting(
+        "open", "Whether health answers everyone, or only callers that are known by a token or a certificate."
+    )
+    reflection: Literal["on", "off"] = _setting(
+        "on", "Whether callers may ask what methods there are. Where calls need a token, so does that."
+    )
+    workers: int | Literal["auto"] = _setting(
+        1,
+        "How many processes share the addresses, or auto: one for each core. Each has its own connections to the "
+        "database; a process that ends is replaced.",
+        least=1,
+        most=_WORKERS_MAX,
+    )
+    max_concurrent_calls: int = _setting(
+        500,
+        "How many calls may be under way in a process; more are refused or wait, health excepted.",
+        least=1,
+        most=_INT32_MAX,
+    )
+    max_waiting_calls: int = _setting(
+        500,
+        "How many calls of one method may wait in a process until it gets round to them, before more are turned away.",
+        least=1,
+        most=_INT32_MAX,
+    )
+    max_calls_per_connection: int = _setting(
+        100,
+        "How many calls a connection may have under way; a client then holds back the others.",
+        least=1,
+        most=_INT32_MAX,
+    )
+    max_call_seconds: float = _setting(
+        30.0, "How long a call may take, and a statement for it, whatever deadline its caller has set.", least=0.1
+    )
+    rate_limit_per_second: float = _setting(
+        0.0,
+        "How many calls a second one caller may make: a token's subject, a certificate's name, or else an "
+        "address. 0 for any number. Each process counts for itself.",
+        least=0,
+    )
+    rate_limit_burst: int = _setting(
+        100, "How many calls a caller may make at once after a rest.", least=1, most=_INT32_MAX
+    )
+    max_message_bytes: int = _setting(
+        MESSAGE_MAX_BYTES,
+        "The longest request. A batch of 1,000 books with the longest texts has 6.1 MB.",
+        least=1_024,
+        most=_INT32_MAX,
+    )
+    max_metadata_bytes: int = _setting(
+        16_384, "The most metadata of a call, the token included.", least=1_024, most=1_048_576
+    )
+    max_connections: int = _setting(
+        0,
+        "How many gRPC connections a process may have. 0: as many as the limit of open files leaves room for, up to "
+        "10,000.",
+        least=0,
+        most=_INT32_MAX,
+    )
+    max_connection_idle_seconds: float = _setting(
+        0.0, "After how long without a call a connection is closed; its client makes a new one. 0: never.", least=0
+    )
+    max_connection_age_seconds: float = _setting(
+        0.0,
+        "After how long a connection is closed, so that clients spread over the servers anew. 0: never.",
+        least=0,
+    )
+    max_connection_age_grace_seconds: float = _setting(
+        30.0, "How long calls under way may then take to finish.", least=0
+    )
+    keepalive_seconds: float = _setting(
+        60.0, "After how long a silent connection is asked whether its client is still there.", least=1
+    )
+    keepalive_timeout_seconds: float = _setting(20.0, "How long the answer to that may take.", least=1)
+    keepalive_least_seconds: float = _setting(
+        10.0, "How often a client may ask the same, before its connection is closed (too_many_pings).", least=0
+    )
+    drain_seconds: float = _setting(
+        20.0,
+        "How long calls under way may take to finish after SIGTERM or SIGINT. A second signal ends at once.",
+        least=0,
+    )
+    drain_delay_seconds: float = _setting(
+        0.0,
+        "How long to go on serving after SIGTERM while health says NOT_SERVING, so that balancers see it.",
+        least=0,
+    )
+    metrics_listen: str = _setting(
+        "",
+        "HOST:PORT that answers /metrics (Prometheus), /livez and /readyz over HTTP, to everyone who can reach it.",
+    )
+    channelz_listen: str = _setting(
+        "",
+        "HOST:PORT of this machine alone, or unix:PATH, that answers gRPC's channelz: connections, calls and sockets. "
+        "With several workers port 0: each takes one and logs it.",
+    )
+    trace_endpoint: str = _setting(
+        "",
+        "Where traces are sent: the http or https URL of an OpenTelemetry collector (OTLP over gRPC), as in "
+        "http://127.0.0.1:4317. Needs the extra [otel].",
+    )
+    trace_ratio: float = _setting(
+        1.0,
+        "Which share of calls begin a trace here. A call that says whether its trace is wanted is believed.",
+        least=0,
+        most=1,
+    )
+    health_interval_seconds: float = _setting(
+        1.0, "How often the database is asked whether it is there, for the health service.", least=0.1
+    )
+    pool_size: int = _setting(
+        10,
+        "The most connections for reading. Writes are done in groups, on one connection on SQLite and two elsewhere.",
+        least=1,
+        most=1_000,
+    )
+    max_concurrent_searches: int = _setting(
+        5,
+        "How many searches may read at once: ListBooks with a filter, or in an order that no index has. Others wait. "
+        "One connection of --pool-size stays free of them if there are two, and on SQLite one core.",
+        least=1,
+        most=1_000,
+    )
+    database_timeout_seconds: float = _setting(
+        5.0,
+        "How long a call may wait for a connection or for SQLite's lock before it is UNAVAILABLE.",
+        least=0.1,
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = _setting(
+        "info", "The least level to log. At info every call has a line, at warning those that failed or were slow."
+    )
+    slow_call_seconds: float = _setting(
+        1.0, "From how long on a call is marked in the log as slow, which makes its line a warning.", least=0
+    )
+    log_format: Literal["auto", "json", "console"] = _setting(
+        "auto", "json, console (readable), or auto: console on a terminal, json elsewhere."
+    )
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether calls travel by TLS, but for those through a unix socket."""
+        return bool(self.tls_cert)
+
+    @property
+    def worker_count(self) -> int:
+        """How many processes serve: with auto one for each core that this process may run on."""
+        if self.workers != "auto":
+            return self.workers
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return min(cores, _WORKERS_MAX)
+
+
+def settings_fields() -> tuple[Field[Any], ...]:
+    """Answer the settings as dataclass fields, each with a default and its help."""
+    assert all(setting.default is not MISSING for setting in fields(Settings))  # noqa: S101  a fact of this file
+    return fields(Settings)

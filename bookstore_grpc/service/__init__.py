@@ -1,0 +1,1 @@
+"""What each RPC does. It knows no transport."""

@@ -1,0 +1,179 @@
+"""The spans of traces: one for each call, and one for what then goes to the database.
+
+Imported only where traces are wanted. Names and attributes are those of OpenTelemetry's conventions for gRPC
+(https://opentelemetry.io/docs/specs/semconv/rpc/grpc/) and for SQL (https://opentelemetry.io/docs/specs/semconv/db/sql/).
+Neither contents nor parameters nor tokens are ever among them.
+"""
+
+import random
+from collections.abc import Mapping, Sequence
+from contextvars import Context as Variables
+from urllib.parse import unquote
+
+from opentelemetry.context import Context, attach
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.trace import (
+    Link,
+    Span,
+    SpanKind,
+    StatusCode,
+    Tracer,
+    format_trace_id,
+    get_current_span,
+    set_span_in_context,
+)
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from opentelemetry.util.types import AttributeValue
+
+from bookstore_grpc.calls.call import HEALTH_PREFIX, UNKNOWN_METHOD, Call, Outcome
+from bookstore_grpc.dal.driver_errors import driver_error
+from bookstore_grpc.metadata import TRACEPARENT_KEY, TRACESTATE_KEY
+
+_PROPAGATOR = TraceContextTextMapPropagator()
+# Whatever else a call ends with is its caller's doing, says the convention.
+_ERRORS = {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
+
+
+class Traces:
+    """Makes the spans; an observer of calls and of the database.
+
+    A call's span is a part of the trace that its caller names, and is current while the call runs. What is done for one
+    call is its child. What is done for several that are traced is in a trace of its own; links lead there and back.
+
+    A caller decides whether its trace is kept. Of calls that name none, `ratio` is the share that begin one.
+    """
+
+    def __init__(
+        self,
+        tracer: Tracer,
+        *,
+        ratio: float,
+        server: Mapping[str, AttributeValue],
+        database: Mapping[str, AttributeValue],
+    ) -> None:
+        self._tracer = tracer
+        self._ratio = ratio
+        self._server = server
+        self._database = database
+        self._by_method: dict[str, Mapping[str, AttributeValue]] = {}
+
+    def call_began(self, call: Call) -> None:
+        """Begin the call's span, if it is wanted; health has none."""
+        if call.method.startswith(HEALTH_PREFIX):
+            return
+        # The SDK's samplers decide alike, but only when most of the work is done.
+        context = _PROPAGATOR.extract(_carrier(call), Context()) if call.trace_id else Context()
+        if call.trace_id:
+            is_wanted = get_current_span(context).get_span_context().trace_flags.sampled
+        else:
+            is_wanted = random.random() < self._ratio  # noqa: S311  it guards no secret
+        if not is_wanted:
+            return
+        attributes = self._by_method.get(call.method)
+        if attributes is None:
+            method = "_OTHER" if call.method == UNKNOWN_METHOD else call.method.lstrip("/")
+            attributes = self._by_method[call.method] = {
+                "rpc.system.name": "grpc",
+                "rpc.method": method,
+                **self._server,
+            }
+        # The convention has a method that there is not share its name with the others of its kind.
+        name = "grpc" if call.method == UNKNOWN_METHOD else str(attributes["rpc.method"])
+        span = self._tracer.start_span(name, context, SpanKind.SERVER, attributes)
+        # For good: the call's task, and with it what is current, ends with the call.
+        attach(set_span_in_context(span, context))
+        call.span = span
+        trace_id = span.get_span_context().trace_id  # 0 where a variable has turned OpenTelemetry off
+        call.trace_id = format_trace_id(trace_id) if trace_id else ""
+
+    def call_ended(self, call: Call, outcome: Outcome) -> None:
+        """End the call's span. Only what is the server's fault is an error."""
+        span: Span | None = call.span
+        if span is None:
+            return
+        attributes = {
+            "bookstore.request_id": call.request_id,
+            "rpc.response.status_code": outcome.status,
+            **_peer(call.context.peer()),
+        }
+        if outcome.reason:
+            attributes["bookstore.reason"] = outcome.reason
+        if outcome.status in _ERRORS:
+            attributes["error.type"] = outcome.status
+            span.set_status(StatusCode.ERROR)
+        span.set_attributes(attributes)
+        span.end()
+
+    def read_ended(self, summary: str, started_ns: int, error: BaseException | None) -> None:
+        """Make the span of a read, a child of the call's."""
+        span = get_current_span()
+        if span.get_span_context().trace_flags.sampled:
+            self._database_span(summary, [span], started_ns, error, {})
+
+    def group_ended(
+        self, summary: str, callers: Sequence[Variables], started_ns: int, error: BaseException | None
+    ) -> None:
+        """Make the span of a group of writes."""
+        spans = (variables.run(get_current_span) for variables in callers)
+        traced = [span for span in spans if span.get_span_context().trace_flags.sampled]
+        if traced:
+            size = {"db.operation.batch.size": len(callers)} if len(callers) > 1 else {}
+            self._database_span(summary, traced, started_ns, error, size)
+
+    def _database_span(
+        self,
+        summary: str,
+        callers: Sequence[Span],
+        started_ns: int,
+        error: BaseException | None,
+        attributes: Mapping[str, AttributeValue],
+    ) -> None:
+        is_shared = len(callers) > 1
+        if not is_shared and isinstance(callers[0], ReadableSpan):
+            # One who has joined a group late finds it begun before its own call.
+            started_ns = max(started_ns, callers[0].start_time or 0)
+        span = self._tracer.start_span(
+            summary,
+            Context() if is_shared else set_span_in_context(callers[0], Context()),
+            SpanKind.CLIENT,
+            {"db.query.summary": summary, **self._database, **attributes},
+            [Link(caller.get_span_context()) for caller in callers] if is_shared else (),
+            started_ns,
+        )
+        if error is not None:
+            span.set_attribute("error.type", type(driver_error(error)).__name__)
+            span.set_status(StatusCode.ERROR)
+        span.end()
+        if is_shared:
+            for caller in callers:
+                if caller.is_recording():
+                    caller.add_link(span.get_span_context())
+
+
+def server_attributes(address: str) -> Mapping[str, AttributeValue]:
+    """Answer what tells which server has answered, from an address that it listens on."""
+    if address.startswith("unix:"):
+        return {"server.address": address.removeprefix("unix:")}
+    host, _, port = address.rpartition(":")
+    return {"server.address": host.strip("[]")} | ({"server.port": int(port)} if int(port) else {})
+
+
+def database_attributes(
+    system: str, *, name: str | None, host: str | None, port: int | None
+) -> Mapping[str, AttributeValue]:
+    """Answer what tells which database it was."""
+    given = {"db.system.name": system, "db.namespace": name, "server.address": host, "server.port": port}
+    return {key: value for key, value in given.items() if value is not None}
+
+
+def _carrier(call: Call) -> dict[str, str]:
+    keys = (TRACEPARENT_KEY, TRACESTATE_KEY)
+    return {key: value for key, value in call.metadata if key in keys and isinstance(value, str)}
+
+
+def _peer(peer: str) -> dict[str, AttributeValue]:
+    kind, _, where = peer.partition(":")
+    host, _, port = unquote(where).rpartition(":")
+    if kind not in ("ipv4", "ipv6") or not port.isdigit():
+        return {}
+    return {"network.peer.address": host.strip("[]"), "network.peer.port": int(port)}

@@ -1,0 +1,1 @@
+"""The pages for people: the catalogue and the API's documentation."""

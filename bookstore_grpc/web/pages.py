@@ -1,0 +1,90 @@
+"""The pages for people, the files that they are made of, and the OpenAPI document.
+
+They hold no data, so everyone may have them.
+"""
+
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
+from swagger_ui_bundle import swagger_ui_path
+
+from bookstore_grpc.gateway.openapi.document import openapi_document
+
+_Endpoint = Callable[[Request], Awaitable[Response]]
+
+_SITE = Path(__file__).parent / "site"
+_SWAGGER_UI = ("swagger-ui-bundle.js", "swagger-ui.css")
+
+# Everything comes from this server, and nothing is written into a page but by its own scripts.
+_POLICY = "; ".join(
+    [
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "img-src 'self' data:",
+        "connect-src 'self'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+    ]
+)
+_HEADERS = {
+    "Content-Security-Policy": _POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-cache",
+}
+# What travels is a third of what it was. It is little, so compressing it anew costs less than keeping it.
+_COMPRESSED = [Middleware(GZipMiddleware, compresslevel=6)]
+
+
+def page_routes(*, needs_token: bool) -> list[BaseRoute]:
+    """Answer the routes of the pages: the catalogue at /, the docs, and their files below /assets."""
+    return [
+        Route("/", _file(_SITE / "index.html"), middleware=_COMPRESSED),
+        Route("/docs", _file(_SITE / "docs.html"), middleware=_COMPRESSED),
+        Route("/openapi.json", _openapi(needs_token=needs_token), middleware=_COMPRESSED),
+        # As it is: to compress 1.5 MB would hold up every other call.
+        Mount("/assets/swagger-ui", _SwaggerUI(directory=swagger_ui_path)),
+        Mount("/assets", _Files(directory=_SITE), middleware=_COMPRESSED),
+    ]
+
+
+def _openapi(*, needs_token: bool) -> _Endpoint:
+    async def document(_request: Request) -> Response:
+        return Response(openapi_document(needs_token=needs_token), headers=_HEADERS, media_type="application/json")
+
+    return document
+
+
+def _file(path: Path) -> _Endpoint:
+    async def file(_request: Request) -> Response:
+        return FileResponse(path, headers=_HEADERS)
+
+    return file
+
+
+class _Files(StaticFiles):
+    """Files that say what browsers may do with them."""
+
+    def file_response(self, *arguments: Any, **options: Any) -> Response:
+        response = super().file_response(*arguments, **options)
+        response.headers.update(_HEADERS)
+        return response
+
+
+class _SwaggerUI(_Files):
+    """What /docs takes of Swagger UI; its package has more."""
+
+    def lookup_path(self, path: str) -> tuple[str, os.stat_result | None]:
+        return super().lookup_path(path) if path in _SWAGGER_UI else ("", None)

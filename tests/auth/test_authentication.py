@@ -1,0 +1,292 @@
+"""Tokens and scopes: who is let in, who is not, and that nothing is told or done before that is decided."""
+
+import base64
+import hashlib
+import hmac
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from bookstore.v1 import books_pb2
+from google.protobuf import message_factory
+from google.protobuf.message import Message
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bookstore_grpc.auth.authentication import READ, SCOPES_BY_METHOD, WRITE
+from bookstore_grpc.server.app import running_server
+from tests.conftest import LogLines, settings_for
+from tests.rpc.calls import Refusal, Stub, book, refusal, refusal_from_error
+from tests.tokens import BOTH, Issuer, bearer, public_pem, rsa_key, token_settings
+
+SERVICE = books_pb2.DESCRIPTOR.services_by_name["BookService"]
+METHODS = [f"/{SERVICE.full_name}/{method.name}" for method in SERVICE.methods]
+READING = {"GetBook", "ListBooks", "BatchGetBooks"}
+HEALTH = "/grpc.health.v1.Health/Check"
+REFLECTION = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
+
+UNAUTHENTICATED, PERMISSION_DENIED = grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED
+
+issuer = Issuer()
+rsa_issuer = Issuer(rsa_key(), name="rsa")
+foreign = Issuer(name=issuer.name)
+
+
+@pytest.fixture(scope="module")
+async def address(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
+    folder = tmp_path_factory.mktemp("tokens")
+    jwks = folder / "jwks.json"
+    keys = [json.loads(each.jwks())["keys"][0] for each in (issuer, rsa_issuer)]
+    jwks.write_text(json.dumps({"keys": keys}))
+    settings = settings_for(f"sqlite+aiosqlite:///{folder}/bookstore.db", **token_settings(jwks))
+    async with running_server(settings) as server:
+        yield server.addresses[0]
+
+
+@pytest.fixture
+async def channel(address: str) -> AsyncIterator[grpc.aio.Channel]:
+    async with grpc.aio.insecure_channel(address) as channel:
+        yield channel
+
+
+Metadata = tuple[tuple[str, str | bytes], ...]
+
+
+async def outcome(channel: grpc.aio.Channel, method: str, data: bytes, metadata: Metadata) -> Refusal | bytes:
+    """Call any unary method with any bytes."""
+    call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(method)
+    try:
+        return await call(data, metadata=metadata, timeout=30)
+    except grpc.aio.AioRpcError as error:
+        return refusal_from_error(error)
+
+
+def unsigned(header: dict[str, Any], signature: Callable[[bytes], bytes] = lambda _signed: b"") -> str:
+    """A token with any header, signed as a forger likes."""
+    claims = json.loads(base64.urlsafe_b64decode(issuer.token().split(".")[1] + "=="))
+    parts = [base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=") for part in (header, claims)]
+    signed = b".".join(parts)
+    return (signed + b"." + base64.urlsafe_b64encode(signature(signed)).rstrip(b"=")).decode()
+
+
+def confused() -> str:
+    """Signed with the public key as though it were a secret that both sides share."""
+    return unsigned(
+        {"alg": "HS256", "kid": rsa_issuer.name},
+        lambda signed: hmac.new(public_pem(rsa_issuer.key), signed, hashlib.sha256).digest(),
+    )
+
+
+def now() -> int:
+    return int(time.time())
+
+
+REFUSED: dict[str, tuple[Callable[[], Metadata], str, str]] = {
+    "no token": (lambda: (), "TOKEN_MISSING", "Say who calls"),
+    "no bearer": (lambda: (("authorization", "Basic YTpi"),), "TOKEN_INVALID", "Bearer TOKEN"),
+    "nothing": (lambda: bearer(""), "TOKEN_INVALID", "no JWT"),
+    "garbage": (lambda: bearer("garbage"), "TOKEN_INVALID", "no JWT"),
+    "two": (lambda: bearer(issuer.token()) * 2, "TOKEN_INVALID", "to be one"),
+    "huge": (lambda: bearer("a." * 2_500), "TOKEN_INVALID", "no JWT"),
+    "expired": (lambda: bearer(issuer.token(exp=now() - 5)), "TOKEN_INVALID", "has expired"),
+    "not yet valid": (lambda: bearer(issuer.token(nbf=now() + 60)), "TOKEN_INVALID", "not valid yet"),
+    "issued in the future": (lambda: bearer(issuer.token(iat=now() + 60)), "TOKEN_INVALID", "not valid yet"),
+    "foreign-signed": (lambda: bearer(foreign.token()), "TOKEN_INVALID", "signature"),
+    "unknown key": (lambda: bearer(issuer.token(headers={"kid": "?"})), "TOKEN_INVALID", "key that is not known"),
+    "no key named": (lambda: bearer(Issuer().token(headers={})), "TOKEN_INVALID", "signature"),
+    "alg none": (lambda: bearer(unsigned({"alg": "none"})), "TOKEN_INVALID", "not allowed"),
+    "alg none, named key": (
+        lambda: bearer(unsigned({"alg": "none", "kid": issuer.name})),
+        "TOKEN_INVALID",
+        "not allowed",
+    ),
+    "alg of a wrong kind": (lambda: bearer(unsigned({"alg": ["ES256"], "kid": issuer.name})), "TOKEN_INVALID", ""),
+    "alg of another wrong kind": (lambda: bearer(unsigned({"alg": {}, "kid": issuer.name})), "TOKEN_INVALID", ""),
+    "algorithm confusion": (lambda: bearer(confused()), "TOKEN_INVALID", "not allowed"),
+    "secret as key": (
+        lambda: bearer(issuer.token(key="s" * 32, algorithm="HS256")),
+        "TOKEN_INVALID",
+        "not allowed",
+    ),
+    "other algorithm": (
+        lambda: bearer(rsa_issuer.token(algorithm="RS512")),
+        "TOKEN_INVALID",
+        "not allowed",
+    ),
+    "key of another type": (
+        lambda: bearer(rsa_issuer.token(headers={"kid": issuer.name})),
+        "TOKEN_INVALID",
+        "key that is not known",
+    ),
+    "wrong audience": (lambda: bearer(issuer.token(aud="another")), "TOKEN_INVALID", "audience"),
+    "wrong issuer": (lambda: bearer(issuer.token(iss="https://another")), "TOKEN_INVALID", "issuer"),
+    "no expiry": (lambda: bearer(issuer.token(without="exp")), "TOKEN_INVALID", "lacks"),
+    "no audience": (lambda: bearer(issuer.token(without="aud")), "TOKEN_INVALID", "lacks"),
+    "no issuer": (lambda: bearer(issuer.token(without="iss")), "TOKEN_INVALID", "lacks"),
+    "no subject": (lambda: bearer(issuer.token(without="sub")), "TOKEN_INVALID", "lacks"),
+}
+
+
+def message(method: str) -> Message:
+    descriptor = SERVICE.methods_by_name[method.rpartition("/")[2]].input_type
+    request: Message = message_factory.GetMessageClass(descriptor)()
+    return request
+
+
+def good_bytes(method: str) -> bytes:
+    """A request that would do something, were it let in."""
+    name = method.rpartition("/")[2]
+    create = books_pb2.CreateBookRequest(book=book("Smuggled"))
+    requests: dict[str, Message] = {
+        "CreateBook": create,
+        "BatchCreateBooks": books_pb2.BatchCreateBooksRequest(requests=[create]),
+    }
+    return requests.get(name, message(method)).SerializeToString()
+
+
+@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("method", [*METHODS, "/bookstore.v1.BookService/Unknown", "/another/Method", REFLECTION])
+async def test_without_a_good_token_nothing_is_done_or_told(channel: grpc.aio.Channel, method: str, name: str) -> None:
+    make, reason, sentence = REFUSED[name]
+    data = good_bytes(method) if method in METHODS else b""
+    refused = await outcome(channel, method, data, make())
+    assert isinstance(refused, Refusal)
+    assert (refused.code, refused.reason) == (UNAUTHENTICATED, reason)
+    assert sentence in refused.message
+
+
+async def test_what_was_refused_left_nothing_behind(channel: grpc.aio.Channel) -> None:
+    for make, _, _ in REFUSED.values():
+        for method in METHODS:
+            await outcome(channel, method, good_bytes(method), make())
+    listed = await Stub(channel).ListBooks(books_pb2.ListBooksRequest(), metadata=bearer(issuer.token()))
+    assert not [each for each in listed.books if each.name == "Smuggled"]
+
+
+@pytest.mark.parametrize("scope", ["", "books", "books.reader", "books.read", "books.write", "BOOKS.READ BOOKS.WRITE"])
+@pytest.mark.parametrize("method", METHODS)
+async def test_each_method_asks_for_its_scope_and_for_no_other(
+    channel: grpc.aio.Channel, method: str, scope: str
+) -> None:
+    needed = READ if method.rpartition("/")[2] in READING else WRITE
+    found = await outcome(channel, method, message(method).SerializeToString(), bearer(issuer.token(scope=scope)))
+    if scope == needed:
+        assert not isinstance(found, Refusal) or found.code not in (UNAUTHENTICATED, PERMISSION_DENIED)
+    else:
+        assert isinstance(found, Refusal)
+        assert (found.code, found.reason) == (PERMISSION_DENIED, "SCOPE_MISSING")
+        assert found.metadata["scope"] == needed
+        assert needed in found.message
+
+
+def test_every_method_has_a_scope() -> None:
+    assert {method: READ if method.rpartition("/")[2] in READING else WRITE for method in METHODS} == SCOPES_BY_METHOD
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(books_pb2.GetBookRequest(id=1).SerializeToString(), id="a book that may be there"),
+        pytest.param(books_pb2.GetBookRequest(id=2**40).SerializeToString(), id="a book that is not there"),
+        pytest.param(books_pb2.GetBookRequest(id=-1).SerializeToString(), id="an invalid request"),
+        pytest.param(b"\xff\xff", id="a malformed message"),
+    ],
+)
+async def test_permission_is_decided_before_anything_is_looked_up(channel: grpc.aio.Channel, data: bytes) -> None:
+    method = "/bookstore.v1.BookService/GetBook"
+    refused = await outcome(channel, method, data, bearer(issuer.token(scope=WRITE)))
+    assert isinstance(refused, Refusal)
+    assert (refused.code, refused.reason) == (PERMISSION_DENIED, "SCOPE_MISSING")
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [
+        {"scope": BOTH},
+        {"scope": "", "scp": BOTH.split()},
+        {"scope": 7, "scp": BOTH},
+        {"aud": ["another", "bookstore"]},
+    ],
+    ids=repr,
+)
+async def test_a_good_token_is_let_in_whatever_form_its_claims_have(
+    channel: grpc.aio.Channel, claims: dict[str, Any]
+) -> None:
+    request = books_pb2.CreateBookRequest(book=book("Let in"))
+    created = await Stub(channel).CreateBook(request, metadata=bearer(issuer.token(**claims)))
+    assert created.name == "Let in"
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        lambda: bearer(rsa_issuer.token()),
+        lambda: (("authorization", f"bearer  {issuer.token()}"),),
+        lambda: bearer(issuer.token(headers={})),  # one key there is for its algorithm
+    ],
+    ids=["RSA", "scheme in any case", "no key named"],
+)
+async def test_good_tokens_of_several_forms_are_let_in(
+    channel: grpc.aio.Channel, metadata: Callable[[], Metadata]
+) -> None:
+    await Stub(channel).ListBooks(books_pb2.ListBooksRequest(), metadata=metadata())
+
+
+async def test_a_token_that_was_accepted_is_refused_once_it_has_expired(channel: grpc.aio.Channel) -> None:
+    metadata = bearer(issuer.token(exp=now() + 2))
+    stub = Stub(channel)
+    await stub.ListBooks(books_pb2.ListBooksRequest(), metadata=metadata)
+    accepted = 0
+    with pytest.raises(grpc.aio.AioRpcError) as caught:  # noqa: PT012  until it expires
+        for _ in range(100_000):
+            await stub.ListBooks(books_pb2.ListBooksRequest(), metadata=metadata)
+            accepted += 1
+    assert refusal_from_error(caught.value).reason == "TOKEN_INVALID"
+    assert accepted
+
+
+async def test_health_is_open_and_reflection_is_not(channel: grpc.aio.Channel) -> None:
+    assert await outcome(channel, HEALTH, b"", ()) == b"\x08\x01"
+    assert await outcome(channel, HEALTH, b"", bearer("garbage")) == b"\x08\x01"
+    call: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(REFLECTION)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call(iter([b":\x00"])).read()
+    assert refusal_from_error(caught.value).reason == "TOKEN_MISSING"
+    assert await call(iter([b":\x00"]), metadata=bearer(issuer.token(scope=""))).read()
+
+
+async def test_health_can_be_closed(tmp_path: Path) -> None:
+    settings = settings_for(
+        f"sqlite+aiosqlite:///{tmp_path}/bookstore.db",
+        **token_settings(issuer.write_jwks(tmp_path / "jwks"), health_access="guarded"),
+    )
+    async with running_server(settings) as server, grpc.aio.insecure_channel(server.addresses[0]) as channel:
+        refused = await outcome(channel, HEALTH, b"", ())
+        assert isinstance(refused, Refusal)
+        assert refused.reason == "TOKEN_MISSING"
+        assert await outcome(channel, HEALTH, b"", bearer(issuer.token(scope=""))) == b"\x08\x01"
+
+
+@given(
+    value=st.one_of(st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E)), st.from_regex(r"Bearer [\w.-]*"))
+)
+async def test_no_authorization_makes_an_internal_error(address: str, value: str) -> None:
+    async with grpc.aio.insecure_channel(address) as channel:
+        value = "".join(each for each in value if " " <= each <= "~")
+        refused = await outcome(channel, METHODS[0], b"", (("authorization", value),))
+    assert isinstance(refused, Refusal)
+    assert refused.code is UNAUTHENTICATED
+
+
+async def test_the_log_names_the_caller_and_holds_no_token(channel: grpc.aio.Channel, log_lines: LogLines) -> None:
+    good, bad = issuer.token(sub="the-subject"), issuer.token(exp=1)
+    await Stub(channel).ListBooks(books_pb2.ListBooksRequest(), metadata=bearer(good))
+    await refusal(Stub(channel).ListBooks(books_pb2.ListBooksRequest(), metadata=bearer(bad)))
+    text = json.dumps(log_lines())
+    assert "the-subject" in text
+    for token in (good, bad):
+        assert not any(part in text for part in token.split("."))

@@ -1,0 +1,156 @@
+"""Pages that are answered again as they are: only where nothing was committed, by whomever, and only so many."""
+
+import asyncio
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from bookstore_grpc.dal.books import BookDAL
+from bookstore_grpc.dal.database import Database
+from bookstore_grpc.dal.page_cache import KeptPages
+from bookstore_grpc.dal.records import BookChanges, BookDraft, BookPage, BookRecord
+from bookstore_grpc.errors import DatabaseUnavailable
+from tests.dal.conftest import move, statements_of
+
+DRAFT = BookDraft("Dune", "Frank Herbert", 1965)
+
+
+@pytest.fixture
+def books(sqlite: Database) -> BookDAL:
+    return BookDAL(sqlite)
+
+
+async def page(books: BookDAL, *, page_size: int = 50, filter: str = "") -> BookPage:
+    return await books.list_books(page_size=page_size, page_token="", filter=filter, order_by="")
+
+
+async def names(books: BookDAL) -> list[str]:
+    return [record.name for record in (await page(books)).books]
+
+
+async def test_page_is_read_once_until_somebody_commits(sqlite: Database, books: BookDAL) -> None:
+    await books.create_book(DRAFT)
+
+    with statements_of(sqlite) as statements:
+        first, again = await page(books), await page(books)
+        assert len(statements) == 1
+        await books.create_book(DRAFT)
+        third, fourth = await page(books), await page(books)
+
+    assert len([statement for statement in statements if statement.startswith("SELECT")]) == 2
+    assert first is again
+    assert third is fourth
+    assert (len(first.books), len(third.books)) == (1, 2)
+
+
+async def test_every_own_write_shows_at_once(books: BookDAL) -> None:
+    assert await names(books) == []
+    book = await books.create_book(DRAFT)
+    assert await names(books) == ["Dune"]
+    await books.update_book(book.id, BookChanges(name="Dune Messiah"))
+    assert await names(books) == ["Dune Messiah"]
+    await books.delete_book(book.id)
+    assert await names(books) == []
+
+
+async def test_what_another_process_commits_shows_at_once(books: BookDAL, path: Path) -> None:
+    await books.create_book(DRAFT)
+    with closing(sqlite3.connect(path)) as other:
+        for number in range(20):
+            other.execute("UPDATE books SET name = ?", (f"Renamed {number}",))
+            assert await names(books) == ([f"Renamed {number - 1}"] if number else ["Dune"])
+            other.commit()
+            assert await names(books) == [f"Renamed {number}"]
+
+
+async def test_a_connection_opened_anew_answers_no_page_of_the_one_before(
+    sqlite: Database, books: BookDAL, path: Path
+) -> None:
+    # SQLite counts for each connection apart, so equal numbers of two mean nothing.
+    await books.create_book(DRAFT)
+    with closing(sqlite3.connect(path)) as other:
+        for number in range(20):
+            await names(books)
+            assert sqlite._inline
+            sqlite._inline.close()
+            other.execute("UPDATE books SET name = ?", (f"Renamed {number}",))
+            other.commit()
+            assert await names(books) == [f"Renamed {number}"]
+
+
+async def test_what_is_written_while_a_page_is_read_is_on_the_next(books: BookDAL) -> None:
+    async def write(number: int) -> int:
+        return (await books.create_book(DRAFT._replace(name=f"Book {number}"))).id
+
+    async def read() -> set[int]:
+        return {record.id for record in (await page(books, page_size=1_000)).books}
+
+    for number in range(50):
+        created, *_ = await asyncio.gather(write(number), *(read() for _ in range(4)))
+        assert created in await read()
+
+
+@pytest.mark.parametrize("other", [{"page_size": 1}, {"filter": "author:frank"}])
+async def test_another_question_has_another_page(books: BookDAL, other: dict[str, object]) -> None:
+    await books.create_books([DRAFT, DRAFT._replace(author="Anon")])
+    assert len((await page(books)).books) == 2
+    assert len((await page(books, **other)).books) == 1  # type: ignore[arg-type]  # one of the two, by its name
+
+
+async def test_a_file_that_was_moved_answers_no_page_that_was_kept(books: BookDAL, path: Path, tmp_path: Path) -> None:
+    await books.create_book(DRAFT)
+    await page(books)
+    move(path, tmp_path / "elsewhere.db")
+    with pytest.raises(DatabaseUnavailable):
+        await page(books)
+
+
+def page_of(count: int) -> BookPage:
+    return BookPage([BookRecord(number, "N", "A", 0, 0, 0) for number in range(count)], "")
+
+
+class TestKeptPages:
+    VERSION, LATER = (object(), 1), (object(), 2)
+
+    def test_page_is_kept_for_its_question_and_version(self) -> None:
+        kept, book_page = KeptPages(most=1_000), page_of(3)
+        assert kept.page("question", self.VERSION) is None
+        kept.keep("question", self.VERSION, book_page)
+        assert kept.page("question", self.VERSION) is book_page
+        assert kept.page("another", self.VERSION) is None
+        assert kept.page("question", self.LATER) is None
+        assert kept.page("question", self.VERSION) is None
+
+    def test_page_that_was_overtaken_by_a_commit_is_not_kept(self) -> None:
+        kept = KeptPages(most=1_000)
+        kept.page("question", self.VERSION)
+        kept.page("question", self.LATER)
+        kept.keep("question", self.VERSION, page_of(3))
+        assert kept.page("question", self.VERSION) is None
+        assert kept.page("question", self.LATER) is None
+
+    def test_without_a_version_nothing_is_kept(self) -> None:
+        kept = KeptPages(most=1_000)
+        kept.page("question", None)
+        kept.keep("question", None, page_of(3))
+        assert kept.page("question", None) is None
+
+    @pytest.mark.parametrize("count", [0, 1, 100])
+    def test_no_more_are_kept_than_fit(self, count: int) -> None:
+        kept = KeptPages(most=1_000)
+        for number in range(1_000):
+            kept.page(number, self.VERSION)
+            kept.keep(number, self.VERSION, page_of(count))
+            assert kept.page(number, self.VERSION)
+        found = sum(kept.page(number, self.VERSION) is not None for number in range(1_000))
+        assert 1 <= found <= 1_000 // (32 + count)
+
+    def test_page_larger_than_all_that_fits_is_not_kept(self) -> None:
+        kept = KeptPages(most=1_000)
+        kept.page("small", self.VERSION)
+        kept.keep("small", self.VERSION, page_of(1))
+        kept.keep("large", self.VERSION, page_of(1_001))
+        assert kept.page("large", self.VERSION) is None
+        assert kept.page("small", self.VERSION) is not None

@@ -1,0 +1,300 @@
+"""Groups of writes as chance has them: any operations, callers who leave at any moment, two servers that race."""
+
+import asyncio
+import random
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+from uuid import UUID, uuid4
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bookstore_grpc.dal.books import BookDAL
+from bookstore_grpc.dal.database import Database
+from bookstore_grpc.dal.records import BookChanges, BookDraft, BookRecord
+from bookstore_grpc.errors import BookNotFound, BookstoreError, EtagMismatch, RequestIdReused
+from tests.dal.conftest import count_rows, empty
+from tests.dal.test_write_batch import all_books, in_one_group, narrow, transactions_of
+
+__all__ = ["narrow"]  # a fixture
+
+_NOW = 1_000_000
+_AT_FIRST = 3
+_REQUEST_IDS = [UUID(int=number) for number in range(3)]
+
+
+class Create(NamedTuple):
+    drafts: list[BookDraft]
+
+
+class Update(NamedTuple):
+    book: int
+    changes: BookChanges
+    etag: int | None
+
+
+class Delete(NamedTuple):
+    book: int
+    etag: int | None
+
+
+Step = Create | Update | Delete
+#: A book, its id left out and the number of its creation in its place.
+Numbered = tuple[int, str, str, int, int, int]
+Answer = list[Numbered] | type[BookstoreError] | None
+
+
+@dataclass
+class Model:
+    """What a group is to do, in the simplest words: one operation after the other, on a dict."""
+
+    books: dict[int, Numbered] = field(default_factory=dict)
+    made: dict[UUID, tuple[BookDraft, Numbered]] = field(default_factory=dict)
+    count: int = 0
+
+    def run(self, step: Step) -> Answer:
+        match step:
+            case Create(drafts):
+                return self._create(drafts)
+            case Update(number, changes, etag):
+                refused = self._refused(number, etag)
+                return refused or [self._update(self.books[number], changes)]
+            case Delete(number, etag):
+                refused = self._refused(number, etag)
+                if not refused:
+                    del self.books[number]
+                return refused
+
+    def _create(self, drafts: list[BookDraft]) -> Answer:
+        seen = {request_id: draft for request_id, (draft, _) in self.made.items()}
+        for draft in drafts:
+            if draft.request_id and seen.setdefault(draft.request_id, draft) != draft:
+                return RequestIdReused
+        answer = []
+        for draft in drafts:
+            if draft.request_id in self.made:
+                answer.append(self.made[draft.request_id][1])
+                continue
+            book = (self.count, draft.name, draft.author, draft.release_year, _NOW, _NOW)
+            self.books[self.count] = book
+            self.count += 1
+            if draft.request_id:
+                self.made[draft.request_id] = (draft, book)
+            answer.append(book)
+        return answer
+
+    def _refused(self, number: int, etag: int | None) -> type[BookstoreError] | None:
+        if number not in self.books:
+            return BookNotFound
+        return EtagMismatch if etag is not None and etag != self.books[number][-1] else None
+
+    def _update(self, book: Numbered, changes: BookChanges) -> Numbered:
+        number, *old, create_time, update_time = book
+        new = [value if change is None else change for value, change in zip(old, changes, strict=True)]
+        if new != old:
+            self.books[number] = (number, *new, create_time, update_time + 1)  # type: ignore[assignment]  # as it was
+        return self.books[number]
+
+
+_NAMES = st.sampled_from("abc")
+_YEARS = st.integers(0, 1)
+_DRAFTS = st.builds(BookDraft, _NAMES, st.just("x"), _YEARS, st.none() | st.sampled_from(_REQUEST_IDS))
+_CHANGES = st.builds(BookChanges, st.none() | _NAMES, st.none() | st.just("y"), st.none() | _YEARS)
+_BOOKS = st.integers(0, _AT_FIRST)  # the last is missing
+_ETAGS = st.none() | st.integers(_NOW, _NOW + 3)
+_STEPS = st.lists(
+    st.builds(Create, st.lists(_DRAFTS, min_size=1, max_size=3))
+    | st.builds(Update, _BOOKS, _CHANGES, _ETAGS)
+    | st.builds(Delete, _BOOKS, _ETAGS),
+    min_size=1,
+    max_size=16,
+)
+
+
+async def _outcomes(database: Database, steps: list[Step], *, together: bool) -> tuple[list[Answer], list[Numbered]]:
+    """Run steps on three books, and answer what each answered and what is stored in the end."""
+    await empty(database)
+    books = BookDAL(database, clock=lambda: _NOW)
+    first = await books.create_books([BookDraft("a", "x", 0)] * _AT_FIRST)
+    ids = [*(record.id for record in first), 2**60]
+
+    def etag(step: Update | Delete) -> str:
+        return "" if step.etag is None else f"{ids[step.book]:x}-{step.etag:x}"
+
+    def call(step: Step) -> Coroutine[Any, Any, Any]:
+        match step:
+            case Create(drafts):
+                return books.create_books(drafts)
+            case Update():
+                return books.update_book(ids[step.book], step.changes, etag=etag(step))
+            case Delete():
+                return books.delete_book(ids[step.book], etag=etag(step))
+
+    if together:
+        with transactions_of(database) as transactions:
+            results = await in_one_group(database, *map(call, steps))
+        assert transactions == ["commit"]
+    else:
+        results = [(await asyncio.gather(call(step), return_exceptions=True))[0] for step in steps]
+    made = {record.id for result in results if isinstance(result, list) for record in result}
+    numbers = {book_id: number for number, book_id in enumerate([*ids[:_AT_FIRST], *sorted(made - set(ids))])}
+
+    def answer(result: Any) -> Answer:
+        if isinstance(result, BookstoreError):
+            return type(result)
+        if result is None:
+            return None
+        return [numbered(record) for record in (result if isinstance(result, list) else [result])]
+
+    def numbered(record: BookRecord) -> Numbered:
+        return (numbers[record.id], *record[1:])
+
+    return [answer(result) for result in results], [numbered(record) for record in await all_books(database)]
+
+
+async def _check(database: Database, steps: list[Step]) -> None:
+    model = Model()
+    model.run(Create([BookDraft("a", "x", 0)] * _AT_FIRST))
+    # The ids of the books that a group makes are not known before, so no step names them.
+    expected = [
+        BookNotFound if isinstance(step, Update | Delete) and step.book >= _AT_FIRST else model.run(step)
+        for step in steps
+    ]
+    in_the_end = sorted(model.books.values())
+    for together in (True, False):
+        answers, stored = await _outcomes(database, steps, together=together)
+        assert answers == expected
+        assert stored == in_the_end
+
+
+@settings(max_examples=12)
+@given(steps=_STEPS)
+async def test_any_group_has_the_outcomes_of_its_calls_one_after_the_other(narrow: Database, steps: list[Step]) -> None:
+    await _check(narrow, steps)
+
+
+@settings(max_examples=40)
+@given(steps=_STEPS)
+async def test_any_group_on_sqlite_has_the_outcomes_of_its_calls_one_after_the_other(
+    sqlite: Database, steps: list[Step]
+) -> None:
+    await _check(sqlite, steps)
+
+
+def connections_in_use(database: Database) -> Any:
+    return database._writer.pool.checkedout()  # type: ignore[attr-defined]  # the queue's own method
+
+
+async def test_callers_who_leave_a_group_at_any_moment_cost_the_others_nothing(own_database: Database) -> None:
+    books = BookDAL(own_database)
+    chance = random.Random(3)
+    kept = await books.create_books([BookDraft("kept", "x", 0)] * 4)
+    answered: set[int] = set()
+    update_answered = 0
+    for year in range(1, 201 if own_database.is_embedded else 61):
+        tasks = [
+            asyncio.create_task(call)
+            for _ in range(3)
+            for call in (
+                books.create_book(BookDraft("new", "x", 0, uuid4())),
+                books.create_book(BookDraft("new", "x", 0)),
+                books.update_book(kept[0].id, BookChanges(release_year=year)),
+            )
+        ]
+        leaving = chance.sample(tasks, chance.choice([1, 4, 8, 9]))
+        for task in leaving:
+            for _ in range(chance.choice([0, 0, 1, 3, 10, 30])):
+                await asyncio.sleep(0)
+            task.cancel()
+        async with asyncio.timeout(30):
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+        for task, result in zip(tasks, results, strict=True):
+            assert isinstance(result, BookRecord) or (task in leaving and isinstance(result, asyncio.CancelledError))
+        answered |= {result.id for result in results if isinstance(result, BookRecord)}
+        if any(isinstance(result, BookRecord) for result in results[2::3]):
+            update_answered += 1
+            assert (await books.get_book(kept[0].id)).release_year == year
+    stored = {record.id for record in await all_books(own_database)}
+    assert answered <= stored
+    assert update_answered > 10
+    async with asyncio.timeout(30):
+        while connections_in_use(own_database):  # noqa: ASYNC110  a pool tells nobody
+            await asyncio.sleep(0.01)
+        # Every row can be locked again, on every connection of the pool.
+        await asyncio.gather(*(books.update_book(record.id, BookChanges(name="free")) for record in kept))
+    assert {record.name for record in await books.get_books([record.id for record in kept])} == {"free"}
+
+
+async def test_servers_that_race_with_request_ids_make_one_book_for_each(database: Database, twin: Database) -> None:
+    here, there = BookDAL(database), BookDAL(twin)
+    chance = random.Random(5)
+    for _ in range(10):
+        drafts = [BookDraft(f"Book {number}", "x", number, uuid4()) for number in range(20)]
+        shuffled = [chance.sample(drafts, 20) for _ in range(4)]
+        results = await asyncio.gather(
+            *(
+                books.create_book(draft)
+                for books, order in zip([here, there] * 2, shuffled, strict=True)
+                for draft in order
+            ),
+            here.create_books(drafts),
+            there.create_books(drafts[::-1]),
+        )
+        *singles, forth, back = results
+        assert forth == back[::-1]
+        assert set(singles) == set(forth)
+        assert len(set(forth)) == 20
+    assert await count_rows(database) == (200, 200)
+
+
+async def test_servers_that_race_for_the_same_books_lose_no_update(database: Database, twin: Database) -> None:
+    counted = await BookDAL(database).create_books([BookDraft("counted", "x", 0)] * 3)
+
+    async def count_up(books: BookDAL, book_id: int) -> None:
+        for _ in range(5):
+            while True:
+                record = await books.get_book(book_id)
+                try:
+                    await books.update_book(
+                        book_id, BookChanges(release_year=record.release_year + 1), etag=record.etag
+                    )
+                    break
+                except EtagMismatch:
+                    continue
+
+    async def disturb(books: BookDAL, number: int) -> None:
+        for turn in range(10):
+            for record in random.Random(number).sample(counted, 3):
+                await books.update_book(record.id, BookChanges(author=f"{number} {turn}"))
+
+    servers = [BookDAL(database), BookDAL(twin)]
+    async with asyncio.timeout(60):
+        await asyncio.gather(
+            *(count_up(books, record.id) for books in servers for record in counted for _ in range(3)),
+            *(disturb(books, number) for number, books in enumerate(servers * 2)),
+        )
+    found = await BookDAL(twin).get_books([record.id for record in counted])
+    assert [record.release_year for record in found] == [30, 30, 30]
+
+
+async def test_servers_that_delete_and_update_the_same_books_agree(database: Database, twin: Database) -> None:
+    servers = [BookDAL(database), BookDAL(twin)]
+    chance = random.Random(11)
+    for _ in range(10):
+        stored = await servers[0].create_books([BookDraft("doomed", "x", 0)] * 10)
+        deletes = [
+            books.delete_book(record.id) for record in chance.sample(stored, 10) for books in chance.sample(servers, 2)
+        ]
+        updates = [
+            books.update_book(record.id, BookChanges(release_year=1))
+            for record in chance.sample(stored, 10)
+            for books in servers
+        ]
+        calls = [*deletes, *updates]
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        deleted, updated = results[: len(deletes)], results[len(deletes) :]
+        assert deleted.count(None) == 10
+        assert all(result is None or isinstance(result, BookNotFound) for result in deleted)
+        assert all(isinstance(result, BookRecord | BookNotFound) for result in updated)
+    assert await count_rows(database) == (0, 0)

@@ -1,0 +1,26 @@
+"""docs/operations.md says what is so: its table of settings and its list of metrics are those of the code."""
+
+import re
+from pathlib import Path
+
+from bookstore_grpc.server.settings import ENVIRONMENT_PREFIX, settings_fields
+from tests.metrics import metric_names
+
+OPERATIONS = (Path(__file__).parents[2] / "docs/operations.md").read_text()
+
+
+def test_the_table_of_settings_is_that_of_the_code() -> None:
+    table = OPERATIONS.split("<!-- settings:")[1].split("<!-- end of settings -->")[0].splitlines()[3:]
+    expected = []
+    for setting in settings_fields():
+        default = setting.default
+        text = ", ".join(default) if isinstance(default, tuple) else "off" if default is False else str(default)
+        shown = f"`{text}`" if text else ""
+        flag, variable = f"--{setting.name.replace('_', '-')}", f"{ENVIRONMENT_PREFIX}{setting.name.upper()}"
+        expected.append(f"| `{flag}` | `{variable}` | {shown} | {setting.metadata['help']} |")
+    assert table == expected
+
+
+def test_the_metrics_that_are_listed_are_those_that_there_are() -> None:
+    listed = set(re.findall(r"`(bookstore_[a-z_]+)(?:\{[a-z,]+\})?`", OPERATIONS))
+    assert listed == metric_names()
