@@ -13,8 +13,8 @@ PAGE_SIZE_MAX = 1_000
 # gRPC clients refuse answers over 4 MiB unless told otherwise; a page of the longest texts ends early instead.
 PAGE_MAX_CODE_POINTS = 900_000
 BATCH_MAX = 1_000
-# Books written in one transaction. A call that comes meanwhile waits for it, so it is no longer than that of a batch.
-WRITE_GROUP_MAX = 1_000
+# Books written in one transaction by group commit: as many as one batch call may create, for other writes wait for it.
+WRITE_BATCH_MAX_BOOKS = 1_000
 # Of one INSERT, as MariaDB is sent it. Half of the smallest `max_allowed_packet` that is a default anywhere.
 INSERT_MAX_BYTES = 512 * 1024
 # MariaDB's `max_allowed_packet` has to hold what cannot be split: the ids of a batch, or a filter and a page token.
@@ -22,8 +22,8 @@ MARIADB_PACKET_MIN_BYTES = 128 * 1024
 
 # Books that are kept encoded for the pages they are on: about 1 KB each.
 ENCODED_BOOKS_MAX = 16_384
-# Books on the pages that are kept until the next commit.
-KEPT_PAGES_MAX_BOOKS = 8_192
+# Books on all pages in the page cache, which the next commit empties.
+PAGE_CACHE_MAX_BOOKS = 8_192
 
 # What is read of JSON before it is clear that it is refused: 8 MiB of `{},` would hold up all calls for seconds.
 JSON_ARRAY_MAX = 10_000

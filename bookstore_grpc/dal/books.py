@@ -1,4 +1,4 @@
-"""BookDAL: every operation on books, one method each. A read is one statement; writes are done in groups."""
+"""BookDAL: one method for each operation on books. A read is one statement; writes go through group commit."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -7,11 +7,11 @@ from typing import Any
 from sqlalchemy import Select, bindparam, delete, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from bookstore_grpc.dal.batching import Group, Groups
 from bookstore_grpc.dal.database import Database
+from bookstore_grpc.dal.group_commit import BatchEnd, GroupCommit
 from bookstore_grpc.dal.models import SELECT_BOOKS, Book, CreateRequest
 from bookstore_grpc.dal.observer import DatabaseObserver
-from bookstore_grpc.dal.page_cache import KeptPages
+from bookstore_grpc.dal.page_cache import PageCache
 from bookstore_grpc.dal.paging import (
     is_search,
     page_statement,
@@ -21,9 +21,9 @@ from bookstore_grpc.dal.paging import (
 )
 from bookstore_grpc.dal.records import BookChanges, BookDraft, BookPage, BookRecord
 from bookstore_grpc.dal.write_batch import (
+    BookWriteBatch,
     CreateBooks,
     DeleteBook,
-    GroupOfWrites,
     Operation,
     UpdateBook,
     Written,
@@ -34,17 +34,17 @@ from bookstore_grpc.limits import (
     AUTHOR_MAX_CODE_POINTS,
     BATCH_MAX,
     CREATE_REQUEST_KEPT_HOURS,
-    KEPT_PAGES_MAX_BOOKS,
     NAME_MAX_CODE_POINTS,
+    PAGE_CACHE_MAX_BOOKS,
     PAGE_MAX_CODE_POINTS,
-    WRITE_GROUP_MAX,
+    WRITE_BATCH_MAX_BOOKS,
 )
 
 _MICROSECONDS_PER_HOUR = 3_600_000_000
 _READ_SUMMARY = "SELECT books"
 
-# Built once: building a statement costs more than running it. The parameters' names are not the columns', which
-# SQLAlchemy keeps for itself.
+# Built once: building a statement costs more than running it. Parameters are not named after columns, because
+# SQLAlchemy reserves those names.
 _GET = SELECT_BOOKS.where(Book.id == bindparam("book_id"))
 _GET_MANY = SELECT_BOOKS.where(Book.id.in_(bindparam("ids", expanding=True)))
 _GET_OLD_REQUESTS = (
@@ -54,17 +54,17 @@ _DELETE_REQUESTS = delete(CreateRequest).where(CreateRequest.request_id.in_(bind
 
 
 def microseconds_now() -> int:
-    """Answer the time in microseconds since 1970-01-01T00:00:00Z."""
+    """Return the time in microseconds since 1970-01-01T00:00:00Z."""
     return time.time_ns() // 1_000
 
 
 class BookDAL:
-    """The books of a database. `clock` answers microseconds since 1970-01-01T00:00:00Z.
+    """The books of a database. `clock` returns microseconds since 1970-01-01T00:00:00Z.
 
-    `on_group_written` is told how many calls a transaction has served, `observer` of all that goes to the database
-    for calls.
-    Every method may raise `DatabaseUnavailable`; a write that did so has not happened, or may be retried with
-    its request id.
+    `on_batch_committed` is called with the number of calls that a transaction served, `observer` for every access to
+    the database that serves calls.
+    Every method may raise `DatabaseUnavailable`. A write that did so has not happened, or its outcome is unknown; with
+    a request id it can be retried safely.
     """
 
     def __init__(
@@ -72,19 +72,20 @@ class BookDAL:
         database: Database,
         *,
         clock: Callable[[], int] = microseconds_now,
-        on_group_written: Callable[[int], None] | None = None,
+        on_batch_committed: Callable[[int], None] | None = None,
         observer: DatabaseObserver | None = None,
     ) -> None:
         self._database = database
         self._clock = clock
-        self._on_group_written = on_group_written
+        self._on_batch_committed = on_batch_committed
         self._observer = observer
-        self._kept_pages = KeptPages(most=KEPT_PAGES_MAX_BOOKS)
-        self._writes = Groups(
-            self._write,
-            at_once=database.groups_at_once,
-            most=WRITE_GROUP_MAX,
-            on_ended=self._tell_of_group,
+        self._page_cache = PageCache(max_books=PAGE_CACHE_MAX_BOOKS)
+        self._writes: GroupCommit[AsyncConnection, Operation, Written] = GroupCommit(
+            database.write,
+            lambda connection: BookWriteBatch(connection, now=clock()),
+            batches_max=database.writing_connections,
+            size_max=WRITE_BATCH_MAX_BOOKS,
+            on_batch_end=self._on_batch_end,
             keeps_contexts=observer is not None,
         )
 
@@ -94,22 +95,22 @@ class BookDAL:
         return record
 
     async def create_books(self, drafts: Sequence[BookDraft]) -> list[BookRecord]:
-        """Store books, all or none, and answer them in order.
+        """Store books, all or none, and return them in order.
 
-        A draft whose `request_id` has already made this book answers that book, as it was made; so do two
-        drafts with one id here. Raises `RequestIdReused` if the id made another book.
+        `request_id` is an idempotency key: a draft whose id has already created this book returns that book as it was
+        created, also within one call. Raises `RequestIdReused` if the id created a different book.
         """
-        return await self._writes.outcome(CreateBooks(drafts), size=len(drafts))
+        return await self._writes.submit(CreateBooks(drafts), size=len(drafts))
 
     async def get_book(self, book_id: int) -> BookRecord:
-        """Answer one book. Raises `BookNotFound`."""
+        """Return one book. Raises `BookNotFound`."""
         rows = await self._read(_GET, {"book_id": book_id})
         if not rows:
             raise BookNotFound([book_id])
         return BookRecord._make(rows[0])
 
     async def get_books(self, ids: Sequence[int]) -> list[BookRecord]:
-        """Answer books in the order of their ids, repeats repeated. Raises `BookNotFound` with all that are missing."""
+        """Return books in the order of `ids`, duplicates included. Raises `BookNotFound` with all missing ids."""
         rows = await self._read(_GET_MANY, {"ids": sorted(set(ids))})
         found = {row[0]: BookRecord._make(row) for row in rows}
         if missing := [book_id for book_id in dict.fromkeys(ids) if book_id not in found]:
@@ -117,34 +118,34 @@ class BookDAL:
         return [found[book_id] for book_id in ids]
 
     async def list_books(self, *, page_size: int, page_token: str, filter: str, order_by: str) -> BookPage:
-        """Answer a page of at most `page_size` books, fewer where their texts are long.
+        """Return a page of at most `page_size` books, fewer if their texts are long.
 
-        Raises `InvalidFilter`, `InvalidOrderBy` and `InvalidPageToken`, and `ResourceExhausted` where too many search.
+        Raises `InvalidFilter`, `InvalidOrderBy`, `InvalidPageToken`, or `ResourceExhausted` if too many searches run.
         """
-        question = (page_size, page_token, filter, order_by)
+        key = (page_size, page_token, filter, order_by)
         version = self._database.version()
-        page = self._kept_pages.page(question, version)
+        page = self._page_cache.get(key, version)
         if page is None:
             page = await self._read_page(page_size=page_size, page_token=page_token, filter=filter, order_by=order_by)
-            self._kept_pages.keep(question, version, page)
+            self._page_cache.put(key, version, page)
         return page
 
     async def update_book(self, book_id: int, changes: BookChanges, *, etag: str = "") -> BookRecord:
-        """Change a book and answer it. Values that it already has change nothing, `update_time` included.
+        """Change a book and return it. Values equal to the stored ones change nothing, `update_time` included.
 
         Raises `BookNotFound`, and `EtagMismatch` if `etag` is given and not the current one.
         """
-        (record,) = await self._writes.outcome(UpdateBook(book_id, changes, etag))
+        (record,) = await self._writes.submit(UpdateBook(book_id, changes, etag))
         return record
 
     async def delete_book(self, book_id: int, *, etag: str = "") -> None:
         """Delete a book. Raises `BookNotFound`, and `EtagMismatch` if `etag` is given and not the current one."""
-        await self._writes.outcome(DeleteBook(book_id, etag))
+        await self._writes.submit(DeleteBook(book_id, etag))
 
     async def forget_old_create_requests(self) -> int:
-        """Delete some of what replays no longer need, and answer how many; 0 when there is nothing left to delete.
+        """Delete some expired request ids and return how many; 0 when none are left.
 
-        A portion at a time, because on SQLite the other writes wait.
+        At most `BATCH_MAX` at a time, because on SQLite all other writes wait meanwhile.
         """
         before = self._clock() - CREATE_REQUEST_KEPT_HOURS * _MICROSECONDS_PER_HOUR
 
@@ -182,22 +183,16 @@ class BookDAL:
         finally:
             self._observer.read_ended(_READ_SUMMARY, started_ns, error)
 
-    def _tell_of_group(self, group: Group[Operation], started_ns: int, error: BaseException | None) -> None:
-        if self._on_group_written and error is None:
-            self._on_group_written(len(group.members))
+    def _on_batch_end(self, batch: BatchEnd[Operation]) -> None:
+        if self._on_batch_committed and batch.error is None:
+            self._on_batch_committed(len(batch.operations))
         if self._observer:
-            summary = summary_of_writes(member.item for member in group.members)
-            self._observer.group_ended(summary, group.callers(), started_ns, error)
-
-    async def _write(self, group: Group[Operation]) -> list[Written | Exception]:
-        async def work(connection: AsyncConnection) -> list[Written | Exception]:
-            return await GroupOfWrites(connection, now=self._clock()).run(group)
-
-        return await self._database.write(work)
+            summary = summary_of_writes(batch.operations)
+            self._observer.batch_ended(summary, batch.contexts, batch.started_ns, batch.error)
 
 
 def _first_that_fit(records: list[BookRecord]) -> list[BookRecord]:
-    """Answer the records, from the first, whose texts fit into a page; at least one."""
+    """Return the leading records whose texts fit into a page; at least one."""
     if len(records) * (NAME_MAX_CODE_POINTS + AUTHOR_MAX_CODE_POINTS) <= PAGE_MAX_CODE_POINTS:
         return records
     code_points = 0

@@ -1,12 +1,11 @@
-"""What happens to the books in one transaction: the creates, updates and deletes of a group.
+"""The write batch: creates, updates and deletes executed in one transaction.
 
-Everything is decided before anything is written: the group reads what it is about and locks it, then each
-operation in its turn finds its outcome among what those before it left, and at the end the changes of all are
-written, one statement for each kind. So an operation that is refused has written nothing, and costs the others
-nothing.
+All operations are decided in memory before anything is written: the batch reads and locks the rows concerned, applies
+each operation in turn to what the earlier ones left, then writes all changes, one statement for each kind. A rejected
+operation has therefore written nothing, and does not affect the others.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import NamedTuple, TypeVar
@@ -15,7 +14,6 @@ from uuid import UUID
 from sqlalchemy import bindparam, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from bookstore_grpc.dal.batching import Group
 from bookstore_grpc.dal.casefold import fold_case
 from bookstore_grpc.dal.engines import PACKET_BYTES
 from bookstore_grpc.dal.models import SELECT_BOOKS, Book, CreateRequest
@@ -23,7 +21,7 @@ from bookstore_grpc.dal.records import BookChanges, BookDraft, BookRecord
 from bookstore_grpc.errors import BookNotFound, BookstoreError, EtagMismatch, RequestIdReused
 from bookstore_grpc.limits import INSERT_MAX_BYTES
 
-# Built once. Locked in one order for all, so that two groups wait for each other only one way round.
+# Built once. Every batch locks in the order of the ids, so that two batches cannot deadlock.
 _GET_LOCKED = SELECT_BOOKS.where(Book.id.in_(bindparam("ids", expanding=True))).order_by(Book.id).with_for_update()
 _GET_REQUESTS = select(
     CreateRequest.request_id, CreateRequest.book_id, CreateRequest.digest, CreateRequest.create_time
@@ -34,22 +32,22 @@ _INSERT_REQUESTS = insert(CreateRequest)
 _UPDATE = update(Book).where(Book.id == bindparam("book_id"))
 _DELETE = delete(Book).where(Book.id.in_(bindparam("ids", expanding=True)))
 
-# What a row of an INSERT takes beside its texts, amply: numbers, names, quotes, and a digest with every byte escaped.
+# Upper bound of a row of an INSERT without its texts: numbers, names, quotes, a digest with every byte escaped.
 _ROW_BYTES = 256
-# What stands before the rows.
+# Upper bound of the INSERT before its rows.
 _HEAD_BYTES = 512
 
 T = TypeVar("T")
 
 
 class CreateBooks(NamedTuple):
-    """Store books, all or none."""
+    """Create books, all or none."""
 
     drafts: Sequence[BookDraft]
 
 
 class UpdateBook(NamedTuple):
-    """Change a book."""
+    """Change a book; an empty `etag` matches any state."""
 
     book_id: int
     changes: BookChanges
@@ -57,7 +55,7 @@ class UpdateBook(NamedTuple):
 
 
 class DeleteBook(NamedTuple):
-    """Delete a book."""
+    """Delete a book; an empty `etag` matches any state."""
 
     book_id: int
     etag: str
@@ -69,55 +67,69 @@ _SUMMARIES: dict[type[Operation], str] = {
     UpdateBook: "UPDATE books",
     DeleteBook: "DELETE books",
 }
-#: The books that a create made, or the one book as an update left it or a delete found it.
+#: The books that a create made, or the one book as an update left it or as a delete found it.
 Written = list[BookRecord]
 
 
 @dataclass(slots=True)
-class _Made:
-    """What a create makes, or one with the same request id has made; the database numbers new books in the end."""
+class _Creation:
+    """A book that this batch inserts, or that an earlier create with the same request id has inserted."""
 
     digest: bytes
     create_time: int
-    book_id: int = 0
+    book_id: int = 0  # known once the row is inserted
+
+
+class _Created(NamedTuple):
+    """The decision on a create, whose records are complete once the rows are inserted."""
+
+    drafts: Sequence[BookDraft]
+    creations: Sequence[_Creation]
+
+    def records(self) -> Written:
+        return [
+            BookRecord(each.book_id, draft.name, draft.author, draft.release_year, each.create_time, each.create_time)
+            for draft, each in zip(self.drafts, self.creations, strict=True)
+        ]
 
 
 def summary_of_writes(operations: Iterable[Operation]) -> str:
-    """Answer what a group does, as in "INSERT books UPDATE books"."""
+    """Return what a batch does, as in "INSERT books UPDATE books"."""
     kinds = {type(operation) for operation in operations}
     return " ".join(summary for kind, summary in _SUMMARIES.items() if kind in kinds)
 
 
-class GroupOfWrites:
+class BookWriteBatch:
     """The writes of one transaction. `now` is in microseconds since 1970-01-01T00:00:00Z."""
 
     def __init__(self, connection: AsyncConnection, *, now: int) -> None:
         self._connection = connection
         self._now = now
-        self._by_request_id: dict[UUID, _Made] = {}
-        self._new: list[tuple[BookDraft, _Made]] = []
+        self._by_request_id: dict[UUID, _Creation] = {}
+        self._new: list[tuple[BookDraft, _Creation]] = []
         self._books: dict[int, BookRecord] = {}
         self._changed: set[int] = set()
         self._deleted: set[int] = set()
 
-    async def run(self, group: Group[Operation]) -> list[Written | Exception]:
-        """Run the operations as if one after the other and answer their outcomes, an error for one refused."""
-        operations = group.join()
+    async def lock(self, operations: Sequence[Operation]) -> None:
+        """Read the request ids and the books that the operations name, and lock the books."""
         await self._read_requests(operations)
         await self._read_books(operations)
-        # Waiting for locks may have taken long, and who has gone meanwhile shall not have written.
-        decided = [self._decided(operation) for operation in group.items()]
+
+    async def apply(self, operations: Sequence[Operation]) -> list[Written | Exception]:
+        """Execute the operations as if one after the other, and return a result or an error for each."""
+        decisions = [self._decide(operation) for operation in operations]
         await self._insert()
         await self._update()
         await self._delete()
-        return [outcome() if callable(outcome) else outcome for outcome in decided]
+        return [each.records() if isinstance(each, _Created) else each for each in decisions]
 
     async def _read_requests(self, operations: Sequence[Operation]) -> None:
         creates = (operation for operation in operations if isinstance(operation, CreateBooks))
         request_ids = {draft.request_id for create in creates for draft in create.drafts if draft.request_id}
         if request_ids:
             for row in await self._connection.execute(_GET_REQUESTS, {"request_ids": _padded(list(request_ids))}):
-                self._by_request_id[row.request_id] = _Made(row.digest, row.create_time, row.book_id)
+                self._by_request_id[row.request_id] = _Creation(row.digest, row.create_time, row.book_id)
 
     async def _read_books(self, operations: Sequence[Operation]) -> None:
         ids = {operation.book_id for operation in operations if not isinstance(operation, CreateBooks)}
@@ -125,8 +137,7 @@ class GroupOfWrites:
             for row in await self._connection.execute(_GET_LOCKED, {"ids": _padded(sorted(ids))}):
                 self._books[row.id] = BookRecord._make(row)
 
-    def _decided(self, operation: Operation) -> Callable[[], Written] | Written | Exception:
-        """Answer the outcome of an operation, or what will answer it once the group is written."""
+    def _decide(self, operation: Operation) -> _Created | Written | Exception:
         try:
             match operation:
                 case CreateBooks():
@@ -138,48 +149,46 @@ class GroupOfWrites:
         except BookstoreError as error:
             return error
 
-    def _decide_create(self, create: CreateBooks) -> Callable[[], Written]:
-        new: list[tuple[BookDraft, _Made]] = []
-        by_request_id: dict[UUID, _Made] = {}
-        made: list[_Made] = []
+    def _decide_create(self, create: CreateBooks) -> _Created:
+        new: list[tuple[BookDraft, _Creation]] = []
+        by_request_id: dict[UUID, _Creation] = {}
+        creations: list[_Creation] = []
         for draft in create.drafts:
             request_id = draft.request_id
             digest = _digest(draft) if request_id else b""
             found = self._by_request_id.get(request_id) or by_request_id.get(request_id) if request_id else None
             if found is None:
-                found = _Made(digest, self._now)
+                found = _Creation(digest, self._now)
                 new.append((draft, found))
                 if request_id:
                     by_request_id[request_id] = found
             elif found.digest != digest:
                 raise RequestIdReused(str(request_id))
-            made.append(found)
+            creations.append(found)
         self._new += new
         self._by_request_id |= by_request_id
-        return lambda: [
-            BookRecord(each.book_id, draft.name, draft.author, draft.release_year, each.create_time, each.create_time)
-            for draft, each in zip(create.drafts, made, strict=True)
-        ]
+        return _Created(create.drafts, creations)
 
     def _decide_update(self, operation: UpdateBook) -> Written:
-        record = self._found(operation.book_id, operation.etag)
+        record = self._current(operation.book_id, operation.etag)
         new_values = {field: value for field, value in operation.changes._asdict().items() if value is not None}
         changed = record._replace(**new_values)
         if changed != record:
-            # A clock may stand still or go back; the etag must differ all the same.
+            # The clock may stand still or go back; the etag must differ all the same.
             changed = changed._replace(update_time=max(self._now, record.update_time + 1))
             self._books[record.id] = changed
             self._changed.add(record.id)
         return [changed]
 
     def _decide_delete(self, operation: DeleteBook) -> Written:
-        record = self._found(operation.book_id, operation.etag)
+        record = self._current(operation.book_id, operation.etag)
         del self._books[record.id]
         self._changed.discard(record.id)
         self._deleted.add(record.id)
         return [record]
 
-    def _found(self, book_id: int, etag: str) -> BookRecord:
+    def _current(self, book_id: int, etag: str) -> BookRecord:
+        """Return a book as the earlier operations left it. Raises `BookNotFound`, or `EtagMismatch`."""
         record = self._books.get(book_id)
         if record is None:
             raise BookNotFound([book_id])
@@ -194,40 +203,40 @@ class GroupOfWrites:
             {"create_time": self._now, **_columns(draft.name, draft.author, draft.release_year, self._now)}
             for draft, _ in self._new
         ]
-        # SQLite numbers the rows of one INSERT in their order; elsewhere SQLAlchemy sees to it that they are.
+        # SQLite numbers the rows of one INSERT in their order; elsewhere SQLAlchemy returns the ids in that order.
         is_sqlite = self._connection.dialect.name == "sqlite"
         ids: list[int] = []
         for portion in self._portions(rows):
             result = await self._connection.execute(_INSERT if is_sqlite else _INSERT_IN_ORDER, portion)
             ids += [row[0] for row in result]
-        for (_, made), book_id in zip(self._new, sorted(ids) if is_sqlite else ids, strict=True):
-            made.book_id = book_id
+        for (_, creation), book_id in zip(self._new, sorted(ids) if is_sqlite else ids, strict=True):
+            creation.book_id = book_id
         requests = [
             {
                 "request_id": draft.request_id,
-                "book_id": made.book_id,
-                "digest": made.digest,
-                "create_time": made.create_time,
+                "book_id": creation.book_id,
+                "digest": creation.digest,
+                "create_time": creation.create_time,
             }
-            for draft, made in self._new
+            for draft, creation in self._new
             if draft.request_id
         ]
         if requests:
-            # In one order for all, so that two groups with the same ids wait for each other only one way round.
+            # In the order of the ids, so that two batches with the same ids cannot deadlock.
             for portion in self._portions(sorted(requests, key=lambda row: str(row["request_id"]))):
                 await self._connection.execute(_INSERT_REQUESTS, portion)
 
     def _portions(self, rows: Sequence[Mapping[str, object]]) -> Iterator[list[Mapping[str, object]]]:
-        """Answer the rows in as many INSERTs as MariaDB needs, which takes no statement beyond a length."""
+        """Yield the rows of each INSERT: MariaDB bounds the length of a statement, so there it may take several."""
         if self._connection.dialect.name != "mariadb":
             yield list(rows)
             return
-        info = self._connection.sync_connection.info  # type: ignore[union-attr]  # there is one within a transaction
+        info = self._connection.sync_connection.info  # type: ignore[union-attr]  # not None within a transaction
         most = min(INSERT_MAX_BYTES, info[PACKET_BYTES]) - _HEAD_BYTES
         portion: list[Mapping[str, object]] = []
         left = most
         for row in rows:
-            # Its driver writes the values into the statement, where each byte may need another before it.
+            # The driver writes the values into the statement, where each byte may need an escape.
             size = _ROW_BYTES + sum(2 * len(value.encode()) for value in row.values() if isinstance(value, str))
             if size > left and portion:
                 yield portion
@@ -251,7 +260,7 @@ class GroupOfWrites:
 
 
 def _columns(name: str, author: str, release_year: int, update_time: int) -> dict[str, object]:
-    """Answer the columns that a change of a book may change."""
+    """Return the columns that a write of a book sets."""
     return {
         "name": name,
         "author": author,
@@ -263,10 +272,10 @@ def _columns(name: str, author: str, release_year: int, update_time: int) -> dic
 
 
 def _digest(draft: BookDraft) -> bytes:
-    # Stored text holds no control characters, so NUL keeps the fields apart.
+    # Stored text holds no control characters, so NUL separates the fields unambiguously.
     return sha256(f"{draft.name}\0{draft.author}\0{draft.release_year}".encode()).digest()
 
 
 def _padded(keys: Sequence[T]) -> Sequence[T]:
-    """Repeat the last key up to a power of two: a few statements serve groups of every size, prepared once each."""
+    """Repeat the last key up to a power of two, so that a few prepared statements serve batches of every size."""
     return [*keys, *[keys[-1]] * ((1 << (len(keys) - 1).bit_length()) - len(keys))]

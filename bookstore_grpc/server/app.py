@@ -170,7 +170,7 @@ async def running_server(
         traces = await stack.enter_async_context(_traces(settings, database))
         metrics = _metrics(settings)
         books = BookDAL(
-            database, clock=clock, on_group_written=metrics.group_written if metrics else None, observer=traces
+            database, clock=clock, on_batch_committed=metrics.group_written if metrics else None, observer=traces
         )
         servicer = BookServicer(books)
         crowding = Crowding(bounds.grpc)

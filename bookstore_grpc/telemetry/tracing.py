@@ -110,7 +110,7 @@ class Traces:
         if span.get_span_context().trace_flags.sampled:
             self._database_span(summary, [span], started_ns, error, {})
 
-    def group_ended(
+    def batch_ended(
         self, summary: str, callers: Sequence[Variables], started_ns: int, error: BaseException | None
     ) -> None:
         """Make the span of a group of writes."""

@@ -1,4 +1,4 @@
-"""Pages that are answered again as they are: only where nothing was committed, by whomever, and only so many."""
+"""The page cache: a page is served from it only while nobody has committed, and its size is bounded."""
 
 import asyncio
 import sqlite3
@@ -9,7 +9,7 @@ import pytest
 
 from bookstore_grpc.dal.books import BookDAL
 from bookstore_grpc.dal.database import Database
-from bookstore_grpc.dal.page_cache import KeptPages
+from bookstore_grpc.dal.page_cache import PageCache
 from bookstore_grpc.dal.records import BookChanges, BookDraft, BookPage, BookRecord
 from bookstore_grpc.errors import DatabaseUnavailable
 from tests.dal.conftest import move, statements_of
@@ -30,7 +30,7 @@ async def names(books: BookDAL) -> list[str]:
     return [record.name for record in (await page(books)).books]
 
 
-async def test_page_is_read_once_until_somebody_commits(sqlite: Database, books: BookDAL) -> None:
+async def test_page_is_read_once_until_the_next_commit(sqlite: Database, books: BookDAL) -> None:
     await books.create_book(DRAFT)
 
     with statements_of(sqlite) as statements:
@@ -65,7 +65,7 @@ async def test_what_another_process_commits_shows_at_once(books: BookDAL, path: 
             assert await names(books) == [f"Renamed {number}"]
 
 
-async def test_a_connection_opened_anew_answers_no_page_of_the_one_before(
+async def test_a_reopened_connection_serves_no_page_of_the_previous_one(
     sqlite: Database, books: BookDAL, path: Path
 ) -> None:
     # SQLite counts for each connection apart, so equal numbers of two mean nothing.
@@ -80,7 +80,7 @@ async def test_a_connection_opened_anew_answers_no_page_of_the_one_before(
             assert await names(books) == [f"Renamed {number}"]
 
 
-async def test_what_is_written_while_a_page_is_read_is_on_the_next(books: BookDAL) -> None:
+async def test_a_book_written_while_a_page_is_read_is_on_the_next(books: BookDAL) -> None:
     async def write(number: int) -> int:
         return (await books.create_book(DRAFT._replace(name=f"Book {number}"))).id
 
@@ -93,13 +93,13 @@ async def test_what_is_written_while_a_page_is_read_is_on_the_next(books: BookDA
 
 
 @pytest.mark.parametrize("other", [{"page_size": 1}, {"filter": "author:frank"}])
-async def test_another_question_has_another_page(books: BookDAL, other: dict[str, object]) -> None:
+async def test_another_cache_key_has_another_page(books: BookDAL, other: dict[str, object]) -> None:
     await books.create_books([DRAFT, DRAFT._replace(author="Anon")])
     assert len((await page(books)).books) == 2
     assert len((await page(books, **other)).books) == 1  # type: ignore[arg-type]  # one of the two, by its name
 
 
-async def test_a_file_that_was_moved_answers_no_page_that_was_kept(books: BookDAL, path: Path, tmp_path: Path) -> None:
+async def test_a_moved_file_serves_no_cached_page(books: BookDAL, path: Path, tmp_path: Path) -> None:
     await books.create_book(DRAFT)
     await page(books)
     move(path, tmp_path / "elsewhere.db")
@@ -111,46 +111,46 @@ def page_of(count: int) -> BookPage:
     return BookPage([BookRecord(number, "N", "A", 0, 0, 0) for number in range(count)], "")
 
 
-class TestKeptPages:
+class TestPageCache:
     VERSION, LATER = (object(), 1), (object(), 2)
 
-    def test_page_is_kept_for_its_question_and_version(self) -> None:
-        kept, book_page = KeptPages(most=1_000), page_of(3)
-        assert kept.page("question", self.VERSION) is None
-        kept.keep("question", self.VERSION, book_page)
-        assert kept.page("question", self.VERSION) is book_page
-        assert kept.page("another", self.VERSION) is None
-        assert kept.page("question", self.LATER) is None
-        assert kept.page("question", self.VERSION) is None
+    def test_page_is_cached_for_its_key_and_version(self) -> None:
+        cache, book_page = PageCache(max_books=1_000), page_of(3)
+        assert cache.get("key", self.VERSION) is None
+        cache.put("key", self.VERSION, book_page)
+        assert cache.get("key", self.VERSION) is book_page
+        assert cache.get("another", self.VERSION) is None
+        assert cache.get("key", self.LATER) is None
+        assert cache.get("key", self.VERSION) is None
 
-    def test_page_that_was_overtaken_by_a_commit_is_not_kept(self) -> None:
-        kept = KeptPages(most=1_000)
-        kept.page("question", self.VERSION)
-        kept.page("question", self.LATER)
-        kept.keep("question", self.VERSION, page_of(3))
-        assert kept.page("question", self.VERSION) is None
-        assert kept.page("question", self.LATER) is None
+    def test_page_read_before_a_commit_is_not_cached(self) -> None:
+        cache = PageCache(max_books=1_000)
+        cache.get("key", self.VERSION)
+        cache.get("key", self.LATER)
+        cache.put("key", self.VERSION, page_of(3))
+        assert cache.get("key", self.VERSION) is None
+        assert cache.get("key", self.LATER) is None
 
-    def test_without_a_version_nothing_is_kept(self) -> None:
-        kept = KeptPages(most=1_000)
-        kept.page("question", None)
-        kept.keep("question", None, page_of(3))
-        assert kept.page("question", None) is None
+    def test_without_a_version_nothing_is_cached(self) -> None:
+        cache = PageCache(max_books=1_000)
+        cache.get("key", None)
+        cache.put("key", None, page_of(3))
+        assert cache.get("key", None) is None
 
     @pytest.mark.parametrize("count", [0, 1, 100])
-    def test_no_more_are_kept_than_fit(self, count: int) -> None:
-        kept = KeptPages(most=1_000)
+    def test_no_more_pages_are_cached_than_fit(self, count: int) -> None:
+        cache = PageCache(max_books=1_000)
         for number in range(1_000):
-            kept.page(number, self.VERSION)
-            kept.keep(number, self.VERSION, page_of(count))
-            assert kept.page(number, self.VERSION)
-        found = sum(kept.page(number, self.VERSION) is not None for number in range(1_000))
+            cache.get(number, self.VERSION)
+            cache.put(number, self.VERSION, page_of(count))
+            assert cache.get(number, self.VERSION)
+        found = sum(cache.get(number, self.VERSION) is not None for number in range(1_000))
         assert 1 <= found <= 1_000 // (32 + count)
 
-    def test_page_larger_than_all_that_fits_is_not_kept(self) -> None:
-        kept = KeptPages(most=1_000)
-        kept.page("small", self.VERSION)
-        kept.keep("small", self.VERSION, page_of(1))
-        kept.keep("large", self.VERSION, page_of(1_001))
-        assert kept.page("large", self.VERSION) is None
-        assert kept.page("small", self.VERSION) is not None
+    def test_page_larger_than_the_cache_is_not_cached(self) -> None:
+        cache = PageCache(max_books=1_000)
+        cache.get("small", self.VERSION)
+        cache.put("small", self.VERSION, page_of(1))
+        cache.put("large", self.VERSION, page_of(1_001))
+        assert cache.get("large", self.VERSION) is None
+        assert cache.get("small", self.VERSION) is not None

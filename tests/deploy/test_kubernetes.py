@@ -145,7 +145,7 @@ def test_the_connections_of_all_pods_fit_into_postgresql() -> None:
     settings = settings_from(kubernetes_variables())
     assert settings.worker_count == 1
     database = Database(settings.database_url, pool_size=settings.pool_size, timeout_seconds=1)
-    of_a_pod = settings.pool_size + database.groups_at_once + 1
+    of_a_pod = settings.pool_size + database.writing_connections + 1
     pods = (
         resource("HorizontalPodAutoscaler")["spec"]["maxReplicas"]
         + resource("Deployment")["spec"]["strategy"]["rollingUpdate"]["maxSurge"]
