@@ -1,4 +1,4 @@
-"""The one place where what drivers raise becomes a domain error: by code, never by text."""
+"""Driver errors to domain errors, in one table: by code, never by text."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -15,31 +15,31 @@ _POSTGRESQL_UNAVAILABLE: set[object] = {
     "25006", "25P03", "25P04",  # a transaction that may only read, or took too long
     "3F000", "42P01",  # the schema or the tables were dropped, as in a restore
     "42501", "55000", "55P03",  # a right that is missing, a database that takes no connections, lock not available
-    "P0001",  # a trigger of the operator's refuses
+    "P0001",  # a trigger of the operator's rejects the write
 }
 _MARIADB_UNAVAILABLE: set[object] = {
     1021, 1114,  # disk or table full
     1015, 1016, 1017, 1023, 1024, 1026, 1028, 1030, 1878,  # a file that cannot be opened, read, written or sorted in
     1034, 1035, 1194, 1195, 1712, 1932,  # a table or an index is damaged
-    1036, 1223, 1792,  # a table, a server or a transaction that takes no writes
-    1037, 1038, 1135, 1206, 1637,  # no memory, no thread, no room for locks or transactions
-    1047,  # a node of Galera that has no quorum
+    1036, 1223, 1792,  # a table, a server or a transaction that is read-only
+    1037, 1038, 1135, 1206, 1637,  # out of memory, threads, locks or transactions
+    1047,  # a Galera node without quorum
     1040, 1041, 1203,  # too many connections, out of memory
     1044, 1045, 1049, 1129, 1130, 1698,  # access, no such database
-    1142, 1143, 1226, 1227, 1370,  # rights on a table, a column and a routine, what an account may use up
-    1820, 1862, 4151,  # a password that is too old, an account that is locked
+    1142, 1143, 1226, 1227, 1370,  # rights on a table, a column and a routine, resource limits of an account
+    1820, 1862, 4151,  # an expired password, a locked account
     1053, 1152, 1158, 1159, 1160, 1161, 1184, 1317, 1927,  # shutdown, network, connection or statement killed
     1146,  # the tables were dropped, as in a restore
-    1644,  # a trigger of the operator's refuses
+    1644,  # a trigger of the operator's rejects the write
     1205, 1290, 1836,  # lock wait, read-only
     1969,  # the statement took too long
     2002, 2003, 2005, 2006, 2012, 2013, 2014, 2026, 2055, 4031,  # the client's own: connecting, losing the connection
-    9001,  # of ProxySQL: nobody behind it
+    9001,  # of ProxySQL: no backend
 }
 # fmt: on
 
-# Which error codes mean that two transactions met, and which that the database cannot serve now. What stands in
-# neither is a defect of ours.
+# The codes of a conflict between transactions, and those of a database that cannot serve now. Any other code is a
+# defect of this service.
 _CONFLICT: dict[str, set[object]] = {
     # https://www.sqlite.org/rescode.html
     "sqlite": {1555, 2067},
@@ -56,8 +56,8 @@ _UNAVAILABLE: dict[str, set[object]] = {
     "mariadb": _MARIADB_UNAVAILABLE,
 }
 
-# Of those, which mean that the connection is gone and another one may serve: ended by the server, for its rest was too
-# long or by an administrator, or by the network.
+# Of those, the codes of a lost connection, which a new one can replace: closed by the server as idle, by an
+# administrator, or by the network.
 _LOST: dict[str, set[object]] = {
     "sqlite": set(),
     "postgresql": {"08", "57P01", "57P02", "57P05"},
@@ -66,16 +66,16 @@ _LOST: dict[str, set[object]] = {
 
 
 class Conflict(DatabaseUnavailable):
-    """A transaction met another one; run again from its start it will see what the other has done."""
+    """A transaction conflicted with another; retried from its start it sees what the other has committed."""
 
 
 class ConnectionLost(DatabaseUnavailable):
-    """The connection was gone, or went meanwhile. What had not been committed has not happened."""
+    """The connection was lost. What had not been committed has not happened."""
 
 
 @contextmanager
 def translated_errors(dialect: str) -> Iterator[None]:
-    """Turn what the driver of this database raises into `DatabaseUnavailable` or a kind of it; leave the rest."""
+    """Translate what the driver of this database raises into `DatabaseUnavailable` or a subclass; pass on the rest."""
     try:
         yield
     except (exc.DBAPIError, sqlite3.Error) as error:
@@ -91,32 +91,32 @@ def translated_errors(dialect: str) -> Iterator[None]:
     except exc.TimeoutError as error:
         raise DatabaseUnavailable("Every connection to the database is busy; try again.") from error
     except OSError as error:
-        if isinstance(error, TimeoutError) and not str(error):  # asyncio's, by which drivers end a wait
+        if isinstance(error, TimeoutError) and not str(error):  # asyncio's, which drivers pass on
             error = TimeoutError("it did not answer in time")
         kind = ConnectionLost if has_lost_connection(error, dialect) else DatabaseUnavailable
         raise kind from named_exhaustion(error)
 
 
 def has_lost_connection(error: BaseException | None, dialect: str) -> bool:
-    """Tell whether what a driver has raised means that a connection which was there is gone."""
+    """Return whether an error of a driver means that an established connection is lost."""
     if isinstance(error, OSError):
-        # The kernel gives up waiting with a number; asyncio, and a driver by its own clock, without.
+        # A timeout of the kernel has a number; one of asyncio or of a driver has none.
         is_timeout = isinstance(error, TimeoutError) and error.errno is not None
         return is_timeout or (isinstance(error, ConnectionError) and not isinstance(error, ConnectionRefusedError))
     return bool(_codes(error, dialect) & _LOST[dialect])
 
 
 def driver_error(error: BaseException) -> BaseException:
-    """Answer what the driver has raised, of which an error came to be; it says more. Else the error itself."""
+    """Return the driver's error from which an error was translated, which says more; else the error itself."""
     cause = error.__cause__
     return getattr(cause, "orig", None) or cause or error
 
 
 @contextmanager
 def startup_errors(description: str) -> Iterator[None]:
-    """Turn what keeps the service from starting on the database so described into `StartupError`.
+    """Translate what keeps the service from starting on the database so described into `StartupError`.
 
-    It says what the driver found, which at the start is for the operator and never for a caller.
+    Its message includes the driver's, which is for the operator and never for a caller.
     """
     try:
         yield
@@ -125,8 +125,6 @@ def startup_errors(description: str) -> Iterator[None]:
     except exc.SQLAlchemyError as error:
         cause = _clause(getattr(error, "orig", error))
         raise StartupError(f"Cannot use the database {description}: {cause}.") from error
-    except (TypeError, ValueError) as error:
-        raise StartupError(f"The database URL has an option that its driver does not take: {error}.") from error
 
 
 def _clause(error: BaseException) -> str:
@@ -134,7 +132,7 @@ def _clause(error: BaseException) -> str:
 
 
 def _codes(error: BaseException | None, dialect: str) -> set[object]:
-    """Answer the codes under which an error of a driver may be listed: its own and its class's."""
+    """Return the codes under which an error of a driver may be listed: its own and its class's."""
     if dialect == "sqlite":
         code = getattr(error, "sqlite_errorcode", 0)
         return {code, code & 0xFF}

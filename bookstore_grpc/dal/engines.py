@@ -1,4 +1,4 @@
-"""Database URLs to engines, with what each database needs to behave like the others."""
+"""Database URLs and SQLAlchemy engines, configured so that all databases behave alike."""
 
 import asyncio
 import math
@@ -6,7 +6,7 @@ import os
 import re
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from sqlalchemy import event, exc
@@ -14,13 +14,14 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from bookstore_grpc.compat import aiosqlite as aiosqlite_compat
 from bookstore_grpc.errors import DatabaseUnavailable, StartupError
 from bookstore_grpc.limits import AUTHOR_MAX_CODE_POINTS, MARIADB_PACKET_MIN_BYTES
 
-#: Where a connection's `info` has the longest statement that MariaDB takes from it, in bytes.
+#: The key of a connection's `info` for the longest statement that MariaDB accepts, in bytes.
 PACKET_BYTES = "packet_bytes"
 
-# The one driver for each database, and the extra that brings it.
+# The one supported driver of each database, and the extra that installs it.
 _DRIVERS = {
     "sqlite": ("sqlite+aiosqlite", "server"),
     "postgresql": ("postgresql+asyncpg", "postgresql"),
@@ -28,31 +29,31 @@ _DRIVERS = {
 }
 _SCHEMES = {"postgres": "postgresql", "mysql": "mariadb"}
 _NO_FILE = re.compile(r"(file:)?(:memory:)?")
-# Shorter than what firewalls and servers allow a connection to idle.
+# Shorter than the idle timeouts of firewalls and servers.
 _RECYCLE_SECONDS = 1_800
 _BUSY_SECONDS = 2
-# Of SQLite's virtual machine between two looks at the clock: less than a millisecond.
-_STEPS = 10_000
+# Steps of SQLite's virtual machine between two checks of the deadline: less than a millisecond.
+_STEPS_PER_CHECK = 10_000
 _BUSY_PAUSE_SECONDS = 0.05
-# SQLite's log grows to so many pages of 4 KiB, 16 MB, before they are copied into the file. The pages of an index that
-# many commits touch are then copied once for all of them; by the default, 1,000, a batch of 500 books takes an eighth
+# The WAL grows to so many pages of 4 KiB, 16 MB, before a checkpoint copies them into the database. An index page that
+# many commits change is then copied once for all of them; with the default, 1,000, a batch of 500 books takes an eighth
 # longer.
-_LOG_PAGES = 4_000
-# A log that has taken the last room of a disk stays for ever: to be emptied it needs room for the file to grow. Where
-# there is less than four times the longest log, it is kept short.
+_WAL_PAGES = 4_000
+# A WAL that has filled the disk stays for ever, because a checkpoint needs room for the database to grow. With less
+# free space than four times the longest WAL, it is kept short.
 _SCARCE_BYTES = 64 * 2**20
-_LOG_PAGES_WHERE_SCARCE = 50
+_WAL_PAGES_IF_SCARCE = 50
 
 
 class Cutoff:
-    """When, by `time.monotonic`, the statement that a SQLite connection runs is to end; any thread may change it."""
+    """The deadline, by `time.monotonic`, of the statement that a SQLite connection runs; any thread may change it."""
 
     def __init__(self) -> None:
         self.at = math.inf
 
 
 def parse_database_url(text: str) -> URL:
-    """Read a database URL and settle its driver. Raises `StartupError`; its message never holds a password."""
+    """Parse a database URL and choose its driver. Raises `StartupError`, whose message never contains a password."""
     supported = ", ".join(driver for driver, _ in _DRIVERS.values())
     try:
         url = make_url(text)
@@ -76,15 +77,15 @@ def parse_database_url(text: str) -> URL:
     if backend != "sqlite" and not url.database:
         raise StartupError(f"The database URL names no database; it ends with /NAME, as in {drivername}://HOST/NAME.")
     if "sslmode" in url.query and backend == "postgresql":
-        # Hosts print URLs as libpq reads them; asyncpg takes the same words under another name.
+        # Hosting providers give URLs in libpq's form; asyncpg takes the same values under another name.
         url = url.update_query_dict({"ssl": url.query["sslmode"]}).difference_update_query(["sslmode"])
     return url.set(drivername=drivername)
 
 
 def reading_engine(url: URL, *, pool_size: int, timeout_seconds: float, statement_seconds: float) -> AsyncEngine:
-    """Make an engine whose every statement stands by itself: no transaction, one round trip, ended after a time.
+    """Return an engine without transactions: one round trip for each statement, which has a time limit.
 
-    SQLite ends a statement only where its connection's `cutoff` says so.
+    SQLite's time limit is the `cutoff` of the connection.
     """
     engine = _engine(
         url,
@@ -100,14 +101,14 @@ def reading_engine(url: URL, *, pool_size: int, timeout_seconds: float, statemen
 
 
 def writing_engine(url: URL, *, pool_size: int, timeout_seconds: float) -> AsyncEngine:
-    """Make an engine for transactions. SQLite has one writer, so calls queue for one connection."""
+    """Return an engine for transactions. SQLite allows one writer, so calls queue for one connection."""
     if url.get_backend_name() != "sqlite":
-        # MariaDB's default, REPEATABLE READ, locks gaps between rows, and writers then meet where they need not.
+        # MariaDB's default, REPEATABLE READ, locks gaps between rows, which causes needless conflicts.
         engine = _engine(url, timeout_seconds, pool_size=pool_size, isolation_level="READ COMMITTED")
         if url.get_backend_name() == "mariadb":
-            _learn_packet_bytes(engine)
+            _require_packet_bytes(engine)
         return engine
-    # Every transaction here ends with its commit or rollback, so the pool need not send another.
+    # Every transaction here ends with a commit or rollback, so the pool need not send another.
     engine = _engine(url, timeout_seconds, pool_size=1, pool_reset_on_return=None)
     _on_connect(
         engine,
@@ -118,18 +119,18 @@ def writing_engine(url: URL, *, pool_size: int, timeout_seconds: float) -> Async
 
     @event.listens_for(engine.sync_engine, "begin")
     def begin(connection: Any) -> None:
-        log_pages = _log_pages(url)
-        if connection.info.get("log_pages") != log_pages:
-            connection.exec_driver_sql(f"PRAGMA wal_autocheckpoint = {log_pages}")
-            connection.info["log_pages"] = log_pages
+        wal_pages = _wal_pages(url)
+        if connection.info.get("wal_pages") != wal_pages:
+            connection.exec_driver_sql(f"PRAGMA wal_autocheckpoint = {wal_pages}")
+            connection.info["wal_pages"] = wal_pages
         # A transaction that began as a reader and then writes fails at once with SQLITE_BUSY instead of waiting.
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return engine
 
 
-def _learn_packet_bytes(engine: AsyncEngine) -> None:
-    """Ask a new connection how long a statement may be. One too short for a call refuses all, so that it is seen."""
+def _require_packet_bytes(engine: AsyncEngine) -> None:
+    """Read `max_allowed_packet` on every new connection, and reject the connection if some call would not fit."""
 
     @event.listens_for(engine.sync_engine, "connect")
     def ask(connection: Any, record: ConnectionPoolEntry) -> None:
@@ -143,39 +144,25 @@ def _learn_packet_bytes(engine: AsyncEngine) -> None:
             )
 
 
-def _log_pages(url: URL) -> int:
+def _wal_pages(url: URL) -> int:
     path = url.database or ""
     if path.startswith("file:"):
-        return _LOG_PAGES  # a URI of SQLite's own, which only SQLite reads
+        return _WAL_PAGES  # a URI of SQLite's own, which only SQLite parses
     disk = os.statvfs(path)
-    return _LOG_PAGES if disk.f_bavail * disk.f_frsize >= _SCARCE_BYTES else _LOG_PAGES_WHERE_SCARCE
+    return _WAL_PAGES if disk.f_bavail * disk.f_frsize >= _SCARCE_BYTES else _WAL_PAGES_IF_SCARCE
 
 
 def _engine(url: URL, timeout_seconds: float, *, statement_seconds: float = 0, **options: Any) -> AsyncEngine:
     backend = url.get_backend_name()
-    connect_args: dict[str, Any] = {"timeout": timeout_seconds}
-    if backend == "postgresql" and statement_seconds:
-        connect_args["server_settings"] = {"statement_timeout": f"{statement_seconds * 1_000:.0f}"}
-    if backend == "sqlite":
-        connect_args["async_creator_fn"] = _sqlite_connect
-    if backend == "mariadb":
-        connect_args = {
-            "async_creator_fn": _mariadb_connect(timeout_seconds),
-            "charset": "utf8mb4",
-            # It sorts by so many bytes of a value and takes what is alike in them for equal; the default is 1,024.
-            # A call that is cancelled leaves its statement running; 0 would let it run for ever.
-            "init_command": f"SET SESSION max_sort_length = {8 * AUTHOR_MAX_CODE_POINTS}, "
-            f"max_statement_time = {statement_seconds:.3f}",
-        }
     if backend != "sqlite":
         options["pool_recycle"] = _RECYCLE_SECONDS
     try:
         return create_async_engine(
             url,
-            connect_args=connect_args,
+            connect_args=_connect_args(backend, timeout_seconds, statement_seconds),
             max_overflow=0,
             pool_timeout=timeout_seconds,
-            hide_parameters=True,  # they hold what callers sent, which has no place in a log
+            hide_parameters=True,  # they are what callers sent, which must not be logged
             **options,
         )
     except (TypeError, ValueError) as error:
@@ -187,34 +174,76 @@ def _engine(url: URL, timeout_seconds: float, *, statement_seconds: float = 0, *
         ) from error
 
 
+def _connect_args(backend: str, timeout_seconds: float, statement_seconds: float) -> dict[str, Any]:
+    if backend == "sqlite":
+        aiosqlite_compat.check()
+        return {"async_creator_fn": _checking_options(_sqlite_connect), "timeout": timeout_seconds}
+    if backend == "postgresql":
+        settings = {"statement_timeout": f"{statement_seconds * 1_000:.0f}"} if statement_seconds else {}
+        return {
+            "async_creator_fn": _checking_options(_postgresql_connect),
+            "timeout": timeout_seconds,
+            "server_settings": settings,
+        }
+    return {
+        "async_creator_fn": _checking_options(_mariadb_connect(timeout_seconds)),
+        "charset": "utf8mb4",
+        # MariaDB sorts by so many leading bytes of a value; the default is 1,024. A cancelled call leaves its statement
+        # running, for ever if max_statement_time is 0.
+        "init_command": f"SET SESSION max_sort_length = {8 * AUTHOR_MAX_CODE_POINTS}, "
+        f"max_statement_time = {statement_seconds:.3f}",
+    }
+
+
+_Connect = Callable[..., Awaitable[Any]]
+
+
+def _checking_options(connect: _Connect) -> _Connect:
+    """Wrap a driver's connect function: what it finds wrong with its arguments are options of the URL."""
+
+    async def checked(*arguments: Any, **options: Any) -> Any:
+        try:
+            return await connect(*arguments, **options)
+        except (TypeError, ValueError) as error:
+            raise StartupError(f"The database URL has an option that its driver does not take: {error}.") from error
+
+    return checked
+
+
 async def _sqlite_connect(*arguments: Any, **options: Any) -> Any:
     import aiosqlite
 
     connection = aiosqlite.connect(*arguments, **options)
-    thread = connection._thread
-    thread.daemon = True
+    thread = aiosqlite_compat.worker_thread(connection)
+    thread.daemon = True  # a statement that does not end must not keep the process from exiting
     cutoff = Cutoff()
     try:
         await connection
-        await connection.set_progress_handler(lambda: time.monotonic() > cutoff.at, _STEPS)
-        connection.cutoff = cutoff  # type: ignore[attr-defined]  # the pool hands out the connection and no more
+        await connection.set_progress_handler(lambda: time.monotonic() > cutoff.at, _STEPS_PER_CHECK)
+        connection.cutoff = cutoff  # type: ignore[attr-defined]  # the pool hands out nothing but the connection
         return connection
     except sqlite3.Error:
-        # Its thread answers once more, and complains on standard error if the event loop is gone by then.
+        # The thread reports once more to the event loop, and prints an error if that is closed by then.
         await asyncio.to_thread(thread.join)
         raise
 
 
-def _mariadb_connect(timeout_seconds: float) -> Callable[..., Any]:
-    # The driver's own time limit ends with the TCP handshake; a server that then says nothing would hold the caller.
+async def _postgresql_connect(*arguments: Any, **options: Any) -> Any:
+    import asyncpg  # type: ignore[import-untyped]  # an extra, which has no types
+
+    return await asyncpg.connect(*arguments, **options)
+
+
+def _mariadb_connect(timeout_seconds: float) -> _Connect:
+    # The driver's own time limit ends with the TCP handshake, and a server may be silent after it.
     async def connect(**arguments: Any) -> Any:
-        import asyncmy  # an extra: not there for every database
+        import asyncmy  # an extra: not installed for every database
 
         try:
             async with asyncio.timeout(timeout_seconds):
                 return await asyncmy.connect(**arguments)
         except RuntimeError as error:
-            # What it says under uvloop where a server, or a proxy before it, hangs up at once.
+            # Raised under uvloop if a server, or a proxy before it, closes the connection at once.
             raise ConnectionError(*error.args) from error
 
     return connect
@@ -223,22 +252,22 @@ def _mariadb_connect(timeout_seconds: float) -> Callable[..., Any]:
 def _on_connect(engine: AsyncEngine, *statements: str) -> None:
     @event.listens_for(engine.sync_engine, "connect")
     def execute_each(connection: Any, _record: object) -> None:
-        # The driver's own BEGIN comes too late and is DEFERRED; where a transaction is wanted, one is begun.
+        # The driver's own BEGIN comes late and is DEFERRED; the writing engine sends its own.
         connection.isolation_level = None
         cursor = connection.cursor()
         for statement in statements:
-            _execute_patiently(cursor, statement)
+            _execute_until_unlocked(cursor, statement)
         cursor.close()
 
 
-def _execute_patiently(cursor: Any, statement: str) -> None:
-    # Two servers that make one new file: only one can turn its log on, and SQLite's time limit is not for that lock.
-    give_up = time.monotonic() + _BUSY_SECONDS
+def _execute_until_unlocked(cursor: Any, statement: str) -> None:
+    # Of two servers that create one file, only one can turn on its WAL, and SQLite's busy timeout excludes that lock.
+    give_up_at = time.monotonic() + _BUSY_SECONDS
     while True:
         try:
             cursor.execute(statement)
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() >= give_up:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() >= give_up_at:
                 raise
             time.sleep(_BUSY_PAUSE_SECONDS)
         else:
