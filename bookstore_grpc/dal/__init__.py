@@ -1,1 +1,1 @@
-"""The data access layer: SQL and transactions. It knows no gRPC."""
+"""The data access layer: SQL and transactions. It knows no transport."""

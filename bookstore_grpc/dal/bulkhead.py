@@ -1,4 +1,4 @@
-"""A bulkhead: what may take long is done by a few at a time, so that it leaves room for what is short."""
+"""A bulkhead: bounds how many slow reads run at once, so that they leave connections to fast ones."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -8,44 +8,44 @@ from bookstore_grpc.errors import ResourceExhausted
 
 
 class Bulkhead:
-    """Lets `at_once` of those that come go on, in their order, and `most_waiting` wait, for `wait_seconds` at most.
+    """Admits at most `at_once` callers, in order of arrival; at most `waiting_max` wait, each for `wait_seconds`.
 
-    `limit` says what there is too much of to those who are refused, in a word.
+    `limit` names in a word what is bounded, for the callers that are rejected.
     """
 
-    def __init__(self, limit: str, *, at_once: int, most_waiting: int, wait_seconds: float) -> None:
+    def __init__(self, limit: str, *, at_once: int, waiting_max: int, wait_seconds: float) -> None:
         self._limit = limit
         self._slots = asyncio.Semaphore(at_once)
-        self._most_waiting = most_waiting
+        self._waiting_max = waiting_max
         self._wait_seconds = wait_seconds
         self._waiting = 0
-        self.under_way = 0
+        self.running = 0
 
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[None]:
-        """Surround what needs a slot. Raises `ResourceExhausted` where too many wait, or it would wait too long."""
+        """Hold a slot. Raises `ResourceExhausted` if too many wait, or after `wait_seconds`."""
         if self._slots.locked():
             await self._wait()
         else:
             await self._slots.acquire()
-        self.under_way += 1
+        self.running += 1
         try:
             yield
         finally:
-            self.under_way -= 1
+            self.running -= 1
             self._slots.release()
 
     async def _wait(self) -> None:
-        if self._waiting >= self._most_waiting:
-            raise self._refusal()
+        if self._waiting >= self._waiting_max:
+            raise self._exhausted()
         self._waiting += 1
         try:
             async with asyncio.timeout(self._wait_seconds):
                 await self._slots.acquire()
         except TimeoutError:
-            raise self._refusal() from None
+            raise self._exhausted() from None
         finally:
             self._waiting -= 1
 
-    def _refusal(self) -> ResourceExhausted:
+    def _exhausted(self) -> ResourceExhausted:
         return ResourceExhausted(f"Too many {self._limit} are under way; try again.", limit=self._limit)

@@ -144,7 +144,7 @@ def statements_of(database: Database) -> Iterator[list[str]]:
     engines = [engine.sync_engine for engine in (database._reader, database._writer, database._prober)]
     for engine in engines:
         event.listen(engine, "before_cursor_execute", collect)
-    inline = database._inline
+    inline = database._inline_reader
     if inline:
         inline.close()
         (inline._connection or inline._connect()).set_trace_callback(collect_inline)

@@ -36,8 +36,8 @@ class _Callers:
             await self._may_go.acquire()
 
 
-def bulkhead(*, most_waiting: int = 10, wait_seconds: float = 10) -> Bulkhead:
-    return Bulkhead("searches", at_once=2, most_waiting=most_waiting, wait_seconds=wait_seconds)
+def bulkhead(*, waiting_max: int = 10, wait_seconds: float = 10) -> Bulkhead:
+    return Bulkhead("searches", at_once=2, waiting_max=waiting_max, wait_seconds=wait_seconds)
 
 
 async def test_those_beyond_the_slots_wait_and_go_on_in_their_order() -> None:
@@ -45,17 +45,17 @@ async def test_those_beyond_the_slots_wait_and_go_on_in_their_order() -> None:
     callers = _Callers(slots)
     tasks = await callers.come(1, 2, 3, 4, 5)
     assert callers.entered == [1, 2]
-    assert slots.under_way == 2
+    assert slots.running == 2
     await callers.let_go(2)
     assert callers.entered == [1, 2, 3, 4]
     await callers.let_go(3)
     await asyncio.gather(*tasks)
     assert callers.entered == [1, 2, 3, 4, 5]
-    assert slots.under_way == 0
+    assert slots.running == 0
 
 
 async def test_more_than_may_wait_are_refused_at_once_by_the_limits_name() -> None:
-    callers = _Callers(bulkhead(most_waiting=1))
+    callers = _Callers(bulkhead(waiting_max=1))
     tasks = await callers.come(1, 2, 3, 4)
     assert tasks[3].done()
     with pytest.raises(ResourceExhausted, match="Too many searches") as caught:
@@ -76,11 +76,11 @@ async def test_who_has_waited_for_too_long_is_refused_and_takes_no_slot() -> Non
     assert callers.entered == [1, 2, 4, 5]
     await callers.let_go(2)
     await asyncio.gather(*tasks[:2], *later)
-    assert slots.under_way == 0
+    assert slots.running == 0
 
 
 async def test_who_leaves_the_queue_or_a_slot_makes_room() -> None:
-    callers = _Callers(bulkhead(most_waiting=2))
+    callers = _Callers(bulkhead(waiting_max=2))
     tasks = await callers.come(1, 2, 3, 4)
     for gone in (tasks[2], tasks[0]):
         gone.cancel()

@@ -74,7 +74,7 @@ async def with_short_packets(own_mariadb: DatabaseServer) -> AsyncIterator[Datab
     database = Database(own_mariadb.url, pool_size=2, timeout_seconds=10)
     await database.migrate()
     await execute(database, f"SET GLOBAL max_allowed_packet = {MARIADB_PACKET_MIN_BYTES}")
-    database._outages.cut_connections()
+    database._pool_invalidation.invalidate()
     yield database
     await database.close()
 
@@ -87,7 +87,7 @@ async def test_mariadb_with_short_packets_stores_batches_too(with_short_packets:
 @pytest.mark.e2e
 async def test_mariadb_with_packets_too_short_for_a_call_says_so(with_short_packets: Database) -> None:
     await execute(with_short_packets, f"SET GLOBAL max_allowed_packet = {MARIADB_PACKET_MIN_BYTES // 2}")
-    with_short_packets._outages.cut_connections()
+    with_short_packets._pool_invalidation.invalidate()
     with pytest.raises(DatabaseUnavailable) as caught:
         await BookDAL(with_short_packets).create_book(BookDraft("Dune", "Frank Herbert", 1965))
     assert "max_allowed_packet is 65536, and at least 131072 bytes" in str(driver_error(caught.value))

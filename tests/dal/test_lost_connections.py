@@ -119,7 +119,7 @@ async def test_connections_that_rested_for_too_long_cost_no_call(database: Datab
             cursor.close()
 
     await database.read(select(1))
-    database._outages.cut_connections()
+    database._pool_invalidation.invalidate()
     async with all_connections_rest(database):
         await asyncio.sleep(2.5)
 

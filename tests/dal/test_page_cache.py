@@ -73,8 +73,8 @@ async def test_a_reopened_connection_serves_no_page_of_the_previous_one(
     with closing(sqlite3.connect(path)) as other:
         for number in range(20):
             await names(books)
-            assert sqlite._inline
-            sqlite._inline.close()
+            assert sqlite._inline_reader
+            sqlite._inline_reader.close()
             other.execute("UPDATE books SET name = ?", (f"Renamed {number}",))
             other.commit()
             assert await names(books) == [f"Renamed {number}"]

@@ -136,10 +136,10 @@ async def test_long_read_that_is_cancelled_leaves_nothing_behind(sqlite: Databas
 async def test_inline_reader_cannot_write(sqlite: Database, books: BookDAL) -> None:
     record = await books.create_book(_DRAFT)
     await books.get_book(record.id)
-    assert sqlite._inline
-    assert sqlite._inline._connection
+    assert sqlite._inline_reader
+    assert sqlite._inline_reader._connection
     with pytest.raises(sqlite3.OperationalError, match="readonly"):
-        sqlite._inline._connection.execute("DELETE FROM books")
+        sqlite._inline_reader._connection.execute("DELETE FROM books")
 
 
 @pytest.mark.parametrize("journal", ["wal", "delete"])
@@ -193,16 +193,16 @@ async def test_inline_and_threaded_reads_answer_alike(sqlite: Database) -> None:
     stored = await store_tricky_books(sqlite)
     filters = ["", "a", 'author:"e" OR name:"ß"', "release_year < 0", f"id = {2**63 - 1}", "NOT name:'%'"]
     filters += ['create_time > "1970-01-01T00:00:00Z"', f"release_year > {2**31 - 1}"]
-    assert sqlite._inline
+    assert sqlite._inline_reader
     for filter in filters:
         for order_by in ("", "author desc, name", "release_year, create_time desc", "update_time desc, author"):
             order = parse_order_by(order_by)
             statement = page_statement(filter, order, dialect="sqlite", continued=False)
             parameters = {"limit": 50}
-            assert sqlite._inline.rows(statement, parameters) == await sqlite._rows(statement, parameters)
+            assert sqlite._inline_reader.rows(statement, parameters) == await sqlite._rows(statement, parameters)
     for ids in ([], [stored[0].id], [record.id for record in stored], [2**62]):
-        assert sqlite._inline.rows(_GET_MANY, {"ids": ids}) == await sqlite._rows(_GET_MANY, {"ids": ids})
-    assert sqlite._inline.rows(_GET, {"book_id": stored[-1].id}) == [stored[-1]]
+        assert sqlite._inline_reader.rows(_GET_MANY, {"ids": ids}) == await sqlite._rows(_GET_MANY, {"ids": ids})
+    assert sqlite._inline_reader.rows(_GET, {"book_id": stored[-1].id}) == [stored[-1]]
 
 
 # A test may block for a moment, which a server may not.
@@ -265,11 +265,11 @@ async def test_file_that_is_away_at_the_first_read_is_unavailable_and_not_made_a
 
 async def test_closed_reader_opens_again_and_close_twice_does_no_harm(sqlite: Database, books: BookDAL) -> None:
     record = await books.create_book(_DRAFT)
-    assert sqlite._inline
+    assert sqlite._inline_reader
     for _ in range(2):
         assert await books.get_book(record.id) == record
-        sqlite._inline.close()
-        sqlite._inline.close()
+        sqlite._inline_reader.close()
+        sqlite._inline_reader.close()
 
 
 @pytest.mark.parametrize(
@@ -285,8 +285,8 @@ async def test_filters_that_differ_in_their_values_share_their_statement_and_not
     sqlite: Database, books: BookDAL, filters: tuple[str, str], found: tuple[set[str], set[str]]
 ) -> None:
     await books.create_books([BookDraft("Apple", "A", 1), BookDraft("Ax", "A", 2), BookDraft("Bx", "B", 3)])
-    assert sqlite._inline
+    assert sqlite._inline_reader
     for filter, expected in zip(filters, found, strict=True):
         page = await books.list_books(page_size=50, page_token="", filter=filter, order_by="")
         assert {record.name for record in page.books} == expected
-    assert len(sqlite._inline._shapes) == 1
+    assert sqlite._inline_reader._compiler.shapes == 1
