@@ -1,6 +1,6 @@
-"""The history of the tables, run by Alembic from inside the package.
+"""Schema migrations, run by Alembic from inside the package.
 
-A migration must leave tables that the version before can live with, so that servers can be replaced one by one.
+A migration must leave tables that the previous version can use, so that servers can be replaced one by one.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,14 +23,14 @@ from bookstore_grpc.errors import DatabaseUnavailable
 _log = structlog.stdlib.get_logger("bookstore_grpc.migrations")
 
 # Held while migrating, so that of several servers started together one migrates and the others wait.
-# MariaDB's locks are of the whole server, and their names of at most 64 characters.
+# MariaDB's locks are global to the server, and their names have at most 64 characters.
 _LOCK_NAME_SQL = "CONCAT('bookstore.migrations.', MD5(DATABASE()))"
 _LOCK_KEY = 0x626F6F6B
 _LOCK_SECONDS = 60
 _WAITING = "waiting for another server's migration"
 
 _VERSION_TABLE = "alembic_version"
-# What our tables have had since the first migration: by this they are told from others of the same name.
+# The columns that the tables have had since the first migration, which tell them from others of the same name.
 _COLUMNS = {
     "books": {"id", "name", "author", "release_year", "create_time", "update_time"},
     "create_requests": {"request_id", "book_id", "digest", "create_time"},
@@ -39,10 +39,10 @@ _OWN_DATABASE = "give this service a database of its own"
 
 
 def upgrade(connection: Connection, revision: str = "head", *, on_locked: Callable[[], None] = lambda: None) -> str:
-    """Bring the tables to `revision` and answer the revision they then have.
+    """Bring the tables to `revision` and return the revision they then have.
 
-    A revision that is unknown here comes from a newer version and stays. `on_locked` is told when nobody else migrates.
-    Raises `DatabaseUnavailable` where the database cannot be ours, and then leaves it as it is.
+    An unknown revision is that of a newer version and stays. `on_locked` is called once no other server migrates.
+    Raises `DatabaseUnavailable` for the database of another program, and leaves that as it is.
     """
     with _lock(connection):
         on_locked()
@@ -54,13 +54,13 @@ def upgrade(connection: Connection, revision: str = "head", *, on_locked: Callab
 
 
 def downgrade(connection: Connection, revision: str) -> None:
-    """Take the tables back to `revision`; "base" is the time before the first. What they held is lost."""
+    """Take the tables back to `revision`, or with "base" remove them. Their content is lost."""
     with _lock(connection):
         command.downgrade(_config(connection=connection), revision)
 
 
 def upgrade_sql(url: URL) -> str:
-    """Answer the SQL that builds the newest tables from nothing, without connecting."""
+    """Return the SQL that creates the newest tables, without connecting."""
     output = StringIO()
     config = _config(url=url)
     config.output_buffer = output
@@ -69,17 +69,16 @@ def upgrade_sql(url: URL) -> str:
 
 
 def current_revision(connection: Connection) -> str | None:
-    """Answer the revision that the tables have; None where there are none.
+    """Return the revision of the tables; None if there are none.
 
-    Raises `DatabaseUnavailable` where the database is of a kind that cannot hold them, or where its tables are another
-    program's. Alembic keeps all revisions under one name, and each program has its "0001": so the tables themselves are
-    looked at.
+    Raises `DatabaseUnavailable` if the database is unsuitable, or if its tables are another program's. Every program
+    that uses Alembic has an `alembic_version`, and may have a "0001", so the tables themselves are inspected.
     """
     require_suitable(connection)
     inspector = inspect(connection)
     revisions = MigrationContext.configure(connection).get_current_heads()
     present = [table for table in _COLUMNS if inspector.has_table(table)]
-    foreign = [table for table in present if not _is_ours(inspector, table)]
+    foreign = [table for table in present if not _is_catalogue(inspector, table)]
     if revisions:
         missing = [table for table in _COLUMNS if table not in present or table in foreign]
         if missing or len(revisions) > 1:
@@ -100,17 +99,17 @@ def current_revision(connection: Connection) -> str | None:
     return None
 
 
-def _is_ours(inspector: Inspector, table: str) -> bool:
+def _is_catalogue(inspector: Inspector, table: str) -> bool:
     return _COLUMNS[table] <= {column["name"] for column in inspector.get_columns(table)}
 
 
 def newest_revision() -> str:
-    """Answer the newest revision that this version knows."""
+    """Return the newest revision that this version knows."""
     return _script().get_current_head() or ""
 
 
 def is_behind(revision: str) -> bool:
-    """Tell whether a revision is an older one of this version's."""
+    """Return whether a revision is an older one that this version knows."""
     return revision in _known_revisions() and revision != newest_revision()
 
 
@@ -140,7 +139,7 @@ def _lock(connection: Connection) -> Iterator[None]:
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK_KEY})
         yield
     elif connection.dialect.name == "mariadb":
-        # MariaDB commits at every change of a table, so a transaction cannot hold the lock.
+        # MariaDB commits at every change of a table, so the lock cannot belong to a transaction.
         lock = text(f"SELECT GET_LOCK({_LOCK_NAME_SQL}, :seconds)")
         if connection.scalar(lock, {"seconds": 0}) != 1:
             _log.info(_WAITING)
@@ -149,7 +148,7 @@ def _lock(connection: Connection) -> Iterator[None]:
         try:
             yield
         finally:
-            if not connection.invalidated:  # with its connection the lock is gone too
+            if not connection.invalidated:  # a lost connection has released the lock
                 connection.execute(text(f"SELECT RELEASE_LOCK({_LOCK_NAME_SQL})"))
     else:
-        yield  # SQLite's writing transaction is the lock.
+        yield  # SQLite's write transaction is the lock

@@ -1,4 +1,4 @@
-"""Alembic runs this to migrate: on the connection it is handed, or to SQL text for a URL."""
+"""Alembic's environment: migrates on a given connection, or writes the SQL for a URL."""
 
 from alembic import context
 
@@ -6,7 +6,7 @@ from bookstore_grpc.dal.models import Base
 
 attributes = context.config.attributes
 if (connection := attributes.get("connection")) is not None:
-    # SQLite can change tables inside a transaction, though Alembic does not count on it.
+    # SQLite can change tables inside a transaction, although Alembic assumes that it cannot.
     transactional = connection.dialect.name != "mariadb"
     context.configure(connection=connection, target_metadata=Base.metadata, transactional_ddl=transactional)
 else:

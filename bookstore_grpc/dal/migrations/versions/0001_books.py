@@ -1,4 +1,4 @@
-"""Books, and the creates that were answered."""
+"""Books, and the request ids of creates."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -9,7 +9,7 @@ down_revision = None
 
 
 def _exact(length: int | None = None) -> sa.types.TypeEngine[str]:
-    """Name a text type that compares by code point, as it was at this migration."""
+    """Return a text type that compares by code point, as of this migration."""
     if length is None:
         return (
             sa.Text()
