@@ -16,9 +16,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bookstore_grpc.dal.books import BookDAL
 from bookstore_grpc.dal.database import Database
-from bookstore_grpc.dal.driver_errors import Conflict, driver_error, translated_errors
+from bookstore_grpc.dal.driver_errors import Conflict, driver_error, startup_errors, translated_errors
 from bookstore_grpc.dal.records import BookDraft
-from bookstore_grpc.errors import BookstoreError, DatabaseUnavailable
+from bookstore_grpc.errors import BookstoreError, DatabaseUnavailable, StartupError
 from tests.conftest import SERVER_VARIABLES, require
 from tests.dal.conftest import execute
 
@@ -374,3 +374,20 @@ async def test_connection_killed_within_a_write_leaves_nothing(own_database: Dat
     except DatabaseUnavailable:
         found = await books.get_book(record.id)
     assert found == record
+
+
+@pytest.mark.parametrize("defect", [ValueError("of ours"), TypeError("of ours"), KeyError("of ours")])
+def test_a_defect_at_the_start_is_not_taken_for_an_option_of_the_url(defect: Exception) -> None:
+    with pytest.raises(type(defect)) as caught, startup_errors("sqlite bookstore.db"):
+        raise defect
+    assert caught.value is defect
+
+
+async def test_an_option_that_the_driver_does_not_take_is_said_to_be_one(database_url: str, kind: str) -> None:
+    if kind == "sqlite":
+        pytest.skip("SQLAlchemy drops what this driver does not take")
+    url = f"{database_url}{'&' if '?' in database_url else '?'}colour=blue"
+    database = Database(url, pool_size=1, timeout_seconds=5)
+    with pytest.raises(StartupError, match=r"an option that its driver does not take: .*colour"):
+        await database.migrate()
+    await database.close()
