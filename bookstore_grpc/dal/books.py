@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 from sqlalchemy import Select, bindparam, delete, select
@@ -19,7 +20,7 @@ from bookstore_grpc.dal.paging import (
     parse_order_by,
     position_from_page_token,
 )
-from bookstore_grpc.dal.records import BookChanges, BookDraft, BookPage, BookRecord
+from bookstore_grpc.dal.records import FIELDS, BookChanges, BookDraft, BookPage, BookRecord, FieldType
 from bookstore_grpc.dal.write_batch import (
     BookWriteBatch,
     CreateBooks,
@@ -31,10 +32,8 @@ from bookstore_grpc.dal.write_batch import (
 )
 from bookstore_grpc.errors import BookNotFound
 from bookstore_grpc.limits import (
-    AUTHOR_MAX_CODE_POINTS,
     BATCH_MAX,
     CREATE_REQUEST_KEPT_HOURS,
-    NAME_MAX_CODE_POINTS,
     PAGE_CACHE_MAX_BOOKS,
     PAGE_MAX_CODE_POINTS,
     WRITE_BATCH_MAX_BOOKS,
@@ -42,6 +41,9 @@ from bookstore_grpc.limits import (
 
 _MICROSECONDS_PER_HOUR = 3_600_000_000
 _READ_SUMMARY = "SELECT books"
+_TEXTS_MAX_CODE_POINTS = sum(field.max_code_points for field in FIELDS.values())
+_TEXTS = [itemgetter(index) for index, name in enumerate(BookRecord._fields) if FIELDS[name].type is FieldType.TEXT]
+
 
 # Built once: building a statement costs more than running it. Parameters are not named after columns, because
 # SQLAlchemy reserves those names.
@@ -193,11 +195,13 @@ class BookDAL:
 
 def _first_that_fit(records: list[BookRecord]) -> list[BookRecord]:
     """Return the leading records whose texts fit into a page; at least one."""
-    if len(records) * (NAME_MAX_CODE_POINTS + AUTHOR_MAX_CODE_POINTS) <= PAGE_MAX_CODE_POINTS:
+    if len(records) * _TEXTS_MAX_CODE_POINTS <= PAGE_MAX_CODE_POINTS:
+        return records
+    if sum(sum(map(len, map(text_of, records))) for text_of in _TEXTS) <= PAGE_MAX_CODE_POINTS:
         return records
     code_points = 0
     for count, record in enumerate(records):
-        code_points += len(record.name) + len(record.author)
+        code_points += sum(len(text_of(record)) for text_of in _TEXTS)
         if code_points > PAGE_MAX_CODE_POINTS and count:
             return records[:count]
     return records

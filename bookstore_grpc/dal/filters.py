@@ -1,6 +1,6 @@
-"""Filters: the text of AIP-160 to a SQL expression. What a caller writes is only ever bound, never pasted.
+"""Filters: from the text of AIP-160 to a SQL expression, in which a caller's text is always a bound parameter.
 
-The grammar is the AIP's, less functions and fields of fields, of which a Book has none. A sequence of factors
+The grammar is that of AIP-160 without functions and nested fields, of which a Book has none. A sequence of factors
 without AND between them means AND.
 """
 
@@ -21,7 +21,8 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
 from bookstore_grpc.dal.casefold import fold_case
-from bookstore_grpc.dal.models import AUTHOR_HEAD_CODE_POINTS, FIELDS, Book
+from bookstore_grpc.dal.models import COLUMNS, FOLDED_COLUMNS, HEAD_COLUMNS
+from bookstore_grpc.dal.records import FIELDS, Field, FieldType
 from bookstore_grpc.errors import InvalidFilter, Rule, quoted
 from bookstore_grpc.limits import FILTER_MAX_CODE_POINTS, FILTER_MAX_LEVELS, FILTER_MAX_TERMS
 
@@ -52,9 +53,7 @@ ARGUMENT: /(?:[^\s()"'<>=!:]|!(?!=))(?:[^\s()"<>=!]|!(?!=))*/
 """
 
 _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {"=": eq, "!=": ne, "<": lt, "<=": le, ">": gt, ">=": ge}
-_FOLDED = {"name": Book.name_folded, "author": Book.author_folded}
-# The values that the fields' types can hold (books.proto); beyond them a number is no value of the field.
-_INTEGER_BITS = {"id": 64, "release_year": 32}
+_INTEGER_BITS = {FieldType.INT32: 32, FieldType.INT64: 64}
 
 _INTEGER = re.compile(r"-?[0-9]+")
 _TIME = re.compile(
@@ -67,7 +66,7 @@ _Predicate = ColumnElement[bool]
 
 
 class _Text(NamedTuple):
-    """A text that is compared: whole, and as a wildcard: its stem, and at which ends a `*` stood."""
+    """The text of an argument: whole, and as a wildcard pattern its stem and at which ends it has a `*`."""
 
     whole: str
     stem: str
@@ -76,9 +75,9 @@ class _Text(NamedTuple):
 
 
 def parse_filter(text: str) -> ColumnElement[bool]:
-    """Turn a filter into a condition on `books`. Raises `InvalidFilter`, which names the column."""
+    """Return the condition on `books` that a filter states. Raises `InvalidFilter`, which names the column."""
     if len(text) > FILTER_MAX_CODE_POINTS:
-        _refuse(
+        _reject(
             f"has {len(text):,} characters, more than {FILTER_MAX_CODE_POINTS:,}",
             column=FILTER_MAX_CODE_POINTS + 1,
             rule=Rule.TOO_LONG,
@@ -88,11 +87,11 @@ def parse_filter(text: str) -> ColumnElement[bool]:
     try:
         tree = _parser().parse(text)
     except UnexpectedInput as error:
-        _refuse_syntax(text, error)
+        _reject_syntax(text, error)
     terms = [*tree.find_data("restriction"), *tree.find_data("words")]
     if len(terms) > FILTER_MAX_TERMS:
         first_beyond = sorted(_first_token(term).start_pos or 0 for term in terms)[FILTER_MAX_TERMS]
-        _refuse(f"has more than {FILTER_MAX_TERMS} terms", column=first_beyond + 1, rule=Rule.TOO_MANY)
+        _reject(f"has more than {FILTER_MAX_TERMS} terms", column=first_beyond + 1, rule=Rule.TOO_MANY)
     return _expression(tree.children[0], level=0)
 
 
@@ -119,7 +118,7 @@ def _simple(tree: Tree[Token], *, level: int) -> _Predicate:
         case "composite":
             left, expression, _right = tree.children
             if level == FILTER_MAX_LEVELS:
-                _refuse(
+                _reject(
                     f"has more than {FILTER_MAX_LEVELS} levels of parentheses",
                     column=_column(left),
                     rule=Rule.TOO_MANY,
@@ -127,62 +126,71 @@ def _simple(tree: Tree[Token], *, level: int) -> _Predicate:
             return _expression(expression, level=level + 1)
         case "words":
             needle = fold_case(_text_from_token(_first_token(tree)).whole)
-            return or_(*(_contains(column, needle) for column in _FOLDED.values()))
+            return or_(*(_contains(column, needle) for column in FOLDED_COLUMNS.values()))
         case _:
             field, comparator, argument = tree.children
-            return _restriction(field, comparator, argument)  # type: ignore[arg-type]  # the grammar puts tokens here
+            return _restriction(field, comparator, argument)  # type: ignore[arg-type]  # these are tokens by the grammar
 
 
-def _restriction(field: Token, comparator: Token, argument: Token) -> _Predicate:
-    if field not in FIELDS:
-        _refuse(
-            f"{quoted(field)} is not a field of a book; there are {', '.join(FIELDS)}",
-            column=_column(field),
+def _restriction(name: Token, comparator: Token, argument: Token) -> _Predicate:
+    field = FIELDS.get(name)
+    if field is None:
+        _reject(
+            f"{quoted(name)} is not a field of a book; there are {', '.join(FIELDS)}",
+            column=_column(name),
             rule=Rule.UNKNOWN_FIELD,
         )
-    column = FIELDS[field]
     if comparator == ":":
-        if field not in _FOLDED:
-            _refuse(
-                f"':' searches text, and {field} is not text; use =",
-                column=_column(comparator),
-                rule=Rule.INVALID_OPERATOR,
-            )
-        text = _text_from_token(argument)
-        return true() if argument == "*" else _contains(_FOLDED[field], fold_case(text.whole))
-    if field in _FOLDED:
-        return _text_comparison(column, comparator, _text_from_token(argument))
-    if field in _INTEGER_BITS:
-        return _OPERATORS[comparator](column, _integer_from_token(field, argument))  # type: ignore[no-any-return]
-    return _time_comparison(column, comparator, field, argument)
+        return _search(field, comparator, argument)
+    if field.type is FieldType.TEXT:
+        return _text_comparison(field.name, comparator, _text_from_token(argument))
+    column = COLUMNS[field.name]
+    if field.type is FieldType.TIME:
+        return _time_comparison(column, comparator, field, argument)
+    return _OPERATORS[comparator](column, _integer_from_token(field, argument))  # type: ignore[no-any-return]
 
 
-def _text_comparison(column: InstrumentedAttribute[str], comparator: str, text: _Text) -> _Predicate:
+def _search(field: Field, comparator: Token, argument: Token) -> _Predicate:
+    if not field.is_searchable:
+        kind = "searched" if field.type is FieldType.TEXT else "text"
+        _reject(
+            f"':' searches text, and {field.name} is not {kind}; use =",
+            column=_column(comparator),
+            rule=Rule.INVALID_OPERATOR,
+        )
+    text = _text_from_token(argument)
+    if argument == "*":  # AIP-160: the field is present
+        return COLUMNS[field.name] != "" if field.is_optional else true()
+    return _contains(FOLDED_COLUMNS[field.name], fold_case(text.whole))
+
+
+def _text_comparison(field: str, comparator: str, text: _Text) -> _Predicate:
     if comparator not in ("=", "!="):
-        return _OPERATORS[comparator](column, text.whole)  # type: ignore[no-any-return]
-    predicate = _text_equality(column, text)
+        return _OPERATORS[comparator](COLUMNS[field], text.whole)  # type: ignore[no-any-return]
+    predicate = _text_equality(field, text)
     return predicate if comparator == "=" else not_(predicate)
 
 
-def _text_equality(column: InstrumentedAttribute[str], text: _Text) -> _Predicate:
+def _text_equality(field: str, text: _Text) -> _Predicate:
+    column = COLUMNS[field]
     if text.open_start and text.open_end:
         return _contains(column, text.stem)
     if text.open_start:
         return _ending(column, literal(len(text.stem), Integer())) == text.stem
     if text.open_end:
-        return _starts_with(column, text.stem)
-    if column is Book.author:
-        # Follows from the equality, and is what the index holds.
-        return and_(Book.author_head == text.whole[:AUTHOR_HEAD_CODE_POINTS], column == text.whole)
+        return _starts_with(field, text.stem)
+    if field in HEAD_COLUMNS:
+        # Implied by the equality, and what the index holds.
+        return and_(HEAD_COLUMNS[field] == text.whole[: FIELDS[field].head_code_points], column == text.whole)
     return column == text.whole
 
 
-def _starts_with(column: InstrumentedAttribute[str], prefix: str) -> _Predicate:
-    """Say "starts with" as a range, which an index can answer and no database reads differently."""
-    if column is Book.author:
-        head = prefix[:AUTHOR_HEAD_CODE_POINTS]
-        return and_(_range(Book.author_head, head), _range(column, prefix))
-    return _range(column, prefix)
+def _starts_with(field: str, prefix: str) -> _Predicate:
+    """Return "starts with" as a range, which can use an index and means the same on every database."""
+    if field in HEAD_COLUMNS:
+        head = prefix[: FIELDS[field].head_code_points]
+        return and_(_range(HEAD_COLUMNS[field], head), _range(COLUMNS[field], prefix))
+    return _range(COLUMNS[field], prefix)
 
 
 def _range(column: InstrumentedAttribute[str], prefix: str) -> _Predicate:
@@ -191,12 +199,12 @@ def _range(column: InstrumentedAttribute[str], prefix: str) -> _Predicate:
 
 
 def _successor(prefix: str) -> str | None:
-    """Answer the least text, by code point, above every text that starts with `prefix`; None if there is none."""
+    """Return the least text, by code point, above every text that starts with `prefix`; None if there is none."""
     stem = prefix.rstrip("\U0010ffff")
     if not stem:
         return None
     following = ord(stem[-1]) + 1
-    if 0xD800 <= following <= 0xDFFF:  # surrogates are no characters
+    if 0xD800 <= following <= 0xDFFF:  # surrogates are not characters
         following = 0xE000
     return stem[:-1] + chr(following)
 
@@ -206,7 +214,7 @@ def _contains(column: InstrumentedAttribute[str], needle: str) -> _Predicate:
 
 
 class _position(FunctionElement[int]):  # noqa: N801  reads as the SQL function it is
-    """Where, from 1, a text holds another one to the letter; 0 where it does not."""
+    """The position, from 1, of one text in another, compared exactly; 0 if it is not there."""
 
     type = Integer()
     inherit_cache = True
@@ -219,7 +227,7 @@ def _compile_position(element: _position, compiler: SQLCompiler, **options: Any)
 
 
 class _ending(FunctionElement[str]):  # noqa: N801  reads as the SQL function it is
-    """The last so many code points of a text, or all of a shorter one."""
+    """The last so many code points of a text, or all of a shorter text."""
 
     type = String()
     inherit_cache = True
@@ -236,12 +244,12 @@ def _compile_ending_for_sqlite(element: _ending, compiler: SQLCompiler, **option
     return compiler.process(func.substr(column, -length), **options)
 
 
-def _time_comparison(column: InstrumentedAttribute[int], comparator: str, field: Token, argument: Token) -> _Predicate:
+def _time_comparison(column: InstrumentedAttribute[int], comparator: str, field: Field, argument: Token) -> _Predicate:
     nanoseconds = _nanoseconds_from_token(field, argument)
     floor, rest = divmod(nanoseconds, 1_000)
     if not rest:
         return _OPERATORS[comparator](column, floor)  # type: ignore[no-any-return]
-    # Stored times are whole microseconds: none equals this one, and it lies just above `floor`.
+    # Stored times are whole microseconds: none equals this time, which lies between `floor` and the next.
     match comparator:
         case "=":
             return false()
@@ -253,29 +261,29 @@ def _time_comparison(column: InstrumentedAttribute[int], comparator: str, field:
             return column > floor
 
 
-def _integer_from_token(field: Token, argument: Token) -> int:
-    bits = _INTEGER_BITS[field]
+def _integer_from_token(field: Field, argument: Token) -> int:
+    bits = _INTEGER_BITS[field.type]
     least, most = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
     if not _INTEGER.fullmatch(argument):
-        _refuse(
-            f"{field} takes a whole number, not {quoted(argument)}",
+        _reject(
+            f"{field.name} takes a whole number, not {quoted(argument)}",
             column=_column(argument),
             rule=Rule.INVALID_TYPE,
         )
     value = int(argument)
     if not least <= value <= most:
-        _refuse(f"{field} takes a number from {least} to {most}", column=_column(argument), rule=Rule.OUT_OF_RANGE)
+        _reject(f"{field.name} takes a number from {least} to {most}", column=_column(argument), rule=Rule.OUT_OF_RANGE)
     return value
 
 
-def _nanoseconds_from_token(field: Token, argument: Token) -> int:
+def _nanoseconds_from_token(field: Field, argument: Token) -> int:
     text = _text_from_token(argument).whole
     try:
         date, time, fraction, zone = _TIME.fullmatch(text).groups()  # type: ignore[union-attr]  # None is handled below
         moment = datetime.fromisoformat(f"{date}T{time}{zone.upper().replace('Z', '+00:00')}")
     except (AttributeError, ValueError):
-        _refuse(
-            f'{field} takes a time such as "2026-01-31T12:00:00Z", not {quoted(argument)}',
+        _reject(
+            f'{field.name} takes a time such as "2026-01-31T12:00:00Z", not {quoted(argument)}',
             column=_column(argument),
             rule=Rule.INVALID_TYPE,
         )
@@ -287,7 +295,7 @@ def _text_from_token(token: Token) -> _Text:
     characters = _unescaped(token[1:-1]) if token.type == "STRING" else [(character, False) for character in token]
     text = "".join(character for character, _ in characters)
     if _CONTROL_CHARACTER.search(text):
-        _refuse(
+        _reject(
             "the text holds a control character, which no book does",
             column=_column(token),
             rule=Rule.CONTROL_CHARACTER,
@@ -299,7 +307,7 @@ def _text_from_token(token: Token) -> _Text:
 
 
 def _unescaped(text: str) -> list[tuple[str, bool]]:
-    r"""Answer the characters of a quoted text, each with whether a `\` stood before it."""
+    r"""Return the characters of a quoted text, each with whether a `\` escapes it."""
     characters = []
     rest = iter(text)
     for character in rest:
@@ -309,7 +317,7 @@ def _unescaped(text: str) -> list[tuple[str, bool]]:
 
 def _first_token(tree: Tree[Token]) -> Token:
     token = tree.children[0]
-    assert isinstance(token, Token)  # noqa: S101  the grammar says so; this tells the type checker
+    assert isinstance(token, Token)  # noqa: S101  so the grammar ensures; this is for the type checker
     return token
 
 
@@ -317,15 +325,15 @@ def _column(token: Any) -> int:
     return (token.start_pos or 0) + 1
 
 
-def _refuse(description: str, *, column: int, rule: Rule, cause: Exception | None = None) -> NoReturn:
+def _reject(description: str, *, column: int, rule: Rule, cause: Exception | None = None) -> NoReturn:
     raise InvalidFilter(f"{description} (column {column})", column=column, rule=rule) from cause
 
 
-def _refuse_syntax(text: str, error: UnexpectedInput) -> NoReturn:
+def _reject_syntax(text: str, error: UnexpectedInput) -> NoReturn:
     position = error.pos_in_stream
     if (isinstance(error, UnexpectedToken) and error.token.type == "$END") or position is None:
-        _refuse("ends where more is expected", column=len(text) + 1, rule=Rule.INVALID_SYNTAX, cause=error)
+        _reject("ends where more is expected", column=len(text) + 1, rule=Rule.INVALID_SYNTAX, cause=error)
     if isinstance(error, UnexpectedCharacters) and text[position] in "\"'":
-        _refuse("has a quote that is not closed", column=position + 1, rule=Rule.INVALID_SYNTAX, cause=error)
+        _reject("has a quote that is not closed", column=position + 1, rule=Rule.INVALID_SYNTAX, cause=error)
     word = error.token if isinstance(error, UnexpectedToken) else text[position]
-    _refuse(f"has an unexpected {quoted(word)}", column=position + 1, rule=Rule.INVALID_SYNTAX, cause=error)
+    _reject(f"has an unexpected {quoted(word)}", column=position + 1, rule=Rule.INVALID_SYNTAX, cause=error)

@@ -1,8 +1,8 @@
-"""Orders, keysets and page tokens: how a walk over the pages knows where it is.
+"""Keyset pagination: orders and page tokens.
 
-A page starts behind the last book of the one before, found by comparing values, so it costs the same wherever it
-lies. A token holds those values and a digest over them, the filter and the order; it protects against mistakes,
-not against forgery, for a forged token shows nothing that another filter would not.
+A page starts after the last book of the previous one, found by comparing values, so every page costs the same. A token
+holds those values and a digest of them, the filter and the order. The digest protects against mistakes, not against
+forgery: a forged token shows nothing that another filter would not.
 """
 
 import json
@@ -16,31 +16,33 @@ from sqlalchemy import ColumnElement, Select, and_, bindparam, or_, tuple_
 from sqlalchemy.orm import InstrumentedAttribute
 
 from bookstore_grpc.dal.filters import parse_filter
-from bookstore_grpc.dal.models import AUTHOR_HEAD_CODE_POINTS, FIELDS, SELECT_BOOKS, Book
-from bookstore_grpc.dal.records import BookRecord
+from bookstore_grpc.dal.models import COLUMNS, HEAD_COLUMNS, SELECT_BOOKS
+from bookstore_grpc.dal.records import FIELDS, BookRecord, FieldType
 from bookstore_grpc.errors import InvalidOrderBy, InvalidPageToken, Rule, quoted
 from bookstore_grpc.limits import PAGE_TOKEN_MAX_CODE_POINTS
 
 _DIGEST_BYTES = 8
+_ORDERABLE = [field.name for field in FIELDS.values() if field.is_orderable]
+_INTEGER_BITS = {FieldType.INT32: 32, FieldType.INT64: 64, FieldType.TIME: 64}
 
 
 class OrderTerm(NamedTuple):
-    """A field to order by, and whether from its greatest value down."""
+    """A field to order by, and its direction."""
 
     field: str
     descending: bool
 
 
 def parse_order_by(text: str) -> tuple[OrderTerm, ...]:
-    """Read an `order_by` into terms that end with the id, so that they put every book in its one place.
+    """Parse an `order_by` into terms that end with the id, so that the order is total.
 
     Raises `InvalidOrderBy`.
     """
     terms: list[OrderTerm] = []
     for part in text.split(",") if text.strip() else ():
         field, *direction = part.split() or [""]
-        if field not in FIELDS:
-            known = ", ".join(FIELDS)
+        if field not in _ORDERABLE:
+            known = ", ".join(_ORDERABLE)
             raise InvalidOrderBy(
                 f"{quoted(field)} is not a field to order by; there are {known}", rule=Rule.UNKNOWN_FIELD
             )
@@ -56,22 +58,22 @@ def parse_order_by(text: str) -> tuple[OrderTerm, ...]:
 
 
 def is_search(filter: str, order: tuple[OrderTerm, ...]) -> bool:
-    """Tell whether a page may take long to find: by a filter, or in an order that no index has as it is.
+    """Return whether a page may take long to read: it has a filter, or no index has its order.
 
-    The indexes are of one field each and the id, both upwards or both downwards.
+    Each index is of one field and the id, in the same direction.
     """
     return bool(filter.strip()) or len(order) > 2 or len({term.descending for term in order}) > 1
 
 
 def page_token_from_record(record: BookRecord, *, filter: str, order: tuple[OrderTerm, ...]) -> str:
-    """Make the token of the page that starts behind a book."""
+    """Return the token of the page that starts after a book."""
     values = [getattr(record, term.field) for term in order]
     payload = json.dumps(values, ensure_ascii=False, separators=(",", ":")).encode()
     return urlsafe_b64encode(_digest(payload, filter, order) + payload).rstrip(b"=").decode()
 
 
 def position_from_page_token(token: str, *, filter: str, order: tuple[OrderTerm, ...]) -> dict[str, object]:
-    """Read a token back into the parameters of `page_statement`. Raises `InvalidPageToken`."""
+    """Decode a token into the parameters of `page_statement`. Raises `InvalidPageToken`."""
     try:
         if len(token) > PAGE_TOKEN_MAX_CODE_POINTS:
             raise ValueError("longer than any token")
@@ -89,7 +91,7 @@ def position_from_page_token(token: str, *, filter: str, order: tuple[OrderTerm,
 
 @lru_cache(maxsize=128)
 def page_statement(filter: str, order: tuple[OrderTerm, ...], *, dialect: str, continued: bool) -> Select[Any]:
-    """Build the statement of a page; its parameters are `limit` and, where `continued`, a position.
+    """Return the statement of a page; its parameters are `limit` and, if `continued`, a position.
 
     Raises `InvalidFilter`.
     """
@@ -99,23 +101,23 @@ def page_statement(filter: str, order: tuple[OrderTerm, ...], *, dialect: str, c
         .order_by(*(column.desc() if descending else column.asc() for (_, column), descending in keys))
         .limit(bindparam("limit"))
     )
-    return statement.where(_behind(keys, dialect=dialect)) if continued else statement
+    return statement.where(_after(keys, dialect=dialect)) if continued else statement
 
 
 _Key = tuple[str, InstrumentedAttribute[Any]]
 
 
 def _keys(field: str) -> list[_Key]:
-    # The index holds only the author's head; ordering by it first changes nothing but lets the index be used.
-    head = [("author_head", Book.author_head)] if field == "author" else []
-    return [*head, (field, FIELDS[field])]
+    # If the index holds only the head of a text, ordering by that first lets the index be used; the order is the same.
+    head = [(f"{field}_head", HEAD_COLUMNS[field])] if field in HEAD_COLUMNS else []
+    return [*head, (field, COLUMNS[field])]
 
 
-def _behind(keys: Sequence[tuple[_Key, bool]], *, dialect: str) -> ColumnElement[bool]:
+def _after(keys: Sequence[tuple[_Key, bool]], *, dialect: str) -> ColumnElement[bool]:
     columns = [column for (_, column), _ in keys]
     values = [bindparam(f"after_{name}", type_=column.type) for (name, column), _ in keys]
     directions = {descending for _, descending in keys}
-    # A comparison of rows is one range of an index on SQLite and PostgreSQL; MariaDB finds ranges only in ANDs and ORs.
+    # A row comparison is one index range on SQLite and PostgreSQL; MariaDB finds ranges only in ANDs and ORs.
     if len(directions) == 1 and dialect != "mariadb":
         row, position = tuple_(*columns), tuple_(*values)
         return row < position if directions == {True} else row > position
@@ -124,23 +126,24 @@ def _behind(keys: Sequence[tuple[_Key, bool]], *, dialect: str) -> ColumnElement
         beyond = column < value if descending else column > value
         condition = beyond if condition is None else or_(beyond, and_(column == value, condition))
     first, value = columns[0], values[0]
-    bound = first <= value if keys[0][1] else first >= value  # follows from the rest, and is a range of an index
+    bound = first <= value if keys[0][1] else first >= value  # implied by the rest, and an index range
     return and_(bound, condition)  # type: ignore[arg-type]  # there is always a key: the id
 
 
 def _position_from_values(values: Any, order: tuple[OrderTerm, ...]) -> dict[str, object]:
-    """Check the values of a token, which a caller could have written itself, and name them as parameters."""
+    """Return the values of a token by parameter name, once checked, because a caller could have made them up."""
     position: dict[str, object] = {}
     for term, value in zip(order, values, strict=True):
-        if term.field in ("name", "author"):
+        field = FIELDS[term.field]
+        if field.type is FieldType.TEXT:
             if not isinstance(value, str) or "\0" in value:
                 raise ValueError("no text of a book")
             value.encode()
-        elif type(value) is not int or abs(value) >= 2 ** (31 if term.field == "release_year" else 63):
+        elif type(value) is not int or abs(value) >= 2 ** (_INTEGER_BITS[field.type] - 1):
             raise ValueError("no number of a book")
-        position[f"after_{term.field}"] = value
-        if term.field == "author":
-            position["after_author_head"] = value[:AUTHOR_HEAD_CODE_POINTS]
+        position[f"after_{field.name}"] = value
+        if field.head_code_points:
+            position[f"after_{field.name}_head"] = value[: field.head_code_points]
     return position
 
 

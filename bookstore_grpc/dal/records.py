@@ -1,12 +1,76 @@
-"""The plain values that enter and leave the DAL."""
+"""The fields of a book, and the plain values that enter and leave the DAL.
 
+`FIELDS` is the one table of fields. Columns, indexes, filters, orders, page tokens and the write batch derive from it;
+the named tuples below repeat its names for the type checker, and importing this module checks that they agree.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
+from operator import itemgetter
 from typing import NamedTuple
 from uuid import UUID
 
+from bookstore_grpc.limits import AUTHOR_MAX_CODE_POINTS, NAME_MAX_CODE_POINTS
+
+
+class FieldType(Enum):
+    """What a field holds. A time is whole microseconds since 1970-01-01T00:00:00Z."""
+
+    TEXT = "text"
+    INT32 = "int32"
+    INT64 = "int64"
+    TIME = "time"
+
+
+class Field(NamedTuple):
+    """A field of a book.
+
+    A text has at most `max_code_points`. It `is_searchable` by `:` and bare words of a filter through a column with its
+    folded text, and is indexed by its head of `head_code_points` where that is not 0. A field that `is_settable` is
+    written by callers, any other by the service. A text that `is_optional` is stored as "" while it is absent; a caller
+    clears it with "". A field that `is_orderable` has an index.
+    """
+
+    name: str
+    type: FieldType
+    max_code_points: int = 0
+    head_code_points: int = 0
+    is_settable: bool = False
+    is_optional: bool = False
+    is_searchable: bool = False
+    is_orderable: bool = True
+
+
+# No database but SQLite can index 1,000 code points of four bytes (PostgreSQL up to 2,704 bytes, MariaDB up to 3,072).
+_AUTHOR_HEAD_CODE_POINTS = 255
+
+#: In the order in which error messages list them.
+FIELDS: Mapping[str, Field] = {
+    field.name: field
+    for field in (
+        Field("id", FieldType.INT64),
+        Field("name", FieldType.TEXT, NAME_MAX_CODE_POINTS, is_settable=True, is_searchable=True),
+        Field(
+            "author",
+            FieldType.TEXT,
+            AUTHOR_MAX_CODE_POINTS,
+            head_code_points=_AUTHOR_HEAD_CODE_POINTS,
+            is_settable=True,
+            is_searchable=True,
+        ),
+        Field("release_year", FieldType.INT32, is_settable=True),
+        Field("create_time", FieldType.TIME),
+        Field("update_time", FieldType.TIME),
+    )
+}
+
 
 class BookDraft(NamedTuple):
-    """A book that is to be stored, its fields valid and in their stored form."""
+    """A book to be stored, its fields valid and in their stored form. Optional fields come last.
+
+    `request_id` is the idempotency key.
+    """
 
     name: str
     author: str
@@ -15,7 +79,7 @@ class BookDraft(NamedTuple):
 
 
 class BookRecord(NamedTuple):
-    """A stored book. Times are microseconds since 1970-01-01T00:00:00Z."""
+    """A stored book. Times are microseconds since 1970-01-01T00:00:00Z. Optional fields come last."""
 
     id: int
     name: str
@@ -26,7 +90,7 @@ class BookRecord(NamedTuple):
 
     @property
     def etag(self) -> str:
-        """Stand for this state of this book: `update_time` grows with every change, and ids are never reused."""
+        """The entity tag of this state: `update_time` grows with every change, and ids are never reused."""
         return f"{self.id:x}-{self.update_time:x}"
 
 
@@ -40,10 +104,39 @@ class BookChanges(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class BookPage:
-    """A page of books and the token that leads to the next one, empty at the end.
+    """A page of books and the token of the next one, empty on the last.
 
-    It equals nothing but itself, so that what is made of it can be kept with it.
+    It is equal only to itself, so that caches can use it as a key.
     """
 
     books: list[BookRecord]
     next_page_token: str
+
+
+def record_from_draft(draft: BookDraft, *, book_id: int, create_time: int) -> BookRecord:
+    """Return the record of a book as it was created."""
+    return BookRecord._make(_in_record_order((book_id, create_time, *draft)))
+
+
+def _position(name: str) -> int:
+    """Return where `record_from_draft` has the value of a record's field."""
+    if name in BookDraft._fields:
+        return 2 + BookDraft._fields.index(name)
+    return 0 if name == "id" else 1
+
+
+_in_record_order = itemgetter(*map(_position, BookRecord._fields))
+
+
+def _require_agreement() -> None:
+    settable = {field.name for field in FIELDS.values() if field.is_settable}
+    for kind, expected in (
+        (BookRecord, set(FIELDS)),
+        (BookDraft, settable | {"request_id"}),
+        (BookChanges, settable),
+    ):
+        if differing := expected ^ set(kind._fields):
+            raise TypeError(f"{kind.__name__} and FIELDS differ in {', '.join(sorted(differing))}")
+
+
+_require_agreement()

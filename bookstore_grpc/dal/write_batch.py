@@ -8,7 +8,8 @@ operation has therefore written nothing, and does not affect the others.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import NamedTuple, TypeVar
+from operator import attrgetter
+from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
 from sqlalchemy import bindparam, delete, insert, select, update
@@ -16,8 +17,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bookstore_grpc.dal.casefold import fold_case
 from bookstore_grpc.dal.engines import PACKET_BYTES
-from bookstore_grpc.dal.models import SELECT_BOOKS, Book, CreateRequest
-from bookstore_grpc.dal.records import BookChanges, BookDraft, BookRecord
+from bookstore_grpc.dal.models import FOLDED_COLUMNS, SELECT_BOOKS, Book, CreateRequest
+from bookstore_grpc.dal.records import FIELDS, BookChanges, BookDraft, BookRecord, record_from_draft
 from bookstore_grpc.errors import BookNotFound, BookstoreError, EtagMismatch, RequestIdReused
 from bookstore_grpc.limits import INSERT_MAX_BYTES
 
@@ -36,6 +37,11 @@ _DELETE = delete(Book).where(Book.id.in_(bindparam("ids", expanding=True)))
 _ROW_BYTES = 256
 # Upper bound of the INSERT before its rows.
 _HEAD_BYTES = 512
+
+_SETTABLE = [field.name for field in FIELDS.values() if field.is_settable]
+_FOLDED = [(name, column.key) for name, column in FOLDED_COLUMNS.items()]
+_OPTIONAL = [field.name for field in FIELDS.values() if field.is_settable and field.is_optional]
+_required_values = attrgetter(*(name for name in _SETTABLE if name not in _OPTIONAL))
 
 T = TypeVar("T")
 
@@ -88,7 +94,7 @@ class _Created(NamedTuple):
 
     def records(self) -> Written:
         return [
-            BookRecord(each.book_id, draft.name, draft.author, draft.release_year, each.create_time, each.create_time)
+            record_from_draft(draft, book_id=each.book_id, create_time=each.create_time)
             for draft, each in zip(self.drafts, self.creations, strict=True)
         ]
 
@@ -199,10 +205,7 @@ class BookWriteBatch:
     async def _insert(self) -> None:
         if not self._new:
             return
-        rows = [
-            {"create_time": self._now, **_columns(draft.name, draft.author, draft.release_year, self._now)}
-            for draft, _ in self._new
-        ]
+        rows = [{"create_time": self._now, **_columns(draft, update_time=self._now)} for draft, _ in self._new]
         # SQLite numbers the rows of one INSERT in their order; elsewhere SQLAlchemy returns the ids in that order.
         is_sqlite = self._connection.dialect.name == "sqlite"
         ids: list[int] = []
@@ -248,10 +251,7 @@ class BookWriteBatch:
     async def _update(self) -> None:
         changed = [self._books[book_id] for book_id in sorted(self._changed)]
         if changed:
-            rows = [
-                {"book_id": book.id, **_columns(book.name, book.author, book.release_year, book.update_time)}
-                for book in changed
-            ]
+            rows = [{"book_id": book.id, **_columns(book, update_time=book.update_time)} for book in changed]
             await self._connection.execute(_UPDATE, rows)
 
     async def _delete(self) -> None:
@@ -259,21 +259,24 @@ class BookWriteBatch:
             await self._connection.execute(_DELETE, {"ids": _padded(sorted(self._deleted))})
 
 
-def _columns(name: str, author: str, release_year: int, update_time: int) -> dict[str, object]:
+def _columns(book: BookDraft | BookRecord, *, update_time: int) -> dict[str, object]:
     """Return the columns that a write of a book sets."""
-    return {
-        "name": name,
-        "author": author,
-        "release_year": release_year,
-        "update_time": update_time,
-        "name_folded": fold_case(name),
-        "author_folded": fold_case(author),
-    }
+    columns: dict[str, Any] = {name: getattr(book, name) for name in _SETTABLE}
+    for name, folded in _FOLDED:
+        columns[folded] = fold_case(columns[name])
+    columns["update_time"] = update_time
+    return columns
 
 
 def _digest(draft: BookDraft) -> bytes:
+    """Return the digest of a draft by which a reused request id is told from a replay.
+
+    An optional field counts only where it is set, so that adding one leaves the digests of earlier requests valid.
+    """
     # Stored text holds no control characters, so NUL separates the fields unambiguously.
-    return sha256(f"{draft.name}\0{draft.author}\0{draft.release_year}".encode()).digest()
+    values = [str(value) for value in _required_values(draft)]
+    values += [f"{name}={value}" for name in _OPTIONAL if (value := getattr(draft, name))]
+    return sha256("\0".join(values).encode()).digest()
 
 
 def _padded(keys: Sequence[T]) -> Sequence[T]:

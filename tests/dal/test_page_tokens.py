@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from bookstore_grpc.dal import paging
 from bookstore_grpc.dal.books import BookDAL
 from bookstore_grpc.dal.database import Database
-from bookstore_grpc.dal.models import FIELDS
 from bookstore_grpc.dal.paging import page_token_from_record, parse_order_by, position_from_page_token
-from bookstore_grpc.dal.records import BookRecord
+from bookstore_grpc.dal.records import FIELDS, BookRecord
 from bookstore_grpc.errors import InvalidPageToken
 from bookstore_grpc.limits import PAGE_TOKEN_MAX_CODE_POINTS
 from tests.dal.conftest import statements_of

@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 
 from bookstore_grpc.dal.books import BookDAL
 from bookstore_grpc.dal.database import Database
-from bookstore_grpc.dal.models import FIELDS
 from bookstore_grpc.dal.paging import OrderTerm, parse_order_by
-from bookstore_grpc.dal.records import BookDraft, BookRecord
+from bookstore_grpc.dal.records import FIELDS, BookDraft, BookRecord
 from bookstore_grpc.errors import InvalidOrderBy
 from bookstore_grpc.limits import PAGE_MAX_CODE_POINTS
 from tests.dal.conftest import empty

@@ -10,14 +10,13 @@ from sqlalchemy.engine import make_url
 
 from bookstore_grpc.dal.books import BookDAL
 from bookstore_grpc.dal.database import Database
-from bookstore_grpc.dal.models import FIELDS
 from bookstore_grpc.dal.paging import (
     page_statement,
     page_token_from_record,
     parse_order_by,
     position_from_page_token,
 )
-from bookstore_grpc.dal.records import BookDraft, BookRecord
+from bookstore_grpc.dal.records import FIELDS, BookDraft, BookRecord
 from tests.conftest import new_database
 from tests.dal.conftest import execute
 
