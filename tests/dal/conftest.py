@@ -103,7 +103,7 @@ async def empty(database: Database) -> None:
 
 
 async def count_rows(database: Database) -> tuple[int, int]:
-    """Answer how many books and how many create requests are stored."""
+    """Return how many books and how many create requests are stored."""
 
     async def count(connection: AsyncConnection) -> tuple[int, int]:
         books = (await connection.execute(text("SELECT count(*) FROM books"))).scalar_one()

@@ -224,7 +224,7 @@ async def test_write_that_is_cancelled_keeps_neither_lock_nor_connection(own_dat
     stored, _ = await count_rows(own_database)
     assert stored % 3 == 0
     pool: Any = own_database._writer.pool
-    for _ in range(500):  # a group that nobody waits for ends a little after its callers have gone
+    for _ in range(500):  # an abandoned batch ends a little after its callers are cancelled
         if pool.checkedout():
             await asyncio.sleep(0.01)
     assert pool.checkedout() == 0

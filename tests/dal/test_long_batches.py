@@ -1,4 +1,4 @@
-"""Groups of the longest books, which have more bytes and parameters than a database takes in one statement."""
+"""Batches of the longest books, which have more bytes and parameters than a database takes in one statement."""
 
 import asyncio
 import shutil

@@ -60,7 +60,7 @@ def connections_in_use(database: Database) -> Any:
 
 
 def is_anyone_reading(path: Path) -> bool:
-    """Tell whether a transaction is open that keeps the log from being emptied."""
+    """Return whether an open transaction blocks a checkpoint of the WAL."""
     with closing(sqlite3.connect(path, timeout=0)) as connection:
         busy, *_ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     return bool(busy)

@@ -1,4 +1,4 @@
-"""Writes in flight are one transaction, in which each has the outcome that it would have alone."""
+"""Writes in flight share a transaction, in which each has the result that it would have alone."""
 
 import asyncio
 import sqlite3
@@ -25,7 +25,7 @@ Call = Coroutine[Any, Any, Any]
 
 @pytest.fixture
 async def narrow(database: Database, database_url: str) -> AsyncIterator[Database]:
-    """The same database as `database` with one writing connection: what waits for it is one group."""
+    """The same database as `database` with one writing connection: the writes that wait for it are one batch."""
     narrow = Database(database_url, pool_size=1, timeout_seconds=10)
     yield narrow
     await narrow.close()
@@ -44,8 +44,8 @@ def transactions_of(database: Database) -> Iterator[list[str]]:
         event.remove(engine, end, listener)
 
 
-async def in_one_group(narrow: Database, *calls: Call) -> list[Any]:
-    """Make calls that are done together, and answer their results and errors."""
+async def in_one_batch(narrow: Database, *calls: Call) -> list[Any]:
+    """Make calls that share a transaction, and return their results and errors."""
     async with narrow._writer.connect():
         tasks = [asyncio.ensure_future(call) for call in calls]
         for _ in range(10):
@@ -63,11 +63,11 @@ def _drafts(count: int, *, name: str = "Book") -> list[BookDraft]:
     return [BookDraft(f"{name} {number}", "x", number, uuid4()) for number in range(count)]
 
 
-async def test_group_is_one_transaction_and_a_few_statements(narrow: Database) -> None:
+async def test_batch_is_one_transaction_and_a_few_statements(narrow: Database) -> None:
     books = BookDAL(narrow)
     stored = await books.create_books(_drafts(60))
     with transactions_of(narrow) as transactions, statements_of(narrow) as statements:
-        results = await in_one_group(
+        results = await in_one_batch(
             narrow,
             *(books.create_book(draft) for draft in _drafts(60)),
             *(books.update_book(record.id, BookChanges(name="new")) for record in stored[:30]),
@@ -80,13 +80,13 @@ async def test_group_is_one_transaction_and_a_few_statements(narrow: Database) -
     assert await count_rows(narrow) == (90, 120)
 
 
-async def test_refused_calls_of_a_group_cost_the_others_nothing(narrow: Database) -> None:
+async def test_rejected_calls_of_a_batch_cost_the_others_nothing(narrow: Database) -> None:
     books = BookDAL(narrow)
     used = BookDraft("used", "x", 0, uuid4())
     await books.create_book(used)
     first, second, third = await books.create_books(_drafts(3))
     with transactions_of(narrow) as transactions:
-        results = await in_one_group(
+        results = await in_one_batch(
             narrow,
             books.create_book(_DRAFT),
             books.update_book(_UNKNOWN, BookChanges(name="x")),
@@ -134,7 +134,7 @@ async def test_what_the_driver_refuses_fails_its_caller_alone(narrow: Database, 
     mine = bad.pop(poison)
     for other in bad.values():
         other.close()
-    results = await in_one_group(
+    results = await in_one_batch(
         narrow,
         books.create_book(_DRAFT),
         books.update_book(first.id, BookChanges(release_year=-1)),
@@ -151,10 +151,10 @@ async def test_what_the_driver_refuses_fails_its_caller_alone(narrow: Database, 
     assert narrow._writer.pool.checkedout() == 0  # type: ignore[attr-defined]  # the queue's own method
 
 
-async def test_one_request_id_twice_in_a_group_makes_one_book(narrow: Database) -> None:
+async def test_one_request_id_twice_in_a_batch_makes_one_book(narrow: Database) -> None:
     books = BookDAL(narrow)
     draft = BookDraft("Dune", "Frank Herbert", 1965, uuid4())
-    first, other, second, batch = await in_one_group(
+    first, other, second, batch = await in_one_batch(
         narrow,
         books.create_book(draft),
         books.create_book(draft._replace(release_year=1966)),
@@ -164,17 +164,17 @@ async def test_one_request_id_twice_in_a_group_makes_one_book(narrow: Database) 
     assert isinstance(other, RequestIdReused)
     assert first == second == batch[0] == batch[2] != batch[1]
     assert await all_books(narrow) == [first, batch[1]]
-    again, another = await in_one_group(narrow, books.create_book(draft), books.create_book(_DRAFT))
+    again, another = await in_one_batch(narrow, books.create_book(draft), books.create_book(_DRAFT))
     assert again == first
     assert another.id > first.id
     assert await count_rows(narrow) == (3, 1)
 
 
-async def test_id_of_a_refused_batch_is_free_for_the_next_in_the_group(narrow: Database) -> None:
+async def test_request_id_of_a_rejected_create_is_free_for_the_next_in_the_batch(narrow: Database) -> None:
     books = BookDAL(narrow)
     used, free = _drafts(2)
     await books.create_book(used)
-    refused, made = await in_one_group(
+    refused, made = await in_one_batch(
         narrow,
         books.create_books([free, used._replace(name="another")]),
         books.create_book(free._replace(name="other")),
@@ -187,7 +187,7 @@ async def test_id_of_a_refused_batch_is_free_for_the_next_in_the_group(narrow: D
 async def test_of_calls_with_one_etag_the_first_wins(narrow: Database) -> None:
     books = BookDAL(narrow)
     record = await books.create_book(_DRAFT)
-    results = await in_one_group(
+    results = await in_one_batch(
         narrow,
         books.update_book(record.id, BookChanges(release_year=1), etag=record.etag),
         books.update_book(record.id, BookChanges(release_year=2), etag=record.etag),
@@ -198,7 +198,7 @@ async def test_of_calls_with_one_etag_the_first_wins(narrow: Database) -> None:
     assert results[0].etag != record.etag
 
 
-async def test_deleted_book_is_gone_for_the_rest_of_its_group_and_after(narrow: Database) -> None:
+async def test_deleted_book_is_gone_for_the_rest_of_its_batch_and_after(narrow: Database) -> None:
     books = BookDAL(narrow)
     record = await books.create_book(_DRAFT)
     calls = (
@@ -209,11 +209,11 @@ async def test_deleted_book_is_gone_for_the_rest_of_its_group_and_after(narrow: 
         books.create_book(_DRAFT),
     )
     with transactions_of(narrow) as transactions:
-        results = await in_one_group(narrow, *calls)
+        results = await in_one_batch(narrow, *calls)
     assert transactions == ["commit"]
     assert [type(result) for result in results] == [BookRecord, type(None), BookNotFound, BookNotFound, BookRecord]
     assert results[4].id > record.id
-    late, kept = await in_one_group(
+    late, kept = await in_one_batch(
         narrow,
         books.update_book(record.id, BookChanges(name="z")),
         books.update_book(results[4].id, BookChanges(name="z")),
@@ -222,10 +222,10 @@ async def test_deleted_book_is_gone_for_the_rest_of_its_group_and_after(narrow: 
     assert await all_books(narrow) == [kept]
 
 
-async def test_updates_of_one_book_in_a_group_build_on_one_another(narrow: Database) -> None:
+async def test_updates_of_one_book_in_a_batch_build_on_one_another(narrow: Database) -> None:
     books = BookDAL(narrow, clock=lambda: 1_000)
     record = await books.create_book(_DRAFT)
-    results = await in_one_group(
+    results = await in_one_batch(
         narrow,
         books.update_book(record.id, BookChanges(name=record.name)),
         books.update_book(record.id, BookChanges(name="new")),
@@ -241,11 +241,11 @@ async def test_updates_of_one_book_in_a_group_build_on_one_another(narrow: Datab
     assert await books.get_book(record.id) == authored
 
 
-async def test_group_that_changes_nothing_writes_nothing(narrow: Database) -> None:
+async def test_batch_that_changes_nothing_writes_nothing(narrow: Database) -> None:
     books = BookDAL(narrow)
     records = await books.create_books(_drafts(3))
     with statements_of(narrow) as statements:
-        results = await in_one_group(
+        results = await in_one_batch(
             narrow, *(books.update_book(record.id, BookChanges(name=record.name)) for record in records)
         )
     assert results == records
@@ -258,7 +258,7 @@ async def test_ids_rise_in_the_order_of_the_calls(narrow: Database) -> None:
     calls: list[Call] = [books.create_books(drafts[:100])]
     calls += [books.create_book(draft) for draft in drafts[100:200]]
     calls += [books.create_books(drafts[200:])]
-    first, *singles, last = await in_one_group(narrow, *calls)
+    first, *singles, last = await in_one_batch(narrow, *calls)
     records = [*first, *singles, *last]
     assert [record.name for record in records] == [draft.name for draft in drafts]
     assert [record.id for record in records] == sorted({record.id for record in records})
@@ -268,7 +268,7 @@ async def test_ids_rise_in_the_order_of_the_calls(narrow: Database) -> None:
 async def test_largest_batch_beside_single_creates_is_stored_with_them(narrow: Database) -> None:
     books = BookDAL(narrow)
     singles, batch = _drafts(20, name="Single"), _drafts(1_000)
-    results = await in_one_group(
+    results = await in_one_batch(
         narrow,
         *(books.create_book(draft) for draft in singles[:10]),
         books.create_books(batch),
@@ -307,7 +307,7 @@ async def test_gets_at_once_are_answered_each_its_own_and_see_what_was_just_writ
     assert await count_rows(database) == (0, 0)
 
 
-async def test_database_that_fails_within_a_group_is_unavailable_for_all_and_stores_nothing(
+async def test_database_that_fails_within_a_batch_is_unavailable_for_all_and_stores_nothing(
     own_database: Database, fresh_url: str
 ) -> None:
     narrow = Database(fresh_url, pool_size=1, timeout_seconds=0.3 if own_database.is_embedded else 10)
@@ -328,7 +328,7 @@ async def test_database_that_fails_within_a_group_is_unavailable_for_all_and_sto
     assert len(results) == 6
     assert all(isinstance(result, DatabaseUnavailable) for result in results), results
     assert await all_books(narrow) == [locked, changed, deleted]
-    made, updated = await in_one_group(
+    made, updated = await in_one_batch(
         narrow, books.create_book(_DRAFT), books.update_book(locked.id, BookChanges(name="y"))
     )
     assert await all_books(narrow) == [updated, changed, deleted, made]
@@ -338,7 +338,7 @@ async def test_database_that_fails_within_a_group_is_unavailable_for_all_and_sto
 async def _while_the_file_is_locked(narrow: Database, *calls: Call) -> list[Any]:
     with closing(sqlite3.connect(str(narrow.url.database), isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
-        return await in_one_group(narrow, *calls)
+        return await in_one_batch(narrow, *calls)
 
 
 # Of this database, the session that waits for a book's lock.
@@ -358,14 +358,14 @@ async def _while_the_connection_is_killed(
 ) -> list[Any]:
     async with database._writer.begin() as holder, database._prober.connect() as killer:
         await holder.execute(text(f"UPDATE books SET release_year = release_year WHERE id = {book_id}"))
-        group = asyncio.create_task(in_one_group(narrow, *calls))
+        running = asyncio.create_task(in_one_batch(narrow, *calls))
         killed: list[int] = []
         async with asyncio.timeout(20):
             while len(killed) < _ATTEMPTS:
-                assert not group.done(), "nothing held the group"
+                assert not running.done(), "nothing held the batch"
                 await asyncio.sleep(0.02)
                 victim = (await killer.execute(text(_WAITING[narrow.dialect]))).scalar_one()
                 if victim and victim not in killed:
                     killed.append(victim)
                     await killer.execute(text(_KILL[narrow.dialect].format(victim)))
-        return await group
+        return await running

@@ -1,4 +1,4 @@
-"""Groups of writes as chance has them: any operations, callers who leave at any moment, two servers that race."""
+"""Random batches of writes: any operations, callers who leave at any moment, two servers that race."""
 
 import asyncio
 import random
@@ -15,7 +15,7 @@ from bookstore_grpc.dal.database import Database
 from bookstore_grpc.dal.records import BookChanges, BookDraft, BookRecord
 from bookstore_grpc.errors import BookNotFound, BookstoreError, EtagMismatch, RequestIdReused
 from tests.dal.conftest import count_rows, empty
-from tests.dal.test_write_batch import all_books, in_one_group, narrow, transactions_of
+from tests.dal.test_write_batch import all_books, in_one_batch, narrow, transactions_of
 
 __all__ = ["narrow"]  # a fixture
 
@@ -47,7 +47,7 @@ Answer = list[Numbered] | type[BookstoreError] | None
 
 @dataclass
 class Model:
-    """What a group is to do, in the simplest words: one operation after the other, on a dict."""
+    """A model of a batch: one operation after the other, on a dict."""
 
     books: dict[int, Numbered] = field(default_factory=dict)
     made: dict[UUID, tuple[BookDraft, Numbered]] = field(default_factory=dict)
@@ -113,7 +113,7 @@ _STEPS = st.lists(
 
 
 async def _outcomes(database: Database, steps: list[Step], *, together: bool) -> tuple[list[Answer], list[Numbered]]:
-    """Run steps on three books, and answer what each answered and what is stored in the end."""
+    """Run steps on three books, and return the result of each and what is stored in the end."""
     await empty(database)
     books = BookDAL(database, clock=lambda: _NOW)
     first = await books.create_books([BookDraft("a", "x", 0)] * _AT_FIRST)
@@ -133,7 +133,7 @@ async def _outcomes(database: Database, steps: list[Step], *, together: bool) ->
 
     if together:
         with transactions_of(database) as transactions:
-            results = await in_one_group(database, *map(call, steps))
+            results = await in_one_batch(database, *map(call, steps))
         assert transactions == ["commit"]
     else:
         results = [(await asyncio.gather(call(step), return_exceptions=True))[0] for step in steps]
@@ -156,7 +156,7 @@ async def _outcomes(database: Database, steps: list[Step], *, together: bool) ->
 async def _check(database: Database, steps: list[Step]) -> None:
     model = Model()
     model.run(Create([BookDraft("a", "x", 0)] * _AT_FIRST))
-    # The ids of the books that a group makes are not known before, so no step names them.
+    # The ids of the books that a batch creates are not known before, so no step names them.
     expected = [
         BookNotFound if isinstance(step, Update | Delete) and step.book >= _AT_FIRST else model.run(step)
         for step in steps
@@ -170,13 +170,13 @@ async def _check(database: Database, steps: list[Step]) -> None:
 
 @settings(max_examples=12)
 @given(steps=_STEPS)
-async def test_any_group_has_the_outcomes_of_its_calls_one_after_the_other(narrow: Database, steps: list[Step]) -> None:
+async def test_any_batch_has_the_results_of_its_calls_one_after_the_other(narrow: Database, steps: list[Step]) -> None:
     await _check(narrow, steps)
 
 
 @settings(max_examples=40)
 @given(steps=_STEPS)
-async def test_any_group_on_sqlite_has_the_outcomes_of_its_calls_one_after_the_other(
+async def test_any_batch_on_sqlite_has_the_results_of_its_calls_one_after_the_other(
     sqlite: Database, steps: list[Step]
 ) -> None:
     await _check(sqlite, steps)
@@ -186,7 +186,7 @@ def connections_in_use(database: Database) -> Any:
     return database._writer.pool.checkedout()  # type: ignore[attr-defined]  # the queue's own method
 
 
-async def test_callers_who_leave_a_group_at_any_moment_cost_the_others_nothing(own_database: Database) -> None:
+async def test_callers_who_leave_a_batch_at_any_moment_cost_the_others_nothing(own_database: Database) -> None:
     books = BookDAL(own_database)
     chance = random.Random(3)
     kept = await books.create_books([BookDraft("kept", "x", 0)] * 4)
