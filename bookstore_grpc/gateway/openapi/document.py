@@ -10,7 +10,6 @@ from functools import cache
 from importlib import metadata
 from typing import Any
 
-import grpc
 import orjson
 from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message import Message
@@ -321,7 +320,7 @@ class _Document:
     def _failures(self, binding: Binding) -> Mapping[int, list[str]]:
         failures: defaultdict[int, list[str]] = defaultdict(list)
         for code, line in self._comments.of(binding.method.full_name).errors:
-            failures[STATUSES[grpc.StatusCode[code]]].append(line)
+            failures[STATUSES[code]].append(line)
         for status, line in (*_FAILURES, *(_FAILURES_OF_BODIES if binding.body else ())):
             failures[status].append(line)
         return failures
