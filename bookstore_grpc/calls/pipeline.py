@@ -1,14 +1,13 @@
 """The pipeline that every call runs in: observers, admission, deadline, checks, and the translation of errors.
 
-An adapter makes a `Call` with `new_call`, handles it inside `CallPipeline.run`, and writes the `BookstoreError` that
-leaves the block in its own form (`calls.status`).
+An adapter makes a `Call` with `new_call`, has it handled by `CallPipeline.run`, and writes the `BookstoreError` that
+this raises in its own form (`calls.status`).
 """
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
 
 import structlog
 
@@ -22,6 +21,8 @@ from bookstore_grpc.errors import BookstoreError, DeadlineExceeded, InternalErro
 _log = structlog.stdlib.get_logger("bookstore_grpc.calls")
 
 _OBSERVER_FAILED = "observer failed"
+
+_T = TypeVar("_T")
 
 
 class CallPipeline:
@@ -45,14 +46,18 @@ class CallPipeline:
         self._admission = admission or Admission()
         self._max_call_seconds = max_call_seconds
 
-    @asynccontextmanager
     async def run(
-        self, call: Call, *, is_stream: bool = False, is_rejected_by_drain: bool = False
-    ) -> AsyncIterator[None]:
-        """Run the block as a call, in the current task, once the call is admitted.
+        self,
+        call: Call,
+        handle: Callable[[], Awaitable[_T]],
+        *,
+        is_stream: bool = False,
+        is_rejected_by_drain: bool = False,
+    ) -> _T:
+        """Handle a call in the current task once it is admitted, and return its result.
 
-        Raises `BookstoreError` for whatever is to be told to the caller: an `InternalError` for every exception that is
-        not a domain error. Raises `CallEnded` if the transport has told the caller already, and `CancelledError` if the
+        Raises `BookstoreError` for whatever the caller is to be sent: an `InternalError` for every exception that is
+        not a domain error. Raises `CallEnded` if the transport has sent a status already, and `CancelledError` if the
         caller has cancelled the call.
         """
         started = time.perf_counter()
@@ -75,11 +80,11 @@ class CallPipeline:
                 async with deadline:
                     for check in self._checks:
                         await check(call)
-                    yield
+                    result = await handle()
             except (Exception, asyncio.CancelledError) as raised:
                 is_late = deadline.expired() and isinstance(raised, TimeoutError)
                 known = self._deadline_error(is_limit_first=is_limit_first) if is_late else raised
-                error = self._error_to_tell(call, known, is_stream=is_stream)
+                error = self._leaving_error(call, known, is_stream=is_stream)
                 if error is not raised:
                     error.__cause__ = raised  # the observers log it
                 self._notify_of_end(call, _outcome(error, raised, seconds=time.perf_counter() - started))
@@ -87,12 +92,13 @@ class CallPipeline:
                     raise
                 raise error from raised
             self._notify_of_end(call, Outcome("OK", time.perf_counter() - started))
+            return result
         finally:
             self.calls_under_way.discard(task, is_stream=is_stream)
             if not is_health:
                 self._admission.leave()
 
-    def _error_to_tell(self, call: Call, raised: BaseException, *, is_stream: bool) -> BaseException:
+    def _leaving_error(self, call: Call, raised: BaseException, *, is_stream: bool) -> BaseException:
         """Return what leaves the pipeline for what was raised in it."""
         if isinstance(raised, CallEnded):
             return raised
@@ -103,7 +109,7 @@ class CallPipeline:
             if error is None and _current_task().cancelling():
                 return raised
             raised = error or InternalError()
-        # A servicer of gRPC's own may have told the caller, and the deadline may have expired while it did.
+        # gRPC's own servicers may have sent a status, and the deadline may have expired while they did.
         sent = call.context.sent_status()
         return CallEnded(sent) if sent else domain_error(raised)
 

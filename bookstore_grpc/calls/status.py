@@ -46,7 +46,7 @@ _INTERNAL = "INTERNAL"
 
 
 class Status(NamedTuple):
-    """A failure as told to the caller: the name of its code in google.rpc.Code, its reason, and the whole message."""
+    """A failure as sent to the caller: the name of its code in google.rpc.Code, its reason, and all its details."""
 
     code: str
     reason: str
@@ -196,7 +196,7 @@ def _size_in_base64(message: Message) -> int:
 
 def _shortened(text: str, *, max_bytes: int, size: Callable[[str], int] = _size) -> str:
     """Cut a text in its middle: its end may hold how many more there are, or the column."""
-    text = text.encode(errors="replace").decode()  # a message takes no half of a surrogate pair
+    text = text.encode(errors="replace").decode()  # protobuf rejects lone surrogates
     if size(text) <= max_bytes:
         return text
 

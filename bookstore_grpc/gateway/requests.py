@@ -39,7 +39,7 @@ class RequestDecoder:
         self._parameters = {
             spelling: path
             for path in query_parameters(binding)
-            for spelling in (_spelled(path), ".".join(field.json_name for field in path))
+            for spelling in (_dotted_name(path), ".".join(field.json_name for field in path))
         }
         self._path_fields = [field_path(self._message, name) for name in binding.path_fields]
         self._mask = next((field for field in self._message.fields if is_mask(field)), None)
@@ -65,16 +65,16 @@ class RequestDecoder:
         """
         request: Message = self._request_class()
         if self.takes_body:
-            self._take_body(request, body, violations)
+            self._decode_body(request, body, violations)
         if query:
-            self._take_query(request, query, violations)
+            self._decode_query(request, query, violations)
         for path, text in zip(self._path_fields, path_values, strict=True):
-            _take_path_value(request, path, text, violations)
+            _decode_path_value(request, path, text, violations)
         if if_match not in (None, ANY) and self._etag:
-            self._take_etag(request, self._etag, etag_from_header(if_match), violations)
+            self._decode_etag(request, self._etag, etag_from_header(if_match), violations)
         return request
 
-    def _take_body(self, request: Message, body: bytes, violations: Violations) -> None:
+    def _decode_body(self, request: Message, body: bytes, violations: Violations) -> None:
         try:
             value = orjson.loads(body)
         except orjson.JSONDecodeError as error:
@@ -97,7 +97,7 @@ class RequestDecoder:
         fields = fields_by_spelling(resource)
         return [fields[key].name for key in value if key in fields]
 
-    def _take_query(self, request: Message, query: bytes, violations: Violations) -> None:
+    def _decode_query(self, request: Message, query: bytes, violations: Violations) -> None:
         try:
             parameters = parse_qsl(query.decode(), keep_blank_values=True, errors="strict")
         except ValueError as error:
@@ -110,7 +110,7 @@ class RequestDecoder:
                 continue
             *parents, field = path
             if path in given and not field.is_repeated:
-                violations.add(_spelled(path), Rule.DUPLICATE, "is given more than once")
+                violations.add(_dotted_name(path), Rule.DUPLICATE, "is given more than once")
                 continue
             given.add(path)
             message = _below(request, parents)
@@ -118,20 +118,20 @@ class RequestDecoder:
                 if not text:
                     continue  # the same as none
                 if self._binding.verb == "PUT" and text != "*":
-                    told = "is not for PUT, which replaces everything; that is PATCH"
-                    violations.add(_spelled(path), Rule.CONFLICT, told)
+                    description = "is not for PUT, which replaces everything; that is PATCH"
+                    violations.add(_dotted_name(path), Rule.CONFLICT, description)
                 message.ClearField(field.name)
-            set_field(message, field, _parameter_value(field, text), _spelled(path), violations)
+            set_field(message, field, _parameter_value(field, text), _dotted_name(path), violations)
 
-    def _take_etag(self, request: Message, path: Path, etag: str, violations: Violations) -> None:
+    def _decode_etag(self, request: Message, path: Path, etag: str, violations: Violations) -> None:
         *parents, field = path
         message = _below(request, parents)
         if not etag:
-            violations.add(_spelled(path), Rule.REQUIRED, "is empty in If-Match, which would guard against nothing")
+            violations.add(_dotted_name(path), Rule.REQUIRED, "is empty in If-Match, which would guard against nothing")
         elif '"' in etag:
-            violations.add(_spelled(path), Rule.TOO_MANY, "is a list of etags in If-Match, which takes one")
+            violations.add(_dotted_name(path), Rule.TOO_MANY, "is a list of etags in If-Match, which takes one")
         elif getattr(message, field.name) not in ("", etag):
-            violations.add(_spelled(path), Rule.CONFLICT, "is another one than that in If-Match")
+            violations.add(_dotted_name(path), Rule.CONFLICT, "is another one than that in If-Match")
         setattr(message, field.name, etag)
 
 
@@ -175,7 +175,7 @@ def etag_from_header(value: str) -> str:
 def _parameters(message: Descriptor, path: Path, *, taken: Sequence[str]) -> Iterator[Path]:
     for field in message.fields:
         here = (*path, field)
-        if _spelled(here) in taken or field in path:
+        if _dotted_name(here) in taken or field in path:
             continue
         if field.message_type is None or is_well_known(field):
             yield here
@@ -192,13 +192,13 @@ def _parameter_value(field: FieldDescriptor, text: str) -> Any:
     return [value] if field.is_repeated else value
 
 
-def _take_path_value(request: Message, path: Path, text: str, violations: Violations) -> None:
+def _decode_path_value(request: Message, path: Path, text: str, violations: Violations) -> None:
     *parents, field = path
     message = _below(request, parents)
     in_body = getattr(message, field.name)
-    set_field(message, field, text, _spelled(path), violations)
+    set_field(message, field, text, _dotted_name(path), violations)
     if in_body and in_body != getattr(message, field.name):
-        violations.add(_spelled(path), Rule.CONFLICT, f"is {in_body} in the body and {text} in the path")
+        violations.add(_dotted_name(path), Rule.CONFLICT, f"is {in_body} in the body and {text} in the path")
 
 
 def _below(message: Message, parents: Sequence[FieldDescriptor]) -> Any:
@@ -207,5 +207,5 @@ def _below(message: Message, parents: Sequence[FieldDescriptor]) -> Any:
     return message
 
 
-def _spelled(path: Sequence[FieldDescriptor]) -> str:
+def _dotted_name(path: Sequence[FieldDescriptor]) -> str:
     return ".".join(field.name for field in path)

@@ -5,6 +5,7 @@ authenticated learns nothing from the response, and the operator sees the reques
 """
 
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from functools import partial
 from typing import Any
 
 from google.protobuf.descriptor import ServiceDescriptor
@@ -85,12 +86,9 @@ class JsonApi:
         response = None
         with context.ended_with_caller():
             try:
-                async with self._pipeline.run(call, is_rejected_by_drain=True):
-                    if self._host_check:
-                        self._host_check.check(context.header("host"))
-                    if route is None or endpoint is None:
-                        raise _unknown(context, route)
-                    response = await self._respond(endpoint, route.values, context, body=body, call=call)
+                response = await self._pipeline.run(
+                    call, partial(self._handle, context, route, endpoint, body, call), is_rejected_by_drain=True
+                )
             except BookstoreError as error:
                 response = response_from_error(error, request_id=call.request_id)
                 if isinstance(error, VerbNotAllowed) and route:
@@ -104,9 +102,13 @@ class JsonApi:
             response = response.with_header("connection", "close")
         await response.send(send)
 
-    async def _respond(
-        self, endpoint: _Endpoint, path_values: Sequence[str], context: HttpContext, *, body: Body, call: Call
+    async def _handle(
+        self, context: HttpContext, route: Route | None, endpoint: _Endpoint | None, body: Body, call: Call
     ) -> Response:
+        if self._host_check:
+            self._host_check.check(context.header("host"))
+        if route is None or endpoint is None:
+            raise _unknown(context, route)
         data = b""
         # A page of another origin can send a POST without a preflight, with a body or without, but not with this type.
         if (endpoint.decoder.takes_body or context.verb == "POST") and not context.is_json:
@@ -116,7 +118,7 @@ class JsonApi:
             call.request_bytes = len(data)
         elif body.is_announced:
             raise MalformedMessage(endpoint.method, "it has a body, where path and query say all")
-        request = self._decode(endpoint, path_values, context, data)
+        request = self._decode(endpoint, route.values, context, data)
         message = await endpoint.behaviour(request, context)
         response = endpoint.encoder.encode(message, if_none_match=context.header("if-none-match"))
         call.response_bytes = len(response.body)

@@ -34,6 +34,7 @@ _CANCEL_SECONDS = 0.1
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 _Receive = Callable[[Call, Any, Any], Awaitable[Any]]
 _Serialize = Callable[[Any], Any]
+_Respond = Callable[[Call, Any, Any], Awaitable[Any]]
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
@@ -80,59 +81,42 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         }
         is_stream = handler.request_streaming or handler.response_streaming
         if not handler.response_streaming:
-            wrapped = self._coroutine(method, behaviour, receive, serialize, is_stream=is_stream)
+            respond = _respond(behaviour, receive, serialize)
         elif inspect.isasyncgenfunction(behaviour):
-            wrapped = self._generator(method, behaviour, receive, serialize)
+            respond = _write_each(behaviour, receive, serialize)
         else:
             # It writes its responses itself, through the context, which serializes them.
-            wrapped = self._coroutine(method, behaviour, receive, _as_it_is, is_stream=is_stream)
+            respond = _respond(behaviour, receive, _as_it_is)
             replaced["response_serializer"] = handler.response_serializer
+        wrapped = self._in_pipeline(method, respond, is_stream=is_stream)
         replaced["stream_stream" if handler.response_streaming else "stream_unary"] = wrapped
         return handler._replace(**replaced)  # type: ignore[no-any-return]  # a namedtuple to the last release
 
-    def _coroutine(
-        self, method: str, behaviour: Any, receive: _Receive, serialize: _Serialize, *, is_stream: bool
-    ) -> Any:
-        pipeline, held_responses = self._pipeline, self.held_responses
+    def _unknown_method(self, method: str) -> _Handler:
+        async def reject(_call: Call, _requests: Any, _context: Any) -> None:
+            raise MethodUnknown(f"There is no method {method[:200]!r}; server reflection lists what there is.")
 
-        async def respond(requests: Any, context: Any) -> Any:
-            call = _received(method, context)
+        return grpc.stream_stream_rpc_method_handler(self._in_pipeline(UNKNOWN_METHOD, reject, is_stream=False))
+
+    def _in_pipeline(self, method: str, respond: _Respond, *, is_stream: bool) -> Any:
+        run, hold = self._pipeline.run, self.held_responses.wait
+
+        async def handle(requests: Any, context: Any) -> Any:
+            call = new_call(method, RpcContext(context))
+            context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
             try:
-                async with pipeline.run(call, is_stream=is_stream, is_rejected_by_drain=is_stream):
-                    response = await behaviour(await receive(call, requests, context), context)
-                    data = response if isinstance(response, bytes) else serialize(response)
-                    call.response_bytes = len(data or b"")
+                response = await run(
+                    call,
+                    lambda: respond(call, requests, context),
+                    is_stream=is_stream,
+                    is_rejected_by_drain=is_stream,
+                )
             except (BookstoreError, CallEnded) as error:
                 await self._abort(call, context, error, is_stream=is_stream)
-            await held_responses.wait(call)  # outside of the pipeline: a held call takes no place and no time
-            return data
+            await hold(call)  # outside of the pipeline: a held call takes no place and no time
+            return response
 
-        return respond
-
-    def _generator(self, method: str, behaviour: Any, receive: _Receive, serialize: _Serialize) -> Any:
-        async def respond(requests: Any, context: Any) -> AsyncIterator[Any]:
-            call = _received(method, context)
-            try:
-                async with self._pipeline.run(call, is_stream=True, is_rejected_by_drain=True):
-                    async for response in behaviour(await receive(call, requests, context), context):
-                        data = serialize(response)
-                        call.response_bytes += len(data)
-                        yield data
-            except (BookstoreError, CallEnded) as error:
-                await self._abort(call, context, error, is_stream=True)
-
-        return respond
-
-    def _unknown_method(self, method: str) -> _Handler:
-        async def reject(_requests: Any, context: Any) -> None:
-            call = _received(UNKNOWN_METHOD, context)
-            try:
-                async with self._pipeline.run(call):
-                    raise MethodUnknown(f"There is no method {method[:200]!r}; server reflection lists what there is.")
-            except (BookstoreError, CallEnded) as error:
-                await self._abort(call, context, error, is_stream=False)
-
-        return grpc.stream_stream_rpc_method_handler(reject)
+        return handle
 
     async def _abort(self, call: Call, context: Any, error: BookstoreError | CallEnded, *, is_stream: bool) -> None:
         """End a call with the status of an error."""
@@ -155,10 +139,24 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             raise asyncio.CancelledError from failed
 
 
-def _received(method: str, context: Any) -> Call:
-    call = new_call(method, RpcContext(context))
-    context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
-    return call
+def _respond(behaviour: Any, receive: _Receive, serialize: _Serialize) -> _Respond:
+    async def respond(call: Call, requests: Any, context: Any) -> Any:
+        response = await behaviour(await receive(call, requests, context), context)
+        data = response if isinstance(response, bytes) else serialize(response)
+        call.response_bytes = len(data or b"")
+        return data
+
+    return respond
+
+
+def _write_each(behaviour: Any, receive: _Receive, serialize: _Serialize) -> _Respond:
+    async def respond(call: Call, requests: Any, context: Any) -> None:
+        async for response in behaviour(await receive(call, requests, context), context):
+            data = serialize(response)
+            call.response_bytes += len(data)
+            await context.write(data)
+
+    return respond
 
 
 def _as_it_is(message: Any) -> Any:

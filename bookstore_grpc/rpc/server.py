@@ -96,7 +96,7 @@ class Server:
         await asyncio.sleep(delay_seconds)
         # gRPC's core cancels what it receives after its GOAWAY and before the client reads that: docs/decisions/0015.
         async with self._interceptor.held_responses.holding():
-            # gRPC cancels calls later than we do, because we tell the callers why; and it may return before the
+            # gRPC cancels calls later than we do, because we send the callers the reason; and it may return before the
             # handlers have (grpc/grpc#37239), so they are waited for too.
             stopped = asyncio.create_task(self._server.stop(grace_seconds + _STOP_MARGIN_SECONDS))
             await asyncio.sleep(_GOAWAY_SECONDS)

@@ -55,6 +55,18 @@ async def raise_startup_error() -> None:
     raise StartupError(SECRET)  # never meant for callers
 
 
+async def end() -> None:
+    raise CallEnded("CANCELLED")
+
+
+async def do_nothing() -> None:
+    pass
+
+
+async def last() -> None:
+    await asyncio.sleep(60)
+
+
 async def raise_not_found() -> None:
     raise BookNotFound([1])
 
@@ -78,8 +90,7 @@ async def test_what_is_raised_leaves_as_a_domain_error(
 ) -> None:
     outcomes = Outcomes()
     with pytest.raises(BookstoreError) as caught:
-        async with CallPipeline(observers=[outcomes]).run(a_call()):
-            await handle()
+        await CallPipeline(observers=[outcomes]).run(a_call(), handle)
     assert type(caught.value) is raised
     assert SECRET not in str(caught.value)
     (outcome,) = outcomes.ended
@@ -89,10 +100,14 @@ async def test_what_is_raised_leaves_as_a_domain_error(
 
 
 async def test_a_call_that_succeeds_is_ok() -> None:
-    outcomes = Outcomes()
-    async with CallPipeline(observers=[outcomes]).run(call := a_call()):
+    outcomes, call = Outcomes(), a_call()
+
+    async def handle() -> int:
         assert outcomes.began == [call]
         assert outcomes.ended == []
+        return 7
+
+    assert await CallPipeline(observers=[outcomes]).run(call, handle) == 7
     assert [outcome.status for outcome in outcomes.ended] == ["OK"]
 
 
@@ -102,11 +117,10 @@ async def test_a_call_that_its_caller_cancels_stays_cancelled() -> None:
     has_begun = asyncio.Event()
 
     async def handle() -> None:
-        async with pipeline.run(a_call()):
-            has_begun.set()
-            await asyncio.sleep(60)
+        has_begun.set()
+        await asyncio.sleep(60)
 
-    task = asyncio.create_task(handle())
+    task = asyncio.create_task(pipeline.run(a_call(), handle))
     await has_begun.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -118,19 +132,16 @@ async def test_what_the_transport_has_told_already_is_not_told_again() -> None:
     outcomes = Outcomes()
     pipeline = CallPipeline(observers=[outcomes])
     with pytest.raises(CallEnded):
-        async with pipeline.run(a_call(PlainContext(sent_status="NOT_FOUND"))):
-            await raise_defect()
+        await pipeline.run(a_call(PlainContext(sent_status="NOT_FOUND")), raise_defect)
     with pytest.raises(CallEnded):
-        async with pipeline.run(a_call()):
-            raise CallEnded("CANCELLED")
+        await pipeline.run(a_call(), end)
     assert [outcome.status for outcome in outcomes.ended] == ["NOT_FOUND", "CANCELLED"]
 
 
 @pytest.mark.parametrize(("seconds", "message"), [(0.01, "its deadline"), (60, "0.02 s that the server allows")])
 async def test_a_call_ends_at_its_deadline_or_at_the_servers(seconds: float, message: str) -> None:
     with pytest.raises(DeadlineExceeded, match=message):
-        async with CallPipeline(max_call_seconds=0.02).run(a_call(PlainContext(seconds=seconds))):
-            await asyncio.sleep(60)
+        await CallPipeline(max_call_seconds=0.02).run(a_call(PlainContext(seconds=seconds)), last)
 
 
 async def test_checks_run_in_their_order_and_the_first_that_raises_rejects_the_call() -> None:
@@ -143,40 +154,39 @@ async def test_checks_run_in_their_order_and_the_first_that_raises_rejects_the_c
         raise TokenMissing("Say who calls.")
 
     with pytest.raises(TokenMissing):
-        async with CallPipeline(checks=[admit, reject, admit]).run(a_call()):
-            passed.append(2)
+        await CallPipeline(checks=[admit, reject, admit]).run(a_call(), raise_defect)
     assert passed == [1]
 
 
 async def test_a_call_without_a_place_is_rejected_and_takes_none() -> None:
     pipeline = CallPipeline(admission=Admission(max_concurrent_calls=1))
-    async with pipeline.run(a_call()):
+
+    async def be_rejected() -> None:
         for _ in range(3):
             with pytest.raises(ResourceExhausted):
-                async with pipeline.run(a_call()):
-                    pass
-    async with pipeline.run(a_call()):
-        pass
+                await pipeline.run(a_call(), do_nothing)
+
+    await pipeline.run(a_call(), be_rejected)
+    await pipeline.run(a_call(), do_nothing)
 
 
 async def test_a_drain_waits_for_unary_calls_ends_streams_and_rejects_what_comes_later() -> None:
     pipeline = CallPipeline()
     may_end, have_begun = asyncio.Event(), asyncio.Semaphore(0)
 
-    async def handle(*, is_stream: bool) -> None:
-        async with pipeline.run(a_call(), is_stream=is_stream, is_rejected_by_drain=is_stream):
-            have_begun.release()
-            await may_end.wait()
+    async def handle() -> None:
+        have_begun.release()
+        await may_end.wait()
 
-    unary, stream = (asyncio.create_task(handle(is_stream=is_stream)) for is_stream in (False, True))
+    unary = asyncio.create_task(pipeline.run(a_call(), handle))
+    stream = asyncio.create_task(pipeline.run(a_call(), handle, is_stream=True, is_rejected_by_drain=True))
     for _ in range(2):
         await have_begun.acquire()
     draining = asyncio.create_task(pipeline.calls_under_way.drain(grace_seconds=10))
     with pytest.raises(ServerDraining):
         await stream
     with pytest.raises(ServerDraining):
-        async with pipeline.run(a_call(), is_rejected_by_drain=True):
-            pass
+        await pipeline.run(a_call(), do_nothing, is_rejected_by_drain=True)
     assert not draining.done()
     may_end.set()
     assert await draining
@@ -188,11 +198,10 @@ async def test_a_drain_interrupts_calls_that_last_too_long() -> None:
     has_begun = asyncio.Event()
 
     async def handle() -> None:
-        async with pipeline.run(a_call()):
-            has_begun.set()
-            await asyncio.sleep(60)
+        has_begun.set()
+        await asyncio.sleep(60)
 
-    call = asyncio.create_task(handle())
+    call = asyncio.create_task(pipeline.run(a_call(), handle))
     await has_begun.wait()
     assert not await pipeline.calls_under_way.drain(grace_seconds=0.01)
     with pytest.raises(CallInterrupted):
