@@ -113,7 +113,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 )
             except (BookstoreError, CallEnded) as error:
                 await self._abort(call, context, error, is_stream=is_stream)
-            await hold(call)  # outside of the pipeline: a held call takes no place and no time
+            if not is_stream:
+                await hold(call)  # outside of the pipeline: a held call takes no place and no time
             return response
 
         return handle
@@ -154,7 +155,10 @@ def _write_each(behaviour: Any, receive: _Receive, serialize: _Serialize) -> _Re
         async for response in behaviour(await receive(call, requests, context), context):
             data = serialize(response)
             call.response_bytes += len(data)
-            await context.write(data)
+            try:
+                await context.write(data)
+            except grpc.aio.InternalError as failed:
+                raise CallEnded("CANCELLED") from failed  # the client has disconnected
 
     return respond
 

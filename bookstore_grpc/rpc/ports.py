@@ -24,7 +24,7 @@ def bind(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredenti
 
 
 def _check_socket_is_free(address: str) -> None:
-    """Raise `StartupError` if a server answers on this unix socket; gRPC would take it over silently."""
+    """Raise `StartupError` if a server listens on this unix socket; gRPC would take it over silently."""
     path = address.removeprefix("unix:")
     if path == address or not os.path.exists(path):
         return

@@ -38,7 +38,7 @@ async def http_server_with(
     room: Room | None = None,
     **options: Any,
 ) -> AsyncIterator[Server]:
-    """Serve with any servicer of any service, whose calls pass the guard of a server."""
+    """Serve with any servicer of any service, whose calls run in the pipeline of a server."""
     async with server_with(servicer, **options) as server:
         application = http_application(
             servicer, service, pipeline=server.pipeline, max_request_bytes=max_request_bytes, origins=(), hosts=None
