@@ -3,6 +3,10 @@
 The numbers that callers see are part of the contract; `protos/bookstore/v1/books.proto` states them too.
 """
 
+import re
+
+# Unicode's category Cc, which no text may contain.
+CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 NAME_MAX_CODE_POINTS = 500
 AUTHOR_MAX_CODE_POINTS = 1_000
 RELEASE_YEAR_MIN = -5_000

@@ -10,13 +10,14 @@ from bookstore.v1 import books_pb2, books_pb2_grpc
 
 from bookstore_grpc.calls.call import Call, Outcome
 from bookstore_grpc.telemetry.metrics import Metrics
+from tests.calls.context import PlainContext
 from tests.executable import Serving
 
 
 def metric_names() -> set[str]:
     """The names of all metrics, each after something has happened to it."""
     metrics = Metrics()
-    call = Call("/a/B", "r", (), None)
+    call = Call("/a/B", "r", (), PlainContext())
     metrics.call_began(call)
     metrics.call_ended(call, Outcome("OK", 0.1))
     metrics.sample(

@@ -15,7 +15,6 @@ READ, WRITE = "books.read", "books.write"
 _READING = ("Get", "List", "BatchGet")
 _SCHEME = "bearer"  # RFC 6750; in any case, RFC 9110, 11.1
 _SHOWN_NAME_MAX_CHARACTERS = 200
-_NAMES_IN_CERTIFICATES = ("x509_subject_alternative_name", "x509_common_name")
 
 SCOPES_BY_METHOD = {
     f"/{service.full_name}/{method.name}": READ if method.name.startswith(_READING) else WRITE
@@ -63,7 +62,7 @@ class Authentication:
         if caller is None:
             if self._client_scopes:
                 # An operator sees in the log what to give scopes to. Whoever got the certificate may have chosen it.
-                call.caller = next(iter(_names_in_certificate(call)), "")[:_SHOWN_NAME_MAX_CHARACTERS]
+                call.caller = next(iter(call.context.certificate_names()), "")[:_SHOWN_NAME_MAX_CHARACTERS]
             raise TokenMissing(
                 f"Say who calls: send a token as the metadata {AUTHORIZATION_KEY}: Bearer TOKEN."
                 if self._tokens
@@ -82,12 +81,7 @@ class Authentication:
         return await self._tokens.caller(token.strip())
 
     def _caller_by_certificate(self, call: Call) -> Caller | None:
-        known = [name for name in _names_in_certificate(call) if name in self._client_scopes]
+        known = [name for name in call.context.certificate_names() if name in self._client_scopes]
         if not known:
             return None
         return Caller(known[0], frozenset().union(*(self._client_scopes[name] for name in known)))
-
-
-def _names_in_certificate(call: Call) -> list[str]:
-    properties = call.context.auth_context()
-    return [value.decode(errors="replace") for key in _NAMES_IN_CERTIFICATES for value in properties.get(key, ())]

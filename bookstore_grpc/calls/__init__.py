@@ -1,1 +1,1 @@
-"""What surrounds every call, whatever brought it: admission, rate limit, and the table from error to status."""
+"""The call pipeline: what surrounds every call, whatever transport brought it. It knows neither gRPC nor HTTP."""

@@ -1,8 +1,17 @@
-"""A call as those see it who stand around it: gates that may refuse it, and observers that tell of it."""
+"""A call as the pipeline's checks and observers see it."""
 
-from collections.abc import Awaitable, Callable, Collection
+import os
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
+
+from bookstore_grpc.calls.context import CallContext, Metadata
+from bookstore_grpc.metadata import (
+    REQUEST_ID_KEY,
+    REQUEST_ID_PATTERN,
+    TRACEPARENT_KEY,
+    trace_id_from_traceparent,
+)
 
 HEALTH_PREFIX = "/grpc.health.v1.Health/"
 UNKNOWN_METHOD = "unknown"
@@ -10,18 +19,17 @@ UNKNOWN_METHOD = "unknown"
 
 @dataclass(slots=True)
 class Call:
-    """One call under way. `method` is its full name, or `UNKNOWN_METHOD` where the server has none such.
+    """One call. `method` is its full name, or `UNKNOWN_METHOD` if the server has no such method.
 
-    `caller` is who makes it, once a gate has found out: a token's subject, or the name in a certificate. `trace_id` is
-    that of the trace which its caller says that it belongs to, or which an observer has begun, and `span` its place
-    there, as that observer has it. `peer` is the other side's address, once its request
-    is waited for.
+    `caller` is set by the authentication check: the subject of a token or the name in a certificate. `trace_id` names
+    the trace that the caller sent or that an observer started, and `span` is that observer's span. `peer` is set when
+    the pipeline starts to wait for the request, because gRPC no longer knows it once a call is cancelled.
     """
 
     method: str
     request_id: str
-    metadata: Collection[tuple[str, str | bytes]]
-    context: Any
+    metadata: Metadata
+    context: CallContext
     caller: str = ""
     peer: str = ""
     trace_id: str = ""
@@ -31,7 +39,7 @@ class Call:
 
 
 class Outcome(NamedTuple):
-    """How a call ended: the status's name, the reason that the caller was given, and what was raised, if anything."""
+    """How a call ended: the name of its status, the reason given to the caller, and the error, if any."""
 
     status: str
     seconds: float
@@ -39,15 +47,30 @@ class Outcome(NamedTuple):
     error: BaseException | None = None
 
 
-# Lets a call pass, or raises the error that refuses it. It runs before the request is looked at.
-Gate = Callable[[Call], Awaitable[None]]
+# Returns to admit a call, or raises the error that rejects it. Checks run before the request is read.
+Check = Callable[[Call], Awaitable[None]]
 
 
 class Observer(Protocol):
-    """Is told of every call. What it does stands in each call's way; what it raises is logged."""
+    """Is notified of every call. It runs in the call's path; what it raises is logged."""
 
     def call_began(self, call: Call) -> None:
-        """Take note of a call whose request is not yet read."""
+        """Note a call whose request has not been read."""
 
     def call_ended(self, call: Call, outcome: Outcome) -> None:
-        """Take note of the outcome, before the caller gets to know it."""
+        """Note the outcome of a call, before it is sent to the caller."""
+
+
+def new_call(method: str, context: CallContext) -> Call:
+    """Return the call that a transport has received.
+
+    Its request id is the caller's, or a new one if the caller sent none that is valid.
+    """
+    metadata = context.metadata()
+    request_id = trace_id = ""
+    for key, value in metadata:
+        if key == REQUEST_ID_KEY and isinstance(value, str) and REQUEST_ID_PATTERN.fullmatch(value):
+            request_id = request_id or value
+        elif key == TRACEPARENT_KEY and isinstance(value, str):
+            trace_id = trace_id_from_traceparent(value)
+    return Call(method, request_id or os.urandom(16).hex(), metadata, context, trace_id=trace_id)

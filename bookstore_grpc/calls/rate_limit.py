@@ -1,4 +1,4 @@
-"""The gate that bounds how many calls one caller may make in a second."""
+"""Rate limit: the check that bounds how many calls one caller may make in a second, by a token bucket each."""
 
 import time
 from collections import OrderedDict
@@ -16,10 +16,10 @@ class _Bucket(NamedTuple):
 
 
 class RateLimit:
-    """Lets pass `per_second` calls of each caller, and `burst` at once after a rest; health is not counted.
+    """Admits `per_second` calls of each caller, and `burst` at once after a pause; health is not counted.
 
-    A caller is who a gate before this one has found, or else an address without its port. Those who have not called
-    for the longest are forgotten, which fills their buckets. `now` answers seconds that never go back.
+    A caller is the one that authentication has found, or else an address without its port. The callers that have not
+    called for the longest are forgotten, which fills their buckets. `now` is a monotonic clock in seconds.
     """
 
     def __init__(self, *, per_second: float, burst: int, now: Callable[[], float] = time.monotonic) -> None:

@@ -1,7 +1,8 @@
-"""The table from domain error to status, reason and details. What stands in no row is INTERNAL.
+"""The table from domain error to status code, reason and details. An error in no row is INTERNAL.
 
-Rows are found along the class's ancestors, so a new kind of `Unavailable` needs none of its own. A status travels in
-headers, so it is kept to the size that every client and proxy takes, whatever callers have put into it.
+Rows are found along the class's ancestors, so a new kind of `Unavailable` needs no row of its own. A status travels in
+headers, so its size is bounded to what every client and proxy accepts, whatever callers have put into it. The record is
+neutral: gRPC's adapter serializes it, and the HTTP adapter writes it as JSON.
 """
 
 import re
@@ -9,11 +10,10 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-import grpc
 from google.protobuf.any_pb2 import Any
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
-from google.rpc import error_details_pb2, status_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from bookstore_grpc.errors import (
     BookNotFound,
@@ -42,25 +42,35 @@ from bookstore_grpc.metadata import ERROR_DOMAIN, OMITTED_COUNT_KEY
 
 # https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md: each of these bytes takes three in `grpc-message`.
 _PERCENT_ENCODED = re.compile(rb"[^ -$&-~]")
+_INTERNAL = "INTERNAL"
 
 
 class Status(NamedTuple):
-    """What the caller gets: `details` is a serialized google.rpc.Status."""
+    """A failure as sent to the caller: the name of its code in google.rpc.Code, its reason, and all its details."""
 
-    code: grpc.StatusCode
+    code: str
     reason: str
-    message: str
-    details: bytes
+    details: status_pb2.Status
+
+
+def domain_error(error: BaseException) -> BookstoreError:
+    """Return an error of the table: the error itself, or an `InternalError` for any that is not meant for callers."""
+    return error if isinstance(error, BookstoreError) and _find_row(type(error)) else InternalError()
+
+
+def code_name(error: BookstoreError) -> str:
+    """Return the name of an error's status code, such as `NOT_FOUND`."""
+    row = _find_row(type(error))
+    return row.code if row else _INTERNAL
 
 
 def status_from_error(error: BaseException, *, request_id: str) -> Status:
-    """Turn an error into a status. One that is not meant for callers leaves as a bare INTERNAL.
+    """Return the status of an error. One that is not meant for callers becomes a bare INTERNAL.
 
-    Of a list, of violations or of missing books, the first is always there; how many are left out is in the metadata.
+    The first entry of a list of violations or of missing books is always present; the metadata has the number omitted.
     """
-    if not isinstance(error, BookstoreError) or not any(kind in _TABLE for kind in type(error).__mro__):
-        error = InternalError()
-    code, make_details = next(_TABLE[kind] for kind in type(error).__mro__ if kind in _TABLE)
+    error = domain_error(error)
+    code, make_details = _find_row(type(error)) or _TABLE[InternalError]
     message = _shortened(error.message, max_bytes=ERROR_MESSAGE_MAX_BYTES, size=_size_in_header)
     entries = _entry_count(error)
 
@@ -69,7 +79,7 @@ def status_from_error(error: BaseException, *, request_id: str) -> Status:
         info = error_details_pb2.ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN, metadata=metadata)
         request = error_details_pb2.RequestInfo(request_id=request_id)
         details = [_packed(detail) for detail in (info, request, *make_details(error, count))]
-        return status_pb2.Status(code=code.value[0], message=message, details=details)
+        return status_pb2.Status(code=code_pb2.Code.Value(code), message=message, details=details)
 
     def is_too_long(status: status_pb2.Status) -> bool:
         # The id has a header of its own too.
@@ -80,7 +90,7 @@ def status_from_error(error: BaseException, *, request_id: str) -> Status:
     if shown > 1 and is_too_long(status):
         first_too_many = bisect_left(range(shown), True, lo=2, key=lambda count: is_too_long(made(count)))
         status = made(first_too_many - 1)
-    return Status(code, error.reason, message, status.SerializeToString())
+    return Status(code, error.reason, status)
 
 
 def _entry_count(error: BookstoreError) -> int:
@@ -140,22 +150,29 @@ def _nothing(_error: BookstoreError, _count: int) -> Iterable[Message]:
     return ()
 
 
-_Row = tuple[grpc.StatusCode, Callable[..., Iterable[Message]]]
+class _Row(NamedTuple):
+    code: str
+    make_details: Callable[..., Iterable[Message]]
+
 
 _TABLE: dict[type, _Row] = {
-    InvalidRequest: (grpc.StatusCode.INVALID_ARGUMENT, _bad_request),
-    RequestTooLarge: (grpc.StatusCode.RESOURCE_EXHAUSTED, _nothing),
-    BookNotFound: (grpc.StatusCode.NOT_FOUND, _missing_books),
-    EtagMismatch: (grpc.StatusCode.ABORTED, _changed_book),
-    RequestIdReused: (grpc.StatusCode.ALREADY_EXISTS, _nothing),
-    Unauthenticated: (grpc.StatusCode.UNAUTHENTICATED, _nothing),
-    PermissionDenied: (grpc.StatusCode.PERMISSION_DENIED, _nothing),
-    ResourceExhausted: (grpc.StatusCode.RESOURCE_EXHAUSTED, _retry_info),
-    Unavailable: (grpc.StatusCode.UNAVAILABLE, _retry_info),
-    DeadlineExceeded: (grpc.StatusCode.DEADLINE_EXCEEDED, _nothing),
-    MethodUnknown: (grpc.StatusCode.UNIMPLEMENTED, _nothing),
-    InternalError: (grpc.StatusCode.INTERNAL, _nothing),
+    InvalidRequest: _Row("INVALID_ARGUMENT", _bad_request),
+    RequestTooLarge: _Row("RESOURCE_EXHAUSTED", _nothing),
+    BookNotFound: _Row("NOT_FOUND", _missing_books),
+    EtagMismatch: _Row("ABORTED", _changed_book),
+    RequestIdReused: _Row("ALREADY_EXISTS", _nothing),
+    Unauthenticated: _Row("UNAUTHENTICATED", _nothing),
+    PermissionDenied: _Row("PERMISSION_DENIED", _nothing),
+    ResourceExhausted: _Row("RESOURCE_EXHAUSTED", _retry_info),
+    Unavailable: _Row("UNAVAILABLE", _retry_info),
+    DeadlineExceeded: _Row("DEADLINE_EXCEEDED", _nothing),
+    MethodUnknown: _Row("UNIMPLEMENTED", _nothing),
+    InternalError: _Row("INTERNAL", _nothing),
 }
+
+
+def _find_row(kind: type[BaseException]) -> _Row | None:
+    return next((_TABLE[ancestor] for ancestor in kind.__mro__ if ancestor in _TABLE), None)
 
 
 def _packed(detail: Message) -> Any:
@@ -178,8 +195,8 @@ def _size_in_base64(message: Message) -> int:
 
 
 def _shortened(text: str, *, max_bytes: int, size: Callable[[str], int] = _size) -> str:
-    """Take out of the middle of a text what does not fit; at its end stands how many more there are, or the column."""
-    text = text.encode(errors="replace").decode()  # a message takes no half of a surrogate pair
+    """Cut a text in its middle: its end may hold how many more there are, or the column."""
+    text = text.encode(errors="replace").decode()  # protobuf rejects lone surrogates
     if size(text) <= max_bytes:
         return text
 

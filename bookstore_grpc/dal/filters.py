@@ -24,7 +24,7 @@ from bookstore_grpc.dal.casefold import fold_case
 from bookstore_grpc.dal.models import COLUMNS, FOLDED_COLUMNS, HEAD_COLUMNS
 from bookstore_grpc.dal.records import FIELDS, Field, FieldType
 from bookstore_grpc.errors import InvalidFilter, Rule, quoted
-from bookstore_grpc.limits import FILTER_MAX_CODE_POINTS, FILTER_MAX_LEVELS, FILTER_MAX_TERMS
+from bookstore_grpc.limits import CONTROL_CHARACTER, FILTER_MAX_CODE_POINTS, FILTER_MAX_LEVELS, FILTER_MAX_TERMS
 
 # The lexer is contextual: ARGUMENT is tried only after a comparator, so `-500` is a number there and `-word` a
 # negation elsewhere.
@@ -60,7 +60,6 @@ _TIME = re.compile(
     r"(\d{4}-\d{2}-\d{2})[Tt](\d{2}:\d{2}:\d{2})(?:\.(\d{1,9}))?([Zz]|[+-]\d{2}:[0-5]\d)", re.ASCII
 )  # RFC 3339, section 5.6
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 _Predicate = ColumnElement[bool]
 
@@ -294,7 +293,7 @@ def _nanoseconds_from_token(field: Field, argument: Token) -> int:
 def _text_from_token(token: Token) -> _Text:
     characters = _unescaped(token[1:-1]) if token.type == "STRING" else [(character, False) for character in token]
     text = "".join(character for character, _ in characters)
-    if _CONTROL_CHARACTER.search(text):
+    if CONTROL_CHARACTER.search(text):
         _reject(
             "the text holds a control character, which no book does",
             column=_column(token),

@@ -1,7 +1,7 @@
-"""Which HTTP requests stand for which RPCs: the `google.api.http` options of a service, as its descriptors have them.
+"""Which HTTP requests are transcoded to which RPCs: the `google.api.http` options in a service's descriptors.
 
-The rules are those of google/api/http.proto. What no RPC here needs is refused when the bindings are read, and not
-passed over: `response_body`, and bindings of RPCs that stream.
+The rules are those of google/api/http.proto. What no RPC here needs is rejected when the bindings are read, rather than
+ignored: `response_body`, and bindings of streaming RPCs.
 """
 
 import re
@@ -18,7 +18,7 @@ _WILDCARDS = {"*": "[^/]+", "**": ".+"}
 
 
 class Binding(NamedTuple):
-    """One way to make a call: a verb and a path, and which field of the request, if any, or "*", is the body."""
+    """One HTTP form of an RPC: a verb, a path template, and the field of the request that is the body, "*" or ""."""
 
     method: MethodDescriptor
     verb: str
@@ -27,34 +27,34 @@ class Binding(NamedTuple):
 
     @property
     def call(self) -> str:
-        """The name that the call has in gRPC, such as `/bookstore.v1.BookService/GetBook`."""
+        """The name of the method in gRPC, such as `/bookstore.v1.BookService/GetBook`."""
         return f"/{self.method.containing_service.full_name}/{self.method.name}"
 
     @property
     def path_fields(self) -> tuple[str, ...]:
-        """The fields of the request that the path has, such as `book.id`."""
+        """The fields of the request that are in the path, such as `book.id`."""
         return tuple(name for name, _ in _VARIABLE.findall(self.template))
 
     def rewritten(self, variable: Callable[[str, str], str]) -> str:
-        """Answer the template with other words for its variables, each given as its field and its pattern."""
+        """Return the template with its variables replaced, each given as its field and its pattern."""
         return _VARIABLE.sub(lambda found: variable(found[1], found[2] or "*"), self.template)
 
     def path(self, values: Mapping[str, str]) -> str:
-        """Answer the path with these values of its fields, in percent-encoding."""
+        """Return the path with these values of its fields, percent-encoded."""
         return self.rewritten(lambda field, _pattern: quote(values[field]))
 
 
 class Route(NamedTuple):
-    """What can be done at one path, by verb, and the texts that stand there for variables."""
+    """The bindings of one path by verb, and the values of the path's variables."""
 
     bindings: Mapping[str, Binding]
     values: tuple[str, ...] = ()
 
 
 class Routes:
-    """Finds what a path stands for. Bindings may name the variables of one path differently.
+    """Finds the route of a path. Bindings may name the variables of one path differently.
 
-    Raises `ValueError` where two bindings stand for the same requests.
+    Raises `ValueError` if two bindings have the same verb and path.
     """
 
     def __init__(self, bindings: tuple[Binding, ...]) -> None:
@@ -65,12 +65,12 @@ class Routes:
                 raise ValueError(f"{binding.call}: {binding.verb} {binding.template} is another binding's already.")
             verbs[binding.verb] = binding
         self._fixed = {path: Route(found) for path, found in by_path.items() if not _VARIABLE.search(path)}
-        # What says more of a path goes first: a variable would take in the `:archive` that another ends with.
+        # The most specific path goes first: a variable would match the `:archive` that another path ends with.
         varying = sorted((path for path in by_path if path not in self._fixed), key=_literal_length, reverse=True)
         self._varying = [(_pattern(path), by_path[path]) for path in varying]
 
     def find(self, path: str) -> Route | None:
-        """Answer the route of a path, or None where there is none such."""
+        """Return the route of a path, or None."""
         if route := self._fixed.get(path):
             return route
         for pattern, bindings in self._varying:
@@ -80,12 +80,12 @@ class Routes:
 
 
 def bindings(service: ServiceDescriptor) -> tuple[Binding, ...]:
-    """Answer the bindings of a service, in the order of its file. Raises `ValueError` for what is not understood."""
+    """Return the bindings of a service in the order of its file. Raises `ValueError` for unsupported options."""
     return tuple(binding for method in service.methods for binding in _bindings_of_method(method))
 
 
 def location_of_new(binding: Binding, all_bindings: Collection[Binding]) -> Binding | None:
-    """Answer how the new resource of a create (AIP-133) can be got; None for what is no create."""
+    """Return the binding that gets the new resource of a create (AIP-133), or None for other methods."""
     name = binding.method.name
     if binding.verb != "POST" or not name.startswith("Create"):
         return None
@@ -114,7 +114,7 @@ def _unnamed(_field: str, pattern: str) -> str:
 
 
 def _pattern(template: str) -> re.Pattern[str]:
-    """Make what recognizes the paths of a template; each variable is a group."""
+    """Return a pattern that matches the paths of a template; each variable is a group."""
     parts: list[str] = []
     end = 0
     for variable in _VARIABLE.finditer(template):

@@ -1,19 +1,18 @@
-"""The body of a request: read when its call has passed the gates, and no longer than it may be."""
+"""The body of a request: read after its call has passed the checks, and bounded in size."""
 
 import asyncio
 
-import grpc
-
+from bookstore_grpc.calls.context import CallEnded
 from bookstore_grpc.errors import RequestTooLarge
 from bookstore_grpc.gateway.context import HttpContext
 from bookstore_grpc.net.asgi import Receive
 
-# What is left of a refused request's body is waited for: a connection that is cut amidst it can lose the answer.
+# The rest of a rejected request's body is read for so long: closing the connection earlier can lose the response.
 _REST_SECONDS = 1
 
 
 class Body:
-    """What a request brings with it."""
+    """The body of one request."""
 
     def __init__(self, context: HttpContext, receive: Receive, *, max_bytes: int) -> None:
         self._context = context
@@ -25,7 +24,7 @@ class Body:
         self._has_more = self.is_announced
 
     async def read(self) -> bytes:
-        """Answer all of it. Raises `RequestTooLarge`, and aborts the call of a caller who has gone."""
+        """Return all of it. Raises `RequestTooLarge`, and `CallEnded` if the client has disconnected."""
         if self._length > self._max_bytes:
             raise RequestTooLarge(self._max_bytes)
         parts: list[bytes] = []
@@ -33,7 +32,7 @@ class Body:
         while self._has_more:
             part = await self._next()
             if part is None:
-                await self._context.abort(grpc.StatusCode.CANCELLED, "The caller has gone.")
+                raise CallEnded("CANCELLED")
             parts.append(part)
             size += len(part)
             if size > self._max_bytes:
@@ -41,7 +40,7 @@ class Body:
         return b"".join(parts)
 
     async def finish(self) -> bool:
-        """Pass over what has not been read, if it comes soon, and answer whether nothing is left."""
+        """Discard what has not been read, if it is received soon, and return whether nothing is left."""
         if self._context.header("expect"):
             return not self._has_more
         try:
@@ -53,7 +52,7 @@ class Body:
         return not self._has_more
 
     async def _next(self) -> bytes | None:
-        """Answer the next part, or None where the caller has gone."""
+        """Return the next part, or None if the client has disconnected."""
         message = await self._receive()
         if message["type"] == "http.disconnect":
             self._has_more = False

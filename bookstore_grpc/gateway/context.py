@@ -1,46 +1,35 @@
-"""A call that came over HTTP, as the guard, the gates and the observers of calls see it."""
+"""An HTTP request: HTTP's side of a call, as the call pipeline asks for it, and what the gateway reads of it."""
 
 import asyncio
 import ipaddress
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any
 from urllib.parse import quote
 
-import grpc
-from google.rpc import status_pb2
-
-from bookstore_grpc.metadata import REQUEST_ID_KEY, STATUS_DETAILS_KEY
+from bookstore_grpc.calls.context import Metadata
 from bookstore_grpc.net.http_server import CALLER, Caller
-
-_Metadata = tuple[tuple[str, str | bytes], ...]
 
 
 class HttpContext:
-    """Answers for an HTTP request what grpc.aio's context of a call would, as far as anybody asks.
-
-    Headers are the metadata. What `abort` was told is kept, for the answer.
-    """
+    """The `CallContext` of a call over HTTP, whose metadata are the headers."""
 
     def __init__(self, scope: Mapping[str, Any]) -> None:
-        self._scope = scope
         self._metadata = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"])
+        self._client: tuple[str, int] = scope["client"] or ("", 0)
         self._caller: Caller = scope["state"][CALLER]
-        self._code = grpc.StatusCode.OK
         self.path: str = scope["path"]
         self.query: bytes = scope["query_string"]
-        # What is answered to HEAD is what would be to GET, and its body is left out on the way.
+        # The response to HEAD is that to GET, and the server leaves out its body.
         self.verb: str = "GET" if scope["method"] == "HEAD" else scope["method"]
-        self.request_id = ""
-        self.status = status_pb2.Status()
 
     def header(self, name: str) -> str | None:
-        """Answer a header, of several the first."""
+        """Return a header, the first of several, or None."""
         return next((value for key, value in self._metadata if key == name), None)
 
     @contextmanager
     def ended_with_caller(self) -> Iterator[None]:
-        """Cancel the block when the caller goes, as gRPC cancels the calls of one who does, and leave it then."""
+        """Cancel the block and leave it when the client disconnects, as gRPC cancels the calls of one that does."""
         task = asyncio.current_task()
         assert task is not None  # noqa: S101  uvicorn runs each request in a task of its own
         self._caller.task = task
@@ -55,54 +44,36 @@ class HttpContext:
 
     @property
     def is_json(self) -> bool:
-        """Whether the body is said to be JSON."""
+        """Whether the body is declared to be JSON."""
         return (self.header("content-type") or "").partition(";")[0].strip().lower() == "application/json"
 
-    def invocation_metadata(self) -> Collection[tuple[str, str | bytes]]:
-        """Answer the headers."""
+    def metadata(self) -> Metadata:
+        """Return the headers."""
         return self._metadata
 
-    def set_trailing_metadata(self, metadata: _Metadata) -> None:
-        """Take note of the request id, which goes back in a header."""
-        self.request_id = str(dict(metadata)[REQUEST_ID_KEY])
-
-    def time_remaining(self) -> None:
-        """Answer that HTTP knows no deadlines."""
-
-    def done(self) -> bool:
-        """Answer that nobody but the handler ends the call."""
-        return False
-
-    def code(self) -> grpc.StatusCode:
-        """Answer the status that the call has been aborted with, or OK."""
-        return self._code
-
     def peer(self) -> str:
-        """Answer the other side's address, as gRPC spells it."""
-        host, port = self._scope["client"] or ("", 0)
+        """Return the address of the client, as gRPC spells it."""
+        host, port = self._client
         try:
             is_v6 = ipaddress.ip_address(host).version == 6
         except ValueError:
             return "unknown:"
         return f"ipv6:{quote(f'[{host}]', safe=':')}:{port}" if is_v6 else f"ipv4:{host}:{port}"
 
-    def auth_context(self) -> Mapping[str, list[bytes]]:
-        """Answer the names in the client's certificate, under gRPC's keys."""
-        certificate = self._caller.certificate
-        subject = [pair for part in certificate.get("subject", ()) for pair in part]
-        alternatives = certificate.get("subjectAltName", ())
-        return {
-            "x509_common_name": [name.encode() for kind, name in subject if kind == "commonName"],
-            # A DirName is a tuple, which gRPC leaves out too.
-            "x509_subject_alternative_name": [name.encode() for _, name in alternatives if isinstance(name, str)],
-        }
+    def time_remaining(self) -> float | None:
+        """Return None: HTTP has no deadlines."""
+        return None
 
-    async def abort(self, code: grpc.StatusCode, message: str = "", trailing_metadata: _Metadata = ()) -> NoReturn:
-        """Keep the status for the answer, and end the call."""
-        self._code = code
-        details = dict(trailing_metadata).get(STATUS_DETAILS_KEY)
-        if isinstance(details, bytes):
-            self.status = status_pb2.Status.FromString(details)
-        else:
-            self.status = status_pb2.Status(code=code.value[0], message=message)
-        raise grpc.aio.AbortError
+    def certificate_names(self) -> Sequence[str]:
+        """Return the names in the client's certificate."""
+        certificate = self._caller.certificate
+        alternatives = certificate.get("subjectAltName", ())
+        subject = [pair for part in certificate.get("subject", ()) for pair in part]
+        return [
+            *(name for _, name in alternatives if isinstance(name, str)),  # a DirName is a tuple; gRPC has none either
+            *(name for kind, name in subject if kind == "commonName"),
+        ]
+
+    def sent_status(self) -> str | None:
+        """Return None: only the gateway itself sends a status, and after the call."""
+        return None

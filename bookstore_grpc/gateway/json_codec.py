@@ -1,7 +1,7 @@
 """JSON to messages and back, by the rules of proto3 (https://protobuf.dev/programming-guides/json/).
 
-Unknown fields are refused, and all that is wrong, or the first thousand of it, is told at once by the names that fields
-have in the contract. The library would stop at the first, and tell it in the words of Python.
+Unknown fields are rejected, and all violations, or the first thousand, are reported at once by the names of fields in
+the contract. The library would stop at the first, and report it in terms of Python.
 """
 
 import re
@@ -27,12 +27,12 @@ _EPOCH = datetime(1970, 1, 1)  # in UTC, as all timestamps are
 
 
 def json_from_message(message: Message) -> bytes:
-    """Encode a message. Fields that have their default are left out, 64-bit integers are strings."""
+    """Return a message as JSON. Fields that have their default are left out, 64-bit integers are strings."""
     return orjson.dumps(_object(message))
 
 
 def fill_message(message: Message, value: Any, path: str, violations: Violations) -> None:
-    """Set the fields that a JSON object has; what is wrong with them is added to the violations, below `path`."""
+    """Set the fields that a JSON object has, and add what is wrong with them to the violations, below `path`."""
     if not isinstance(value, dict):
         violations.add(path or "body", Rule.INVALID_TYPE, "is to be a JSON object")
         return
@@ -49,12 +49,12 @@ def fill_message(message: Message, value: Any, path: str, violations: Violations
             violations.add(joined(path, field.name), Rule.DUPLICATE, "is given twice, in two spellings")
         else:
             given.add(field.number)
-            if item is not None:  # null is as good as absent
+            if item is not None:  # null is the same as absent
                 set_field(message, field, item, joined(path, field.name), violations)
 
 
 def set_field(message: Message, field: FieldDescriptor, value: Any, path: str, violations: Violations) -> None:
-    """Set a field to what a JSON value says; what is wrong with it is added to the violations, at `path`."""
+    """Set a field to a JSON value, and add what is wrong with it to the violations, at `path`."""
     convert = _converter(field)
     if convert is None:
         try:
@@ -69,7 +69,8 @@ def set_field(message: Message, field: FieldDescriptor, value: Any, path: str, v
     elif len(value) > JSON_ARRAY_MAX:
         violations.check(path, count_violation(len(value), most=JSON_ARRAY_MAX))
     else:
-        for index, item in enumerate(value):
+        # A query has the entries one by one.
+        for index, item in enumerate(value, len(getattr(message, field.name))):
             if len(violations) >= JSON_VIOLATIONS_MAX:
                 return
             convert(message, item, f"{path}[{index}]", violations)
@@ -77,22 +78,22 @@ def set_field(message: Message, field: FieldDescriptor, value: Any, path: str, v
 
 @cache
 def fields_by_spelling(message: Descriptor) -> Mapping[str, FieldDescriptor]:
-    """Answer the fields of a message by their names in JSON and in the contract."""
+    """Return the fields of a message by their names in JSON and in the contract."""
     return {spelling: field for field in message.fields for spelling in (field.json_name, field.name)}
 
 
 def is_well_known(field: FieldDescriptor) -> bool:
-    """Tell whether a field's message has a form of its own in JSON, as timestamps and masks have."""
+    """Return whether a field's message has a special form in JSON, as timestamps and masks have."""
     return field.message_type is not None and field.message_type.full_name.startswith(_WELL_KNOWN)
 
 
 def joined(path: str, name: str) -> str:
-    """Answer the path of a field below another."""
+    """Return the path of a field below another."""
     return f"{path}.{name}" if path else name
 
 
 def _is_object(field: FieldDescriptor) -> bool:
-    """Tell whether a field's message is a JSON object of its fields."""
+    """Return whether a field's message is a JSON object of its fields."""
     kind = field.message_type
     return kind is not None and not is_well_known(field) and not kind.GetOptions().map_entry
 
@@ -102,7 +103,7 @@ _Convert = Callable[[Any, Any, str, Violations], None]
 
 @cache
 def _converter(field: FieldDescriptor) -> _Convert | None:
-    """Answer what sets a field, or adds to it if it is repeated; None for what is left to the library."""
+    """Return a function that sets a field, or adds to it if it is repeated; None for types left to the library."""
     name, is_repeated = field.name, field.is_repeated
     if _is_object(field):
 
@@ -116,22 +117,29 @@ def _converter(field: FieldDescriptor) -> _Convert | None:
     if read is None:
         return None
 
+    def set_value(message: Any, value: Any) -> None:
+        if is_repeated:
+            getattr(message, name).append(value)
+        else:
+            setattr(message, name, value)
+
     def set_scalar(message: Any, value: Any, path: str, violations: Violations) -> None:
         try:
-            if is_repeated:
-                getattr(message, name).append(read(value))
-            else:
-                setattr(message, name, read(value))
+            set_value(message, read(value))
         except _Unreadable as unreadable:
             violations.add(path, Rule.INVALID_TYPE, str(unreadable))
-        except ValueError:  # the message's own: it is whole, and too large
+        except ValueError:  # raised by the message: the number is whole, and too large
             violations.add(path, Rule.OUT_OF_RANGE, f"is {quoted(str(value))}, which does not fit into its type")
+        else:
+            return
+        if is_repeated:  # the entries behind it keep their index, by which their violations are reported
+            set_value(message, "" if field.type == FieldDescriptor.TYPE_STRING else 0)
 
     return set_scalar
 
 
 class _Unreadable(Exception):
-    """The value is not of the type that its field has; the text says what it is to be."""
+    """The value is not of its field's type; the text says what it is to be."""
 
 
 def _whole_number(value: Any) -> int:
@@ -160,7 +168,7 @@ _READERS: Mapping[int, Callable[[Any], Any]] = {
 _Write = Callable[[Any], Any]
 
 _WRITERS: Mapping[int, _Write | None] = {
-    FieldDescriptor.TYPE_STRING: None,  # as it is
+    FieldDescriptor.TYPE_STRING: None,  # as is
     FieldDescriptor.TYPE_BOOL: None,
     FieldDescriptor.TYPE_INT32: None,
     FieldDescriptor.TYPE_UINT32: None,
@@ -170,7 +178,7 @@ _WRITERS: Mapping[int, _Write | None] = {
 
 
 def _object(message: Message) -> Mapping[str, Any]:
-    """Answer the fields that are set, in half the time of the library, which looks up their types each time."""
+    """Return the fields that are set, in half the time of the library, which looks up their types each time."""
     writers = _writers(message.DESCRIPTOR)
     if writers is None:
         return json_format.MessageToDict(message)
@@ -196,9 +204,9 @@ def _time(value: Any) -> str:
 
 @cache
 def _writers(message: Descriptor) -> Mapping[int, tuple[str, _Write | None]] | None:
-    """Answer a message's fields by number: their names in JSON, and what makes their values, None for as they are.
+    """Return a message's fields by number: their names in JSON, and the functions that encode values, None for as is.
 
-    None for a message that has other fields than are known here, which is left to the library.
+    Return None for a message with fields of other types, which is left to the library.
     """
     writers: dict[int, tuple[str, _Write | None]] = {}
     for field in message.fields:

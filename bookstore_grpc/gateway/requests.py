@@ -1,4 +1,4 @@
-"""HTTP requests to messages: what stands in the path, the query, the headers and the body of a binding's requests."""
+"""Decoding of HTTP requests: path, query, headers and body of a binding's requests to messages."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from bookstore_grpc.gateway.bindings import Binding
 from bookstore_grpc.gateway.json_codec import fields_by_spelling, fill_message, is_well_known, set_field
 from bookstore_grpc.service.validation import Violations
 
-ANY = "*"  # what If-Match and If-None-Match say of any etag
+ANY = "*"  # matches any etag in If-Match and If-None-Match
 
 _BOOLS = {"true": True, "false": False}
 _ETAG = "etag"
@@ -25,11 +25,11 @@ Path = tuple[FieldDescriptor, ...]
 
 
 class RequestDecoder:
-    """Makes the requests of one binding.
+    """Decodes the requests of one binding.
 
-    A query may name what is neither in the path nor in the body. An `If-Match` is the etag of the request, or else of
-    the resource in its body. PATCH without a mask changes what the body has, null among it (RFC 7396), and PUT replaces
-    the whole resource (RFC 9110, 9.3.4).
+    A query may have the fields that are neither in the path nor in the body. `If-Match` is the etag of the request, or
+    else of the resource in its body. PATCH without a mask changes the fields that the body has, also to null
+    (RFC 7396), and PUT replaces the whole resource (RFC 9110, 9.3.4).
     """
 
     def __init__(self, binding: Binding) -> None:
@@ -39,7 +39,7 @@ class RequestDecoder:
         self._parameters = {
             spelling: path
             for path in query_parameters(binding)
-            for spelling in (_spelled(path), ".".join(field.json_name for field in path))
+            for spelling in (_dotted_name(path), ".".join(field.json_name for field in path))
         }
         self._path_fields = [field_path(self._message, name) for name in binding.path_fields]
         self._mask = next((field for field in self._message.fields if is_mask(field)), None)
@@ -47,25 +47,34 @@ class RequestDecoder:
 
     @property
     def takes_body(self) -> bool:
-        """Whether a part of the request comes as JSON."""
+        """Whether a part of the request is in the body, as JSON."""
         return bool(self._binding.body)
 
-    def decode(self, *, path_values: Sequence[str], query: bytes, if_match: str | None, body: bytes) -> Message:
-        """Answer the request. Raises `MalformedMessage` for what is no JSON or no query, and `InvalidRequest`."""
+    def decode(
+        self,
+        *,
+        path_values: Sequence[str],
+        query: bytes,
+        if_match: str | None,
+        body: bytes,
+        violations: Violations,
+    ) -> Message:
+        """Return the request, and add what is wrong with it to the violations.
+
+        Raises `MalformedMessage` if the body is not JSON or the query not UTF-8.
+        """
         request: Message = self._request_class()
-        violations = Violations()
         if self.takes_body:
-            self._take_body(request, body, violations)
+            self._decode_body(request, body, violations)
         if query:
-            self._take_query(request, query, violations)
+            self._decode_query(request, query, violations)
         for path, text in zip(self._path_fields, path_values, strict=True):
-            _take_path_value(request, path, text, violations)
+            _decode_path_value(request, path, text, violations)
         if if_match not in (None, ANY) and self._etag:
-            self._take_etag(request, self._etag, etag_from_header(if_match), violations)
-        violations.raise_if_any()
+            self._decode_etag(request, self._etag, etag_from_header(if_match), violations)
         return request
 
-    def _take_body(self, request: Message, body: bytes, violations: Violations) -> None:
+    def _decode_body(self, request: Message, body: bytes, violations: Violations) -> None:
         try:
             value = orjson.loads(body)
         except orjson.JSONDecodeError as error:
@@ -88,7 +97,7 @@ class RequestDecoder:
         fields = fields_by_spelling(resource)
         return [fields[key].name for key in value if key in fields]
 
-    def _take_query(self, request: Message, query: bytes, violations: Violations) -> None:
+    def _decode_query(self, request: Message, query: bytes, violations: Violations) -> None:
         try:
             parameters = parse_qsl(query.decode(), keep_blank_values=True, errors="strict")
         except ValueError as error:
@@ -101,39 +110,39 @@ class RequestDecoder:
                 continue
             *parents, field = path
             if path in given and not field.is_repeated:
-                violations.add(_spelled(path), Rule.DUPLICATE, "is given more than once")
+                violations.add(_dotted_name(path), Rule.DUPLICATE, "is given more than once")
                 continue
             given.add(path)
             message = _below(request, parents)
             if field is self._mask:
                 if not text:
-                    continue  # as good as none
+                    continue  # the same as none
                 if self._binding.verb == "PUT" and text != "*":
-                    told = "is not for PUT, which replaces everything; that is PATCH"
-                    violations.add(_spelled(path), Rule.CONFLICT, told)
+                    description = "is not for PUT, which replaces everything; that is PATCH"
+                    violations.add(_dotted_name(path), Rule.CONFLICT, description)
                 message.ClearField(field.name)
-            set_field(message, field, _parameter_value(field, text), _spelled(path), violations)
+            set_field(message, field, _parameter_value(field, text), _dotted_name(path), violations)
 
-    def _take_etag(self, request: Message, path: Path, etag: str, violations: Violations) -> None:
+    def _decode_etag(self, request: Message, path: Path, etag: str, violations: Violations) -> None:
         *parents, field = path
         message = _below(request, parents)
         if not etag:
-            violations.add(_spelled(path), Rule.REQUIRED, "is empty in If-Match, which would guard against nothing")
+            violations.add(_dotted_name(path), Rule.REQUIRED, "is empty in If-Match, which would guard against nothing")
         elif '"' in etag:
-            violations.add(_spelled(path), Rule.TOO_MANY, "is a list of etags in If-Match, which takes one")
+            violations.add(_dotted_name(path), Rule.TOO_MANY, "is a list of etags in If-Match, which takes one")
         elif getattr(message, field.name) not in ("", etag):
-            violations.add(_spelled(path), Rule.CONFLICT, "is another one than that in If-Match")
+            violations.add(_dotted_name(path), Rule.CONFLICT, "is another one than that in If-Match")
         setattr(message, field.name, etag)
 
 
 def query_parameters(binding: Binding) -> Iterator[Path]:
-    """Answer what a query may name: paths of fields, the last of which has no fields of its own in JSON."""
+    """Return the fields that a query may have, as paths whose last field has no fields of its own in JSON."""
     if binding.body != "*":
         yield from _parameters(binding.method.input_type, (), taken=(binding.body, *binding.path_fields))
 
 
 def etag_path(binding: Binding) -> Path | None:
-    """Answer where an `If-Match` goes, if the request has a place for one."""
+    """Return the field for an `If-Match`, or None if the request has none."""
     for name in (_ETAG, f"{binding.body}.{_ETAG}"):
         try:
             return field_path(binding.method.input_type, name)
@@ -143,7 +152,7 @@ def etag_path(binding: Binding) -> Path | None:
 
 
 def field_path(message: Descriptor, name: str) -> Path:
-    """Answer the fields that a dotted name leads through. Raises `KeyError`."""
+    """Return the fields along a dotted name. Raises `KeyError`."""
     first, _, rest = name.partition(".")
     field = message.fields_by_name[first]
     if not rest:
@@ -154,19 +163,19 @@ def field_path(message: Descriptor, name: str) -> Path:
 
 
 def is_mask(field: FieldDescriptor) -> bool:
-    """Tell whether a field says which fields of a resource change."""
+    """Return whether a field is a field mask."""
     return field.message_type is not None and field.message_type.full_name == FieldMask.DESCRIPTOR.full_name
 
 
 def etag_from_header(value: str) -> str:
-    """Answer the etag in a header. A proxy that compresses answers makes it weak (`W/`), and the state is the same."""
+    """Return the etag in a header. A proxy that compresses responses makes it weak (`W/`); the state is the same."""
     return value.strip().removeprefix("W/").strip('" ')
 
 
 def _parameters(message: Descriptor, path: Path, *, taken: Sequence[str]) -> Iterator[Path]:
     for field in message.fields:
         here = (*path, field)
-        if _spelled(here) in taken or field in path:
+        if _dotted_name(here) in taken or field in path:
             continue
         if field.message_type is None or is_well_known(field):
             yield here
@@ -183,13 +192,13 @@ def _parameter_value(field: FieldDescriptor, text: str) -> Any:
     return [value] if field.is_repeated else value
 
 
-def _take_path_value(request: Message, path: Path, text: str, violations: Violations) -> None:
+def _decode_path_value(request: Message, path: Path, text: str, violations: Violations) -> None:
     *parents, field = path
     message = _below(request, parents)
     in_body = getattr(message, field.name)
-    set_field(message, field, text, _spelled(path), violations)
+    set_field(message, field, text, _dotted_name(path), violations)
     if in_body and in_body != getattr(message, field.name):
-        violations.add(_spelled(path), Rule.CONFLICT, f"is {in_body} in the body and {text} in the path")
+        violations.add(_dotted_name(path), Rule.CONFLICT, f"is {in_body} in the body and {text} in the path")
 
 
 def _below(message: Message, parents: Sequence[FieldDescriptor]) -> Any:
@@ -198,5 +207,5 @@ def _below(message: Message, parents: Sequence[FieldDescriptor]) -> Any:
     return message
 
 
-def _spelled(path: Sequence[FieldDescriptor]) -> str:
+def _dotted_name(path: Sequence[FieldDescriptor]) -> str:
     return ".".join(field.name for field in path)

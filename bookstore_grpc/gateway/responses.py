@@ -1,20 +1,24 @@
-"""Outcomes of calls to HTTP answers: statuses, headers, JSON."""
+"""Results of calls to HTTP responses: statuses, headers, JSON."""
 
+import math
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-import grpc
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
-from google.rpc import error_details_pb2, status_pb2
 
+from bookstore_grpc.calls.status import status_from_error
 from bookstore_grpc.errors import (
+    BookstoreError,
     HostUnknown,
     MediaTypeUnsupported,
     MethodUnknown,
     RequestTooLarge,
+    ResourceExhausted,
     ServerDraining,
+    Unauthenticated,
+    Unavailable,
     VerbNotAllowed,
 )
 from bookstore_grpc.gateway.bindings import Binding
@@ -26,32 +30,32 @@ from bookstore_grpc.net.asgi import Send
 Header = tuple[bytes, bytes]
 
 _JSON = (b"content-type", b"application/json")
-# Answers are of this moment and this caller; with its etag one can be asked for again.
+# A response is for one caller, and may be reused only after it is revalidated by its etag.
 _UNCACHED = (b"cache-control", b"private, no-cache")
 _NOSNIFF = (b"x-content-type-options", b"nosniff")
 _HEADERS: tuple[Header, ...] = (_JSON, _UNCACHED, _NOSNIFF)
 
-# google/rpc/code.proto has these in its comments.
-STATUSES: Mapping[grpc.StatusCode, int] = {
-    grpc.StatusCode.OK: 200,
-    grpc.StatusCode.INVALID_ARGUMENT: 400,
-    grpc.StatusCode.FAILED_PRECONDITION: 400,
-    grpc.StatusCode.OUT_OF_RANGE: 400,
-    grpc.StatusCode.UNAUTHENTICATED: 401,
-    grpc.StatusCode.PERMISSION_DENIED: 403,
-    grpc.StatusCode.NOT_FOUND: 404,
-    grpc.StatusCode.ALREADY_EXISTS: 409,
-    grpc.StatusCode.ABORTED: 409,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
-    grpc.StatusCode.CANCELLED: 499,
-    grpc.StatusCode.UNKNOWN: 500,
-    grpc.StatusCode.INTERNAL: 500,
-    grpc.StatusCode.DATA_LOSS: 500,
-    grpc.StatusCode.UNIMPLEMENTED: 501,
-    grpc.StatusCode.UNAVAILABLE: 503,
-    grpc.StatusCode.DEADLINE_EXCEEDED: 504,
+# By the name of the code; google/rpc/code.proto has them in its comments.
+STATUSES: Mapping[str, int] = {
+    "OK": 200,
+    "INVALID_ARGUMENT": 400,
+    "FAILED_PRECONDITION": 400,
+    "OUT_OF_RANGE": 400,
+    "UNAUTHENTICATED": 401,
+    "PERMISSION_DENIED": 403,
+    "NOT_FOUND": 404,
+    "ALREADY_EXISTS": 409,
+    "ABORTED": 409,
+    "RESOURCE_EXHAUSTED": 429,
+    "CANCELLED": 499,
+    "UNKNOWN": 500,
+    "INTERNAL": 500,
+    "DATA_LOSS": 500,
+    "UNIMPLEMENTED": 501,
+    "UNAVAILABLE": 503,
+    "DEADLINE_EXCEEDED": 504,
 }
-# What HTTP has a word of its own for.
+# Reasons for which HTTP has a status of its own.
 STATUSES_BY_REASON: Mapping[str, int] = {
     HostUnknown.reason: 403,
     MethodUnknown.reason: 404,
@@ -61,28 +65,28 @@ STATUSES_BY_REASON: Mapping[str, int] = {
 }
 
 
-class Answer(NamedTuple):
-    """What goes back over HTTP."""
+class Response(NamedTuple):
+    """A response over HTTP."""
 
     status: int
     headers: tuple[Header, ...]
     body: bytes
 
-    def with_header(self, name: str, value: str) -> "Answer":
-        """Answer the same with a header more."""
+    def with_header(self, name: str, value: str) -> "Response":
+        """Return the same response with one more header."""
         return self._replace(headers=(*self.headers, (name.encode(), value.encode())))
 
     async def send(self, send: Send) -> None:
         """Send it."""
         headers = list(self.headers)
-        if self.status != 304:  # its length would be that of what is not sent
+        if self.status != 304:  # which has no body
             headers.append((b"content-length", str(len(self.body)).encode()))
         await send({"type": "http.response.start", "status": self.status, "headers": headers})
         await send({"type": "http.response.body", "body": self.body})
 
 
-class AnswerEncoder:
-    """Makes the answers of one binding: of a create 201, whose `Location` is where the new resource can be had."""
+class ResponseEncoder:
+    """Encodes the responses of one binding. That of a create is 201, with the `Location` of the new resource."""
 
     def __init__(self, binding: Binding, *, location: Binding | None) -> None:
         self._message_class = GetMessageClass(binding.method.output_type)
@@ -91,43 +95,42 @@ class AnswerEncoder:
         self._is_get = binding.verb == "GET"
         self._kept_json = lru_cache(JSON_ANSWERS_KEPT_MAX)(self._json_from_bytes)
 
-    def encode(self, answer: Message | bytes, *, if_none_match: str | None) -> Answer:
-        """Answer a message, given as such or as its bytes."""
-        if isinstance(answer, bytes):
-            # A page that has been kept comes as the same bytes again.
-            is_short = len(answer) <= JSON_ANSWER_KEPT_MAX_BYTES
-            return Answer(200, _HEADERS, (self._kept_json if is_short else self._json_from_bytes)(answer))
-        message: Any = answer
+    def encode(self, response: Message | bytes, *, if_none_match: str | None) -> Response:
+        """Return the response for a message, given as such or serialized."""
+        if isinstance(response, bytes):
+            # A cached page is the same bytes again.
+            is_short = len(response) <= JSON_ANSWER_KEPT_MAX_BYTES
+            return Response(200, _HEADERS, (self._kept_json if is_short else self._json_from_bytes)(response))
+        message: Any = response
         headers = _HEADERS
         if self._has_etag and message.etag:
             headers += ((b"etag", f'"{message.etag}"'.encode()),)
             if self._is_get and if_none_match and _names(if_none_match, message.etag):
-                return Answer(304, headers[1:], b"")
+                return Response(304, headers[1:], b"")
         if self._location is None:
-            return Answer(200, headers, json_from_message(message))
+            return Response(200, headers, json_from_message(message))
         fields = {name: str(getattr(message, name)) for name in self._location.path_fields}
-        return Answer(201, (*headers, (b"location", self._location.path(fields).encode())), json_from_message(message))
+        return Response(
+            201, (*headers, (b"location", self._location.path(fields).encode())), json_from_message(message)
+        )
 
     def _json_from_bytes(self, data: bytes) -> bytes:
         return json_from_message(self._message_class.FromString(data))
 
 
-def refusal(code: grpc.StatusCode, status: status_pb2.Status) -> Answer:
-    """Answer a failure: the status as JSON, and in headers what HTTP's own tools look at."""
-    reason = ""
+def response_from_error(error: BookstoreError, *, request_id: str) -> Response:
+    """Return the response for a failure: its status as JSON, and the headers that HTTP has for it."""
+    status = status_from_error(error, request_id=request_id)
     headers = _HEADERS
-    info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
-    for detail in status.details:
-        if detail.Unpack(info):
-            reason = info.reason
-        elif detail.Unpack(retry):
-            # Whole seconds is all that this header knows.
-            headers += ((b"retry-after", str(max(1, -(-retry.retry_delay.ToMilliseconds() // 1_000))).encode()),)
-    if code is grpc.StatusCode.UNAUTHENTICATED:
+    if isinstance(error, Unavailable | ResourceExhausted):
+        seconds = math.ceil(round(error.retry_seconds, 3))  # the header has whole seconds only
+        headers += ((b"retry-after", str(max(1, seconds)).encode()),)
+    if isinstance(error, Unauthenticated):
         headers += ((b"www-authenticate", b"Bearer"),)
-    if reason == ServerDraining.reason:
-        headers += ((b"connection", b"close"),)  # another server may answer, on another connection
-    return Answer(STATUSES_BY_REASON.get(reason, STATUSES[code]), headers, json_from_message(status))
+    if isinstance(error, ServerDraining):
+        headers += ((b"connection", b"close"),)  # on another connection another server may respond
+    http_status = STATUSES_BY_REASON.get(status.reason, STATUSES[status.code])
+    return Response(http_status, headers, json_from_message(status.details))
 
 
 def _names(if_none_match: str, etag: str) -> bool:

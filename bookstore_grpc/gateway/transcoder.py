@@ -1,19 +1,22 @@
-"""The JSON API: every HTTP request becomes a call, and goes through the guard that calls of gRPC go through.
+"""Transcoding: an HTTP request with JSON becomes a call, which runs in the same pipeline as the calls over gRPC.
 
-What is no call of the service, by its path or its verb, passes the guard too: whoever is not known learns nothing, and
-the operator learns of it.
+A request that is no call of the service, by its path or its verb, runs in the pipeline too: a caller that is not
+authenticated learns nothing from the response, and the operator sees the request.
 """
 
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import Any
 
-import grpc
 from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.message import Message
 
-from bookstore_grpc.calls.call import UNKNOWN_METHOD, Call
+from bookstore_grpc.calls.call import UNKNOWN_METHOD, Call, new_call
+from bookstore_grpc.calls.context import CallEnded
+from bookstore_grpc.calls.pipeline import CallPipeline
 from bookstore_grpc.errors import (
-    HostUnknown,
+    BookstoreError,
+    InvalidRequest,
     MalformedMessage,
     MediaTypeUnsupported,
     MethodUnknown,
@@ -23,30 +26,33 @@ from bookstore_grpc.errors import (
 from bookstore_grpc.gateway.bindings import Binding, Route, Routes, bindings, location_of_new
 from bookstore_grpc.gateway.body import Body
 from bookstore_grpc.gateway.context import HttpContext
+from bookstore_grpc.gateway.host_check import HostCheck
 from bookstore_grpc.gateway.requests import RequestDecoder
-from bookstore_grpc.gateway.responses import Answer, AnswerEncoder, refusal
+from bookstore_grpc.gateway.responses import Response, ResponseEncoder, response_from_error
+from bookstore_grpc.limits import JSON_VIOLATIONS_MAX
 from bookstore_grpc.metadata import REQUEST_ID_KEY
 from bookstore_grpc.net.asgi import Receive, Scope, Send
-from bookstore_grpc.net.loopback import is_loopback
+from bookstore_grpc.service.validation import Violations
 
-Guard = Callable[[str, Any], AbstractAsyncContextManager[Call]]
+# Checks a request by the service's own rules. Raises `InvalidRequest` with all violations.
+Validate = Callable[[Message], object]
 
 
 class _Endpoint:
-    """One binding, and what it calls."""
+    """One binding, and the method that it calls."""
 
     def __init__(self, servicer: Any, binding: Binding, *, location: Binding | None) -> None:
         self.method = binding.call
         self.behaviour: Callable[[Any, Any], Awaitable[Any]] = getattr(servicer, binding.method.name)
         self.decoder = RequestDecoder(binding)
-        self.encoder = AnswerEncoder(binding, location=location)
+        self.encoder = ResponseEncoder(binding, location=location)
 
 
 class JsonApi:
-    """An ASGI application that answers the calls of a service as its `google.api.http` options say.
+    """An ASGI application that serves the calls of a service as its `google.api.http` options say.
 
-    `guard` surrounds a call of a method, given its context (`CallInterceptor.guard`). With `hosts` only requests to
-    these names, and to the loopback's, are answered.
+    Every request runs in the `pipeline`. With `hosts` only requests to these host names, and to the loopback's, are
+    served. `validate` finds the other violations of a request that breaks the rules of JSON.
     """
 
     def __init__(
@@ -54,8 +60,9 @@ class JsonApi:
         servicer: Any,
         service: ServiceDescriptor,
         *,
-        guard: Guard,
+        pipeline: CallPipeline,
         max_request_bytes: int,
+        validate: Validate | None = None,
         hosts: Collection[str] | None = None,
     ) -> None:
         found = bindings(service)
@@ -63,41 +70,47 @@ class JsonApi:
         self._endpoints = {
             binding: _Endpoint(servicer, binding, location=location_of_new(binding, found)) for binding in found
         }
-        self._guard = guard
+        self._pipeline = pipeline
         self._max_request_bytes = max_request_bytes
-        self._hosts = None if hosts is None else {host.lower() for host in hosts}
+        self._validate = validate
+        self._host_check = None if hosts is None else HostCheck(hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Serve one request."""
         context = HttpContext(scope)
         body = Body(context, receive, max_bytes=self._max_request_bytes)
         route = self._routes.find(context.path)
         binding = route.bindings.get(context.verb) if route else None
         endpoint = self._endpoints[binding] if binding else None
-        answer = None
+        call = new_call(endpoint.method if endpoint else UNKNOWN_METHOD, context)
+        response = None
         with context.ended_with_caller():
             try:
-                async with self._guard(endpoint.method if endpoint else UNKNOWN_METHOD, context) as call:
-                    self._check_host(context)
-                    if route is None or endpoint is None:
-                        raise _unknown(context, route)
-                    answer = await self._answer(endpoint, route.values, context, body=body, call=call)
-            except grpc.aio.AbortError:
-                answer = refusal(context.code(), context.status)
-                if answer.status == 405 and route:
-                    answer = answer.with_header("allow", ", ".join(_verbs(route)))
-        if answer is None:
-            return  # to nobody
-        answer = answer.with_header(REQUEST_ID_KEY, context.request_id)
+                response = await self._pipeline.run(
+                    call, partial(self._handle, context, route, endpoint, body, call), is_rejected_by_drain=True
+                )
+            except BookstoreError as error:
+                response = response_from_error(error, request_id=call.request_id)
+                if isinstance(error, VerbNotAllowed) and route:
+                    response = response.with_header("allow", ", ".join(_verbs(route)))
+            except CallEnded:
+                pass
+        if response is None:
+            return  # the client has disconnected
+        response = response.with_header(REQUEST_ID_KEY, call.request_id)
         if not await body.finish():
-            answer = answer.with_header("connection", "close")
-        await answer.send(send)
+            response = response.with_header("connection", "close")
+        await response.send(send)
 
-    async def _answer(
-        self, endpoint: _Endpoint, path_values: Sequence[str], context: HttpContext, *, body: Body, call: Call
-    ) -> Answer:
+    async def _handle(
+        self, context: HttpContext, route: Route | None, endpoint: _Endpoint | None, body: Body, call: Call
+    ) -> Response:
+        if self._host_check:
+            self._host_check.check(context.header("host"))
+        if route is None or endpoint is None:
+            raise _unknown(context, route)
         data = b""
-        # A page of another origin can send a POST unasked, with a body or without, but not with this type.
+        # A page of another origin can send a POST without a preflight, with a body or without, but not with this type.
         if (endpoint.decoder.takes_body or context.verb == "POST") and not context.is_json:
             raise MediaTypeUnsupported
         if endpoint.decoder.takes_body:
@@ -105,22 +118,34 @@ class JsonApi:
             call.request_bytes = len(data)
         elif body.is_announced:
             raise MalformedMessage(endpoint.method, "it has a body, where path and query say all")
-        request = endpoint.decoder.decode(
-            path_values=path_values, query=context.query, if_match=context.header("if-match"), body=data
-        )
-        response = await endpoint.behaviour(request, context)
-        answer = endpoint.encoder.encode(response, if_none_match=context.header("if-none-match"))
-        call.response_bytes = len(answer.body)
-        return answer
+        request = self._decode(endpoint, route.values, context, data)
+        message = await endpoint.behaviour(request, context)
+        response = endpoint.encoder.encode(message, if_none_match=context.header("if-none-match"))
+        call.response_bytes = len(response.body)
+        return response
 
-    def _check_host(self, context: HttpContext) -> None:
-        if self._hosts is None:
-            return
-        host = _host_name(context.header("host") or "")
-        if not (is_loopback(host) or host in self._hosts):
-            raise HostUnknown(
-                f"This server does not go by the name {quoted(host)}; its operator can let it, with --http-hosts."
-            )
+    def _decode(self, endpoint: _Endpoint, path_values: Sequence[str], context: HttpContext, data: bytes) -> Message:
+        """Return the request. Raises `InvalidRequest` with all its violations.
+
+        The service checks the fields of each request that it gets. It does not get one that breaks the rules of JSON,
+        so the fields of that are checked here, for the caller to see all violations at once.
+        """
+        violations = Violations()
+        request = endpoint.decoder.decode(
+            path_values=path_values,
+            query=context.query,
+            if_match=context.header("if-match"),
+            body=data,
+            violations=violations,
+        )
+        # Of a request with that many, the rest has not been read.
+        if self._validate and 0 < len(violations) < JSON_VIOLATIONS_MAX:
+            try:
+                self._validate(request)
+            except InvalidRequest as error:
+                violations.add_for_other_fields(error.violations)
+        violations.raise_if_any()
+        return request
 
 
 def _unknown(context: HttpContext, route: Route | None) -> MethodUnknown:
@@ -132,9 +157,3 @@ def _unknown(context: HttpContext, route: Route | None) -> MethodUnknown:
 
 def _verbs(route: Route) -> list[str]:
     return sorted({*route.bindings, "HEAD"} if "GET" in route.bindings else route.bindings)
-
-
-def _host_name(host: str) -> str:
-    """Answer the name in a Host header, without the port and the brackets of an IPv6 address."""
-    name, colon, port = host.rpartition(":")
-    return (name if colon and port.isdecimal() else host).strip("[]").lower()

@@ -1,7 +1,7 @@
 """The health service (https://github.com/grpc/grpc/blob/master/doc/health-checking.md).
 
-Not the one of grpcio-health-checking, whose watchers write under the lock that a change of status needs: one that reads
-nothing would keep all others, and the end of the server, waiting for ever.
+grpcio-health-checking has one, but its watchers write under the lock that a change of status needs: a client that reads
+nothing would block all others, and the end of the server, for ever.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ _Response = health_pb2.HealthCheckResponse
 
 
 class Health:
-    """Tells whether services serve; all of them do or none."""
+    """Reports whether services serve; all of them do or none."""
 
     def __init__(self, services: Collection[str]) -> None:
         self._services = frozenset(services)
@@ -23,15 +23,15 @@ class Health:
         self._changed = asyncio.Event()
 
     def set(self, *, is_serving: bool) -> None:
-        """Tell from now on whether the services serve."""
+        """Set whether the services serve, and notify the watchers."""
         self._is_serving = is_serving
         self._changed.set()
         self._changed = asyncio.Event()
 
     def handler(self) -> grpc.GenericRpcHandler:
-        """Answer what registers the service with a server.
+        """Return the handler that registers the service with a server.
 
-        Not as registered methods, of which each has a queue of its own that may be held back (`calls.admission`).
+        Its methods are not registered methods, whose calls may be held back (`calls.admission`).
         """
         methods = {
             "Check": grpc.unary_unary_rpc_method_handler(
@@ -55,13 +55,13 @@ class Health:
     async def _watch(
         self, request: health_pb2.HealthCheckRequest, _context: Any
     ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
-        told = None
+        reported = None
         while True:
             changed = self._changed
             response = self._response(request.service)
-            if response != told:
+            if response != reported:
                 yield response
-                told = response
+                reported = response
             else:
                 await changed.wait()
 

@@ -1,7 +1,7 @@
-"""Room among gRPC's connections: its core turns new ones away at the bound and closes none of the idle ones for them.
+"""Idle connection eviction: gRPC's core rejects new connections at its bound and closes no idle ones to make room.
 
-So before the bound is reached, those that have been silent longest are closed here. gRPC has no hook for that, but its
-sockets are this process's own: one that is shut down looks to the core like one whose client has gone.
+So the connections that have been idle longest are closed here before the bound is reached. gRPC has no hook for that,
+but its sockets are this process's own: to the core, one that is shut down looks as if its client had disconnected.
 """
 
 import asyncio
@@ -16,16 +16,16 @@ from typing import NamedTuple
 from bookstore_grpc.calls.call import Call, Outcome
 from bookstore_grpc.net.connection_limit import Shortage, source_of
 
-LOOK_SECONDS = 0.5
+CHECK_SECONDS = 0.5
 
 _DESCRIPTORS = "/proc/self/fd"
-# Of the bound, what is left to those that are there; the rest is for those that come until the next look.
-_FULL_SHARE = 3 / 4
-# In Linux's `struct tcp_info`: for how many milliseconds nothing has come (tcpi_last_data_recv).
-_TCP_INFO_BYTES, _SILENT_OFFSET = 60, 52
-_SILENT_LEAST_MS = 500
-_SILENT_LEAST_IN_BACKLOG_MS = 30_000
-# Of the bound, by how many descriptors there have to be more than at the last look for another.
+# The share of the bound for connections that stay; the rest is for those that are accepted until the next check.
+_KEPT_SHARE = 3 / 4
+# In Linux's `struct tcp_info`: the milliseconds since data was received (tcpi_last_data_recv).
+_TCP_INFO_BYTES, _IDLE_OFFSET = 60, 52
+_IDLE_LEAST_MS = 500
+_IDLE_LEAST_WITH_BACKLOG_MS = 30_000
+# The growth in open descriptors, as a share of the bound, since the last check that makes another worthwhile.
 _GROWTH_SHARE = 1 / 32
 
 
@@ -33,20 +33,20 @@ class _Connection(NamedTuple):
     descriptor: int
     local_port: int
     peer: tuple[str, int]
-    silent_ms: int
+    idle_ms: int
 
 
-class Crowding:
-    """Closes silent connections where a listener nears its bound; an observer of calls, for a call makes no noise.
+class IdleConnectionEviction:
+    """Closes idle connections when a listener nears its bound of `most` connections.
 
-    `most` is the bound of each listener.
+    It observes calls, because a connection with a long call under way may be idle too.
     """
 
     def __init__(self, most: int) -> None:
         self.shortage = Shortage(most, name="grpc")
-        self._most_kept = int(most * _FULL_SHARE)
+        self._most_kept = int(most * _KEPT_SHARE)
         self._growth_least = int(most * _GROWTH_SHARE)
-        self._settled_count = 0  # of descriptors, when no listener had too many connections
+        self._normal_count = 0  # of descriptors, when no listener had too many connections
         self._calls: dict[int, Call] = {}
 
     def call_began(self, call: Call) -> None:
@@ -57,29 +57,29 @@ class Crowding:
         """Forget a call."""
         self._calls.pop(id(call), None)
 
-    async def relieve(self, addresses: Sequence[str], *, has_backlog: bool = False) -> None:
-        """Look at the connections to these addresses, if there may be too many, and close some if there are.
+    async def evict(self, addresses: Sequence[str], *, has_backlog: bool = False) -> None:
+        """Close idle connections to these addresses if there are too many.
 
-        With a backlog of calls that nobody has taken up yet, only those that have been silent for long: the others may
-        wait for such a call.
+        While gRPC holds back calls, only those are closed that have been idle for long: the others may wait for the
+        response to such a call.
         """
         ports = {int(address.rpartition(":")[2]) for address in addresses if not address.startswith("unix:")}
-        if not ports or not await asyncio.to_thread(self._may_be_crowded):
+        if not ports or not await asyncio.to_thread(self._may_be_near_bound):
             return
         busy = {call.context.peer().rpartition(":")[2] for call in self._calls.values()}
-        silent_least_ms = _SILENT_LEAST_IN_BACKLOG_MS if has_backlog else _SILENT_LEAST_MS
-        closed = await asyncio.to_thread(self._relieve, ports, busy, silent_least_ms)
+        idle_least_ms = _IDLE_LEAST_WITH_BACKLOG_MS if has_backlog else _IDLE_LEAST_MS
+        closed = await asyncio.to_thread(self._evict, ports, busy, idle_least_ms)
         if closed:
             self.shortage.closed(closed)
 
-    def _may_be_crowded(self) -> bool:
+    def _may_be_near_bound(self) -> bool:
         count = _count_descriptors()
-        if count > max(self._most_kept, self._settled_count + self._growth_least):
+        if count > max(self._most_kept, self._normal_count + self._growth_least):
             return True
-        self._settled_count = min(count, self._settled_count)
+        self._normal_count = min(count, self._normal_count)
         return False
 
-    def _relieve(self, ports: Set[int], busy: Set[str], silent_least_ms: int) -> int:
+    def _evict(self, ports: Set[int], busy: Set[str], idle_least_ms: int) -> int:
         by_port: dict[int, list[_Connection]] = defaultdict(list)
         for connection in _connections(ports):
             by_port[connection.local_port].append(connection)
@@ -89,26 +89,26 @@ class Crowding:
             for connection in _surplus(connections, len(connections) - self._most_kept, busy)
         ]
         if not surplus:
-            self._settled_count = _count_descriptors()
-        return sum(_shut_down(connection, silent_least_ms=silent_least_ms) for connection in surplus)
+            self._normal_count = _count_descriptors()
+        return sum(_shut_down(connection, idle_least_ms=idle_least_ms) for connection in surplus)
 
 
 def _surplus(connections: Sequence[_Connection], count: int, busy: Set[str]) -> Iterator[_Connection]:
-    """Choose so many: always of whoever has most, the longest silent first and those with calls under way last."""
+    """Choose connections to close: each of the source that has most, longest idle first, with calls under way last."""
     by_source: defaultdict[str, list[_Connection]] = defaultdict(list)
     for connection in connections:
         by_source[source_of(connection.peer[0])].append(connection)
     for of_one in by_source.values():
-        of_one.sort(key=lambda connection: (str(connection.peer[1]) not in busy, connection.silent_ms))
+        of_one.sort(key=lambda connection: (str(connection.peer[1]) not in busy, connection.idle_ms))
     for _ in range(count):
         yield max(by_source.values(), key=len).pop()
 
 
 def _count_descriptors() -> int:
     try:
-        # Linux since 6.2 has it as the size, and before that 0.
+        # Since Linux 6.2 the size of the directory is their number; before it is 0.
         return os.stat(_DESCRIPTORS).st_size or len(os.listdir(_DESCRIPTORS))
-    except OSError:  # a system without it, or not one left to look with
+    except OSError:  # another system, or no descriptor left to list them with
         return 0
 
 
@@ -117,13 +117,13 @@ def _connections(ports: Set[int]) -> Iterator[_Connection]:
         with suppress(OSError), _held(int(name)) as held:
             local_port = held.getsockname()[1]
             if local_port in ports:
-                yield _Connection(int(name), local_port, held.getpeername()[:2], _silent_ms(held))
+                yield _Connection(int(name), local_port, held.getpeername()[:2], _idle_ms(held))
 
 
-def _shut_down(connection: _Connection, *, silent_least_ms: int) -> bool:
-    """Shut a connection down, unless it has ended meanwhile or was not silent for long."""
+def _shut_down(connection: _Connection, *, idle_least_ms: int) -> bool:
+    """Shut a connection down, unless it has ended or received data meanwhile. Return whether it was."""
     with suppress(OSError), _held(connection.descriptor) as held:
-        if held.getpeername()[:2] == connection.peer and _silent_ms(held) >= silent_least_ms:
+        if held.getpeername()[:2] == connection.peer and _idle_ms(held) >= idle_least_ms:
             held.shutdown(socket.SHUT_RDWR)
             return True
     return False
@@ -131,10 +131,10 @@ def _shut_down(connection: _Connection, *, silent_least_ms: int) -> bool:
 
 @contextmanager
 def _held(descriptor: int) -> Iterator[socket.socket]:
-    """Look at a descriptor of somebody else's as a socket, and leave it open.
+    """Borrow a descriptor that gRPC owns as a socket, and leave it open.
 
-    It is not duplicated: to close a duplicate of a file drops every lock that the process has on it, and SQLite relies
-    on its own. Raises `OSError` where it is no socket, or one without addresses.
+    It is not duplicated: closing a duplicate of a file drops every lock that the process has on it, and SQLite relies
+    on its own. Raises `OSError` if it is not a socket with an address.
     """
     held = socket.socket(fileno=descriptor)
     try:
@@ -145,7 +145,7 @@ def _held(descriptor: int) -> Iterator[socket.socket]:
         held.detach()
 
 
-def _silent_ms(connection: socket.socket) -> int:
+def _idle_ms(connection: socket.socket) -> int:
     info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
-    (silent_ms,) = struct.unpack_from("=I", info, _SILENT_OFFSET)
-    return int(silent_ms)
+    (idle_ms,) = struct.unpack_from("=I", info, _IDLE_OFFSET)
+    return int(idle_ms)

@@ -1,6 +1,6 @@
-"""How many calls have reached gRPC's core, by its own count (channelz): those it turns away no handler ever sees.
+"""The number of calls that gRPC's core has received, by its own count (channelz): it turns some away by itself.
 
-Imported only where metrics are wanted.
+Imported only if metrics are enabled.
 """
 
 from collections.abc import Callable, Iterator
@@ -9,7 +9,7 @@ import grpc
 from grpc_channelz.v1 import channelz, channelz_pb2
 
 
-class Arrivals:
+class ReceivedCalls:
     """Counts the calls to one gRPC server."""
 
     def __init__(self, server_id: int) -> None:
@@ -17,19 +17,19 @@ class Arrivals:
         self._count = 0
 
     def count(self) -> int:
-        """Answer how many calls have come, whatever became of them. It takes a third of a millisecond."""
+        """Return how many calls the server has received, whatever became of them. It takes a third of a millisecond."""
         server = next(_servers(from_id=self._server_id), None)
-        if server is not None and server.ref.server_id == self._server_id:  # after its end it is there no more
+        if server is not None and server.ref.server_id == self._server_id:  # gRPC forgets a server that has ended
             self._count = server.data.calls_started
         return self._count
 
 
-def counted(make_server: Callable[[], grpc.aio.Server]) -> tuple[grpc.aio.Server, Arrivals]:
-    """Make a server whose arrivals are counted. It is the one that was not there before: numbers tell no order."""
+def counted(make_server: Callable[[], grpc.aio.Server]) -> tuple[grpc.aio.Server, ReceivedCalls]:
+    """Return a new server whose received calls are counted. It is the one that was not listed before."""
     others = {server.ref.server_id for server in _servers(from_id=0)}
     server = make_server()
     (server_id,) = {server.ref.server_id for server in _servers(from_id=0)} - others
-    return server, Arrivals(server_id)
+    return server, ReceivedCalls(server_id)
 
 
 def _servers(*, from_id: int) -> Iterator[channelz_pb2.Server]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from bookstore_grpc.calls.call import Gate
+from bookstore_grpc.calls.call import Check
 from bookstore_grpc.calls.rate_limit import RateLimit
 from bookstore_grpc.dal import migrations
 from bookstore_grpc.dal import sqlite_backup as backup
@@ -26,7 +26,7 @@ from bookstore_grpc.net.connection_limit import Room, Shortage
 from bookstore_grpc.net.file_descriptors import raise_descriptor_limit
 from bookstore_grpc.net.loopback import is_local
 from bookstore_grpc.net.periodic import repeated
-from bookstore_grpc.rpc.idle_connections import LOOK_SECONDS, Crowding
+from bookstore_grpc.rpc.idle_connections import CHECK_SECONDS, IdleConnectionEviction
 from bookstore_grpc.rpc.server import Server
 from bookstore_grpc.server.channel_args import server_options
 from bookstore_grpc.server.connection_bounds import ConnectionBounds, connection_bounds
@@ -34,6 +34,7 @@ from bookstore_grpc.server.memory import SpareMemory
 from bookstore_grpc.server.security import Doors, doors
 from bookstore_grpc.server.settings import Settings
 from bookstore_grpc.server.signals import ignore_hangup
+from bookstore_grpc.service.messages import validate_request
 from bookstore_grpc.service.servicer import BOOK_SERVICE, BookServicer
 from bookstore_grpc.telemetry.call_log import CallLog
 from bookstore_grpc.telemetry.logs import flush_logs
@@ -173,7 +174,7 @@ async def running_server(
             database, clock=clock, on_batch_committed=metrics.group_written if metrics else None, observer=traces
         )
         servicer = BookServicer(books)
-        crowding = Crowding(bounds.grpc)
+        crowding = IdleConnectionEviction(bounds.grpc)
         server = _server(
             settings,
             servicer,
@@ -224,7 +225,7 @@ async def running_server(
             else:
                 tell_supervisor(serving)
             async with (
-                repeated(partial(_relieve, crowding, server), every_seconds=LOOK_SECONDS, what="connections"),
+                repeated(partial(_relieve, crowding, server), every_seconds=CHECK_SECONDS, what="connections"),
                 repeated(SpareMemory().give_back, every_seconds=_SPARE_MEMORY_SECONDS, what="spare memory"),
                 repeated(partial(_forget, books), every_seconds=housekeeping_interval_seconds, what="old request ids"),
             ):
@@ -280,7 +281,7 @@ def _server(
     *,
     traces: "Traces | None",
     metrics: "Metrics | None",
-    crowding: Crowding,
+    crowding: IdleConnectionEviction,
     options: Sequence[tuple[str, int]],
 ) -> Server:
     call_log = CallLog(slow_call_seconds=settings.slow_call_seconds)
@@ -288,20 +289,20 @@ def _server(
         servicer,
         probe=database.ping,
         probe_interval_seconds=settings.health_interval_seconds,
-        # A call passes the gates in this order.
-        gates=(*way_in.gates, *_rate_limit(settings)),
+        # A call passes the checks in this order.
+        checks=(*way_in.checks, *_rate_limit(settings)),
         observers=[observer for observer in (traces, call_log, metrics, crowding) if observer],
         credentials=way_in.certificates.server_credentials if way_in.certificates else None,
         has_reflection=settings.reflection == "on",
         max_concurrent_calls=settings.max_concurrent_calls,
         max_call_seconds=settings.max_call_seconds,
         max_request_bytes=settings.max_message_bytes,
-        counts_arrivals=metrics is not None,
+        counts_received_calls=metrics is not None,
         options=options,
     )
 
 
-def _rate_limit(settings: Settings) -> Sequence[Gate]:
+def _rate_limit(settings: Settings) -> Sequence[Check]:
     if not settings.rate_limit_per_second:
         return ()
     return (RateLimit(per_second=settings.rate_limit_per_second, burst=settings.rate_limit_burst),)
@@ -349,7 +350,7 @@ def _sample(
 ) -> None:
     metrics.sample(
         is_ready=not server.why_not_ready,
-        calls_not_taken=server.calls_not_taken(),
+        calls_not_taken=server.backlog(),
         connections=database.connections_in_use(),
         certificate_expires_at=way_in.certificates.expires_at if way_in.certificates else None,
         refresh_failures=way_in.refresh_failures(),
@@ -386,7 +387,8 @@ async def _http(
     application = http_application(
         servicer,
         BOOK_SERVICE,
-        guard=server.guard,
+        pipeline=server.pipeline,
+        validate=validate_request,
         max_request_bytes=settings.max_message_bytes,
         origins=settings.http_origins,
         hosts=settings.http_hosts if is_private else None,
@@ -440,8 +442,8 @@ async def _prepare_tables(database: Database, books: BookDAL, *, migrate: bool) 
         await books.forget_old_create_requests()
 
 
-async def _relieve(crowding: Crowding, server: Server) -> None:
-    await crowding.relieve(server.addresses, has_backlog=server.has_backlog)
+async def _relieve(crowding: IdleConnectionEviction, server: Server) -> None:
+    await crowding.evict(server.addresses, has_backlog=server.has_backlog)
 
 
 async def _forget(books: BookDAL) -> None:

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
-from bookstore_grpc.calls.call import Gate
+from bookstore_grpc.calls.call import Check
 from bookstore_grpc.errors import StartupError
 from bookstore_grpc.net.periodic import repeated
 from bookstore_grpc.server.settings import Settings
@@ -22,7 +22,7 @@ class Doors(NamedTuple):
     """What stands in the way in: certificates, the gate that asks who calls, and the keys that it asks by."""
 
     certificates: "Certificates | None" = None
-    gates: Sequence[Gate] = ()
+    checks: Sequence[Check] = ()
     key_set: "KeySet | None" = None
 
     def refresh_failures(self) -> dict[str, int]:
@@ -46,7 +46,7 @@ async def doors(settings: Settings) -> AsyncIterator[Doors]:
             await stack.enter_async_context(
                 repeated(key_set.refresh, every_seconds=settings.jwks_refresh_seconds, what="keys of tokens")
             )
-        yield Doors(certificates, _gates(settings, key_set), key_set)
+        yield Doors(certificates, _checks(settings, key_set), key_set)
 
 
 def _certificates(settings: Settings) -> "Certificates | None":
@@ -63,7 +63,7 @@ def _certificates(settings: Settings) -> "Certificates | None":
     return Certificates(cert=settings.tls_cert, key=settings.tls_key, client_ca=settings.tls_client_ca)
 
 
-def _gates(settings: Settings, key_set: "KeySet | None") -> Sequence[Gate]:
+def _checks(settings: Settings, key_set: "KeySet | None") -> Sequence[Check]:
     client_scopes = _client_scopes(settings)
     if key_set is None and not client_scopes:
         return ()

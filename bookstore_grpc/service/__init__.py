@@ -1,1 +1,1 @@
-"""What each RPC does. It knows no transport."""
+"""The business logic of each RPC: decoding, validation, one call to the DAL, encoding. It knows no transport."""

@@ -1,15 +1,16 @@
-"""Messages to the DAL's values, judged on the way, and records to messages.
+"""Decoding and validation of requests to the DAL's values, and encoding of records to messages.
 
 Every decoder raises `InvalidRequest` with all violations of the request.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 from weakref import WeakKeyDictionary
 
 from bookstore.v1 import books_pb2
+from google.protobuf.message import Message
 
 from bookstore_grpc.dal.records import BookChanges, BookDraft, BookPage, BookRecord
 from bookstore_grpc.errors import Rule, quoted
@@ -38,7 +39,7 @@ _OUTPUT_ONLY = ("id", "create_time", "update_time", "etag")
 
 
 class BookUpdate(NamedTuple):
-    """What an UpdateBookRequest asks for."""
+    """A decoded UpdateBookRequest."""
 
     book_id: int
     changes: BookChanges
@@ -67,7 +68,7 @@ def drafts_from_batch_create_request(request: books_pb2.BatchCreateBooksRequest)
 
 
 def update_from_request(request: books_pb2.UpdateBookRequest) -> BookUpdate:
-    """Decode the request of UpdateBook: the mask, or else the fields that are present, say what changes."""
+    """Decode the request of UpdateBook. The fields in the mask change, or without one those that are present."""
     violations = Violations()
     if not request.HasField("book"):
         violations.add("book", Rule.REQUIRED, "is required")
@@ -115,6 +116,22 @@ def page_size_from_request(request: books_pb2.ListBooksRequest) -> int:
     return min(request.page_size or PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)
 
 
+_DECODERS: Mapping[type[Message], Callable[[Any], object]] = {
+    books_pb2.CreateBookRequest: draft_from_create_request,
+    books_pb2.GetBookRequest: id_from_request,
+    books_pb2.ListBooksRequest: page_size_from_request,
+    books_pb2.UpdateBookRequest: update_from_request,
+    books_pb2.DeleteBookRequest: id_from_request,
+    books_pb2.BatchGetBooksRequest: ids_from_batch_get_request,
+    books_pb2.BatchCreateBooksRequest: drafts_from_batch_create_request,
+}
+
+
+def validate_request(request: Message) -> None:
+    """Check the fields of any request of the service, without doing anything. Raises `InvalidRequest`."""
+    _DECODERS[type(request)](request)
+
+
 def book_message_from_record(record: BookRecord) -> books_pb2.Book:
     """Encode a book."""
     message = books_pb2.Book()
@@ -123,7 +140,7 @@ def book_message_from_record(record: BookRecord) -> books_pb2.Book:
 
 
 def list_response_from_page(page: BookPage) -> bytes:
-    """Encode a page, as the bytes of a ListBooksResponse; once, however often it is answered."""
+    """Encode a page, as the bytes of a ListBooksResponse; a page object is encoded once."""
     encoded = _encoded_pages.get(page)
     if encoded is None:
         end = books_pb2.ListBooksResponse(next_page_token=page.next_page_token)
@@ -132,7 +149,11 @@ def list_response_from_page(page: BookPage) -> bytes:
 
 
 def batch_get_response_from_records(records: Iterable[BookRecord]) -> bytes:
-    """Encode the books of a BatchGetBooks, as the bytes of a BatchGetBooksResponse."""
+    """Encode the books of a BatchGetBooks, as the bytes of a BatchGetBooksResponse.
+
+    They are entries of a ListBooksResponse, which are the same bytes: in both messages `books` has the same number and
+    type.
+    """
     return b"".join(map(_entry, records))
 
 
@@ -146,11 +167,11 @@ def batch_create_response_from_records(records: Iterable[BookRecord]) -> books_p
 
 @lru_cache(maxsize=ENCODED_BOOKS_MAX)
 def _entry(record: BookRecord) -> bytes:
-    """Encode a book as the one entry of a list.
+    """Encode a book as the one entry of the list in a ListBooksResponse or a BatchGetBooksResponse.
 
-    Messages that follow each other are one message, in which the entries of their lists follow each other
-    (https://protobuf.dev/programming-guides/encoding/#last-one-wins), so a page is its entries and its token. What is
-    kept cannot be out of date, for it is found by all that is in it.
+    Concatenated messages are one message, with the entries of all in its list
+    (https://protobuf.dev/programming-guides/encoding/#last-one-wins), so a page is its entries and its token. A cached
+    entry cannot be out of date: the whole record is its key.
     """
     response = books_pb2.ListBooksResponse()
     _fill(response.books.add(), record)
@@ -172,7 +193,7 @@ def _fill(message: books_pb2.Book, record: BookRecord) -> None:
 
 
 def _draft(request: books_pb2.CreateBookRequest, *, path: str, violations: Violations) -> BookDraft:
-    # Where anything is wrong the draft is never used, so it does not matter what stands in for a bad value.
+    # A draft with violations is never used, so the placeholder of a bad value does not matter.
     malformed = request_id_violation(request.request_id)
     violations.check(f"{path}request_id", malformed)
     request_id = UUID(request.request_id) if request.request_id and not malformed else None

@@ -1,4 +1,4 @@
-"""BookServicer: each method decodes, makes one call to the DAL and encodes. Errors rise to the interceptor."""
+"""BookServicer: each method decodes, makes one call to the DAL and encodes. Errors are left to the call pipeline."""
 
 from typing import Any
 
@@ -10,8 +10,8 @@ from bookstore_grpc.service import messages
 
 BOOK_SERVICE = books_pb2.DESCRIPTOR.services_by_name["BookService"]
 
-_Context = Any  # no method looks at it
-_Encoded = Any  # the bytes of a response, which the guard sends as they are
+_Context = Any  # no method uses it
+_Encoded = Any  # a serialized response, which is sent as it is
 
 
 class BookServicer(books_pb2_grpc.BookServiceServicer):

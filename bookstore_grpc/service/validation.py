@@ -1,18 +1,18 @@
-"""The rules of fields, as pure functions: each answers which rule a value breaks and how, or None.
+"""The rules of fields, as pure functions: each returns the rule that a value breaks and how, or None.
 
-The limits are the contract's; the sentences say what would be right.
+The limits are the contract's; the descriptions say what would be valid.
 """
 
 import re
 import unicodedata
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from bookstore_grpc.errors import InvalidRequest, Rule, Violation
-from bookstore_grpc.limits import RELEASE_YEAR_MAX, RELEASE_YEAR_MIN
+from bookstore_grpc.limits import CONTROL_CHARACTER, RELEASE_YEAR_MAX, RELEASE_YEAR_MIN
 
 # Unicode's White_Space property; Python's str.strip() would also take the control characters U+001C to U+001F.
 _WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
-_CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # Unicode's category Cc
 _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _NIL_UUID = "00000000-0000-0000-0000-000000000000"
 
@@ -25,50 +25,55 @@ class Broken(NamedTuple):
 
 
 class Violations:
-    """Collects what is wrong with a request, so that the caller learns all of it at once."""
+    """Collects the violations of a request, so that the caller gets all of them at once."""
 
     def __init__(self) -> None:
         self._violations: list[Violation] = []
 
     def check(self, field: str, broken: Broken | None) -> None:
-        """Note what rule `field` breaks, if it breaks one."""
+        """Add the rule that `field` breaks, if it breaks one."""
         if broken is not None:
             self.add(field, *broken)
 
     def add(self, field: str, rule: Rule, description: str) -> None:
-        """Note that `field` breaks a rule."""
+        """Add a rule that `field` breaks."""
         self._violations.append(Violation(field, description, rule))
+
+    def add_for_other_fields(self, violations: Iterable[Violation]) -> None:
+        """Add violations of fields that have none yet, and are not part of a field that has one."""
+        known = {violation.field for violation in self._violations}
+        self._violations += [violation for violation in violations if known.isdisjoint(_field_and_parents(violation))]
 
     def __len__(self) -> int:
         return len(self._violations)
 
     def raise_if_any(self) -> None:
-        """Raise `InvalidRequest` with everything noted."""
+        """Raise `InvalidRequest` with all violations, if there are any."""
         if self._violations:
             raise InvalidRequest(self._violations)
 
 
 def stored_text(text: str) -> str:
-    """Bring a text into its stored form: normal form C, no white space at its ends."""
+    """Return a text in its stored form: normal form C, without white space at its ends."""
     if not text.isascii():
         text = unicodedata.normalize("NFC", text)
     return text.strip(_WHITE_SPACE)
 
 
 def text_violation(text: str, *, max_code_points: int) -> Broken | None:
-    """Judge a text in its stored form."""
+    """Check a text in its stored form."""
     if not text:
         return Broken(Rule.REQUIRED, "is required and must hold more than white space")
     if len(text) > max_code_points:
         return Broken(Rule.TOO_LONG, f"has {len(text):,} code points, more than {max_code_points:,}")
-    if found := _CONTROL_CHARACTER.search(text):
+    if found := CONTROL_CHARACTER.search(text):
         where = f"U+{ord(found[0]):04X} at position {found.start() + 1}"
         return Broken(Rule.CONTROL_CHARACTER, f"holds the control character {where}")
     return None
 
 
 def release_year_violation(year: int | None) -> Broken | None:
-    """Judge a year; None stands for one that is absent."""
+    """Check a year; None is an absent one."""
     if year is None:
         return Broken(Rule.REQUIRED, "is required")
     if not RELEASE_YEAR_MIN <= year <= RELEASE_YEAR_MAX:
@@ -77,12 +82,12 @@ def release_year_violation(year: int | None) -> Broken | None:
 
 
 def id_violation(book_id: int) -> Broken | None:
-    """Judge a book's id."""
+    """Check a book's id."""
     return None if book_id > 0 else Broken(Rule.OUT_OF_RANGE, f"is {book_id}, but ids are positive")
 
 
 def request_id_violation(request_id: str) -> Broken | None:
-    """Judge a request id; the empty one stands for none."""
+    """Check a request id (an idempotency key); the empty one is none."""
     if not request_id:
         return None
     if not _UUID.fullmatch(request_id):
@@ -94,12 +99,17 @@ def request_id_violation(request_id: str) -> Broken | None:
 
 
 def count_violation(count: int, *, most: int) -> Broken | None:
-    """Judge how many entries a batch has."""
+    """Check the number of entries of a batch."""
     if count == 0:
         return Broken(Rule.REQUIRED, "is required and must not be empty")
     return Broken(Rule.TOO_MANY, f"has {count:,} entries, more than {most:,}") if count > most else None
 
 
 def page_size_violation(page_size: int) -> Broken | None:
-    """Judge a page size; 0 stands for the default."""
+    """Check a page size; 0 is the default."""
     return Broken(Rule.OUT_OF_RANGE, f"is {page_size}, but must not be negative") if page_size < 0 else None
+
+
+def _field_and_parents(violation: Violation) -> list[str]:
+    field = violation.field
+    return [field, *(field[: separator.start()] for separator in re.finditer(r"[.\[]", field))]

@@ -9,8 +9,9 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
+from bookstore_grpc.calls.pipeline import CallPipeline
 from bookstore_grpc.errors import StartupError
-from bookstore_grpc.gateway.transcoder import Guard, JsonApi
+from bookstore_grpc.gateway.transcoder import JsonApi, Validate
 from bookstore_grpc.net.asgi import Application
 from bookstore_grpc.web.pages import page_routes
 
@@ -26,10 +27,11 @@ def http_application(
     servicer: Any,
     service: ServiceDescriptor,
     *,
-    guard: Guard,
+    pipeline: CallPipeline,
     max_request_bytes: int,
     origins: Sequence[str],
     hosts: Collection[str] | None,
+    validate: Validate | None = None,
     needs_token: bool = False,
 ) -> Application:
     """Build it. Pages of `origins` may call from browsers, and the docs say whether a call `needs_token`.
@@ -54,6 +56,6 @@ def http_application(
     application = Starlette(routes=page_routes(needs_token=needs_token), middleware=[cors] if origins else [])
     application.router.redirect_slashes = False
     application.router.default = JsonApi(
-        servicer, service, guard=guard, max_request_bytes=max_request_bytes, hosts=hosts
+        servicer, service, pipeline=pipeline, max_request_bytes=max_request_bytes, validate=validate, hosts=hosts
     )
     return application

@@ -44,8 +44,8 @@ async def held(servicer: Waiting, stub: Stub, count: int) -> "list[asyncio.Task[
 @pytest.fixture
 def three_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no more than three calls be refused."""
-    monkeypatch.setattr(admission, "_REFUSALS_AT_ONCE", 3)
-    monkeypatch.setattr(admission, "_REFUSALS_PER_SECOND", 0)
+    monkeypatch.setattr(admission, "_REJECTIONS_AT_ONCE", 3)
+    monkeypatch.setattr(admission, "_REJECTIONS_PER_SECOND", 0)
 
 
 async def test_more_calls_than_may_be_under_way_are_refused_at_once_and_health_is_not() -> None:
@@ -122,7 +122,7 @@ def test_refusals_are_earned_again_in_time() -> None:
 
     def refused() -> int:
         count = 0
-        while calls.may_ask():
+        while calls.may_receive():
             calls.enter()
             with pytest.raises(ResourceExhausted):
                 calls.check_room()
@@ -134,7 +134,7 @@ def test_refusals_are_earned_again_in_time() -> None:
     now += 0.1
     assert refused() == 50
     calls.leave()
-    assert calls.may_ask()
+    assert calls.may_receive()
 
 
 def test_refusals_that_were_not_asked_for_are_no_debt() -> None:
@@ -146,26 +146,26 @@ def test_refusals_that_were_not_asked_for_are_no_debt() -> None:
         with pytest.raises(ResourceExhausted):
             calls.check_room()
         calls.leave()
-    assert not calls.may_ask()
+    assert not calls.may_receive()
     now += 0.01
-    assert calls.may_ask()
+    assert calls.may_receive()
 
 
-async def test_arrivals_can_be_asked_for_after_the_end_too() -> None:
+async def test_received_calls_can_be_asked_for_after_the_end_too() -> None:
     servicer = Waiting()
     servicer.may_go_on.set()
     others = [grpc.aio.server() for _ in range(120)]  # more than a page of channelz
-    async with server_with(servicer, counts_arrivals=True) as server:
+    async with server_with(servicer, counts_received_calls=True) as server:
         async with grpc.aio.insecure_channel(server.addresses[0]) as channel:
             await get(Stub(channel), 1)
             assert await check_health(channel) == SERVING
-        assert server.calls_not_taken() == 0
+        assert server.backlog() == 0
     for other in others:
         await other.start()  # or it would complain
         await other.stop(None)
     del server._server  # gRPC forgets a server when nobody holds it any more
     gc.collect()
-    assert server.calls_not_taken() == 0
+    assert server.backlog() == 0
 
 
 @pytest.mark.usefixtures("three_refusals")

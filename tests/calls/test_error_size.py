@@ -9,7 +9,7 @@ import pytest
 from bookstore.v1 import books_pb2
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
-from google.rpc import error_details_pb2, status_pb2
+from google.rpc import error_details_pb2
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -55,13 +55,13 @@ request_ids = st.text("abcXYZ019._-", min_size=1, max_size=128) | st.just("x" * 
 
 
 def size_of(status: Status, request_id: str) -> int:
-    details = b64encode(status.details)
-    return len(quote(status.message, safe=UNESCAPED)) + len(details) + len(request_id)
+    details = b64encode(status.details.SerializeToString())
+    return len(quote(status.details.message, safe=UNESCAPED)) + len(details) + len(request_id)
 
 
 def details_of(status: Status) -> dict[str, list[Message]]:
     found: dict[str, list[Message]] = {}
-    for detail in status_pb2.Status.FromString(status.details).details:
+    for detail in status.details.details:
         message = getattr(error_details_pb2, detail.TypeName().rpartition(".")[2])()
         assert detail.Unpack(message)
         found.setdefault(type(message).__name__, []).append(message)
@@ -107,7 +107,7 @@ def test_any_error_fits_in_and_says_how_much_did_not(
 def test_what_fits_in_is_told_as_it_is() -> None:
     error = InvalidRequest([Violation("book.name", "is 本" * 10, Rule.REQUIRED)] * 5, metadata={"of": "the reason"})
     status = status_from_error(error, request_id="r")
-    assert status.message == error.message
+    assert status.details.message == error.message
     (info,), (bad_request,) = details_of(status)["ErrorInfo"], details_of(status)["BadRequest"]
     assert isinstance(info, error_details_pb2.ErrorInfo)
     assert isinstance(bad_request, error_details_pb2.BadRequest)
@@ -119,11 +119,11 @@ def test_what_fits_in_is_told_as_it_is() -> None:
 
 def test_of_a_long_text_the_end_stays_for_it_counts_what_is_missing() -> None:
     error = InvalidRequest([Violation("x" * 5_000, "is not a field of a book", Rule.UNKNOWN_FIELD)] * 7)
-    message = status_from_error(error, request_id="r").message
+    message = status_from_error(error, request_id="r").details.message
     assert message.startswith("xxx")
     assert message.endswith("is not a field of a book (and 6 more).")
     assert "…" in message
-    assert status_from_error(InternalError("\ud800"), request_id="r").message == "?"
+    assert status_from_error(InternalError("\ud800"), request_id="r").details.message == "?"
 
 
 async def test_of_1000_missing_books_the_first_are_named_and_the_others_counted(stub: Stub) -> None:

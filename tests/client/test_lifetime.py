@@ -12,6 +12,7 @@ import grpc
 import pytest
 from bookstore.v1 import books_pb2, books_pb2_grpc
 
+from bookstore_grpc.calls.pipeline import CallPipeline
 from bookstore_grpc.client import BookstoreClient
 from bookstore_grpc.errors import BookstoreError, ClientUnusable, ServerDraining
 from bookstore_grpc.rpc.interceptor import CallInterceptor
@@ -60,7 +61,7 @@ class Stuck(books_pb2_grpc.BookServiceServicer):
 
 @pytest.fixture
 async def stuck_address() -> AsyncIterator[str]:
-    server = grpc.aio.server(interceptors=[CallInterceptor()])
+    server = grpc.aio.server(interceptors=[CallInterceptor(CallPipeline())])
     books_pb2_grpc.add_BookServiceServicer_to_server(Stuck(), server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

@@ -12,6 +12,7 @@ import grpc
 import pytest
 from bookstore.v1 import books_pb2, books_pb2_grpc
 
+from bookstore_grpc.calls.pipeline import CallPipeline
 from bookstore_grpc.client import BookstoreClient
 from bookstore_grpc.dal.books import BookDAL
 from bookstore_grpc.dal.database import Database
@@ -91,7 +92,7 @@ def losing(books: BookDAL) -> Losing:
         **options: Any,
     ) -> AsyncIterator[tuple[BookstoreClient, AnswersLost]]:
         lost = AnswersLost(count, failure, is_done=is_done)
-        server = grpc.aio.server(interceptors=[CallInterceptor(), lost])
+        server = grpc.aio.server(interceptors=[CallInterceptor(CallPipeline()), lost])
         books_pb2_grpc.add_BookServiceServicer_to_server(BookServicer(books), server)
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()

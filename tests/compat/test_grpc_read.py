@@ -5,7 +5,7 @@ from typing import Any
 
 import grpc
 
-from bookstore_grpc.compat.grpc_read import read_message
+from bookstore_grpc.compat.grpc_server import read_message
 
 METHOD = "/a.Service/Method"
 

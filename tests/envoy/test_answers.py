@@ -180,7 +180,7 @@ async def test_json_and_grpc_web_answer_what_grpc_does(
     outcome, answer = await by_json(edge, case.method, case.request(await given()))
     assert outcome == expected
     code = next(code for code in grpc.StatusCode if code.value[0] == expected.status.code)
-    assert answer.status == STATUSES[code]
+    assert answer.status == STATUSES[code.name]
 
 
 def test_every_rpc_is_tried_well_and_badly() -> None:

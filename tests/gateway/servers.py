@@ -38,10 +38,10 @@ async def http_server_with(
     room: Room | None = None,
     **options: Any,
 ) -> AsyncIterator[Server]:
-    """Serve with any servicer of any service, whose calls pass the guard of a server."""
+    """Serve with any servicer of any service, whose calls run in the pipeline of a server."""
     async with server_with(servicer, **options) as server:
         application = http_application(
-            servicer, service, guard=server.guard, max_request_bytes=max_request_bytes, origins=(), hosts=None
+            servicer, service, pipeline=server.pipeline, max_request_bytes=max_request_bytes, origins=(), hosts=None
         )
         bound = bound_socket(FREE_PORT)
         server.http_address = shown_address(FREE_PORT, bound)

@@ -25,6 +25,7 @@ from tests.rpc.test_internal_defects import DEFECTS, SECRET, DefectiveServicer, 
 REUSED = "6f1e4c2a-58b1-4d0b-9c57-0e1f2a3b4c5d"
 TOO_MANY = [0, *range(1, 1_001)]
 NAME_AND_YEAR = "book.name", "book.release_year"
+BOOK = {"name": "N", "author": "A", "releaseYear": 1}
 
 Call = Callable[[Stub], Awaitable[Any]]
 
@@ -141,8 +142,8 @@ async def test_a_failure_is_told_as_over_grpc(name: str, address: str, stub: Stu
 
 
 def test_every_code_has_the_status_that_its_comment_says() -> None:
-    assert STATUSES.keys() == set(grpc.StatusCode)
-    assert {code.name for code in STATUSES} == set(code_pb2.Code.keys())
+    assert STATUSES.keys() == {code.name for code in grpc.StatusCode}
+    assert STATUSES.keys() == set(code_pb2.Code.keys())
 
 
 NOWHERE = [
@@ -358,16 +359,22 @@ async def test_more_violations_than_fit_are_cut_over_http_too(address: str) -> N
     ("verb", "path", "body", "headers", "rules"),
     [
         ("POST", "/v1/books", [], {}, {"book": Rule.INVALID_TYPE}),
-        ("POST", "/v1/books", {"isbn": 1}, {}, {"book.isbn": Rule.UNKNOWN_FIELD}),
-        ("POST", "/v1/books", {"name": 1, "releaseYear": "x"}, {}, dict.fromkeys(NAME_AND_YEAR, Rule.INVALID_TYPE)),
-        ("POST", "/v1/books", {"releaseYear": 2**40}, {}, {"book.release_year": Rule.OUT_OF_RANGE}),
-        ("POST", "/v1/books", {"releaseYear": 1, "release_year": 2}, {}, {"book.release_year": Rule.DUPLICATE}),
+        ("POST", "/v1/books", {**BOOK, "isbn": 1}, {}, {"book.isbn": Rule.UNKNOWN_FIELD}),
+        (
+            *("POST", "/v1/books", {**BOOK, "name": 1, "releaseYear": "x"}, {}),
+            dict.fromkeys(NAME_AND_YEAR, Rule.INVALID_TYPE),
+        ),
+        ("POST", "/v1/books", {**BOOK, "releaseYear": 2**40}, {}, {"book.release_year": Rule.OUT_OF_RANGE}),
+        (
+            *("POST", "/v1/books", {**BOOK, "releaseYear": 1, "release_year": 2}, {}),
+            {"book.release_year": Rule.DUPLICATE},
+        ),
         ("POST", "/v1/books:batchCreate", {"requests": {}}, {}, {"requests": Rule.INVALID_TYPE}),
         ("POST", "/v1/books:batchCreate", {"requests": [{}] * 10_001}, {}, {"requests": Rule.TOO_MANY}),
         ("GET", "/v1/books?x=1", None, {}, {"x": Rule.UNKNOWN_FIELD}),
         ("GET", "/v1/books?pageSize=1&page_size=2", None, {}, {"page_size": Rule.DUPLICATE}),
         ("PATCH", "/v1/books/1?updateMask=a__b", {}, {}, {"update_mask": Rule.INVALID_TYPE}),
-        ("PUT", "/v1/books/1?updateMask=name", {}, {}, {"update_mask": Rule.CONFLICT}),
+        ("PUT", "/v1/books/1?updateMask=name", BOOK, {}, {"update_mask": Rule.CONFLICT}),
         ("PATCH", "/v1/books/1", {"id": 2}, {}, {"book.id": Rule.CONFLICT}),
         ("PATCH", "/v1/books/1", {"etag": "a"}, {"if_match": '"b"'}, {"book.etag": Rule.CONFLICT}),
         ("DELETE", "/v1/books/1", None, {"if_match": '""'}, {"etag": Rule.REQUIRED}),
@@ -379,3 +386,56 @@ async def test_each_violation_has_the_rule_as_a_constant(
 ) -> None:
     refusal = await refused(address, verb, path, body, **headers)
     assert (refusal.reason, refusal.rules) == ("INVALID_FIELD", rules)
+
+
+@pytest.mark.parametrize(
+    ("verb", "path", "body", "violations"),
+    [
+        (
+            *("POST", "/v1/books?requestId=7", {"releaseYear": "x", "isbn": 1}),
+            {
+                "book.release_year": Rule.INVALID_TYPE,  # and not REQUIRED, because it could not be read
+                "book.isbn": Rule.UNKNOWN_FIELD,
+                "request_id": Rule.INVALID_UUID,
+                "book.name": Rule.REQUIRED,
+                "book.author": Rule.REQUIRED,
+            },
+        ),
+        ("POST", "/v1/books?requestId=7", 5, {"book": Rule.INVALID_TYPE, "request_id": Rule.INVALID_UUID}),
+        (
+            *("POST", "/v1/books:batchCreate", {"requests": [5, {"book": 5, "requestId": "7"}, {"book": BOOK}, {}]}),
+            {
+                "requests[0]": Rule.INVALID_TYPE,
+                "requests[1].book": Rule.INVALID_TYPE,
+                "requests[1].request_id": Rule.INVALID_UUID,
+                "requests[3].book": Rule.REQUIRED,
+            },
+        ),
+        (
+            *("POST", "/v1/books:batchCreate", {"requests": [{"isbn": 1}] * 1_001}),
+            {**{f"requests[{each}].isbn": Rule.UNKNOWN_FIELD for each in range(1_000)}},  # the others are not read
+        ),
+        (
+            *("PATCH", "/v1/books/0?dryRun=1", {"name": " ", "author": 5}),
+            {
+                "book.author": Rule.INVALID_TYPE,
+                "dryRun": Rule.UNKNOWN_FIELD,
+                "book.id": Rule.OUT_OF_RANGE,
+                "book.name": Rule.REQUIRED,
+            },
+        ),
+        ("GET", "/v1/books?pageSize=-1&limit=5", None, {"limit": Rule.UNKNOWN_FIELD, "page_size": Rule.OUT_OF_RANGE}),
+        (
+            *("GET", "/v1/books:batchGet?ids=5&ids=x&ids=0", None),
+            {"ids[1]": Rule.INVALID_TYPE, "ids[2]": Rule.OUT_OF_RANGE},  # each by its place in the query
+        ),
+        ("DELETE", "/v1/books/0?force=1", None, {"force": Rule.UNKNOWN_FIELD, "id": Rule.OUT_OF_RANGE}),
+    ],
+)
+async def test_violations_of_json_and_of_fields_are_in_one_response_those_of_json_first(
+    address: str, verb: str, path: str, body: Any, violations: dict[str, Rule]
+) -> None:
+    refusal = await refused(address, verb, path, body)
+    shown = len(refusal.rules)
+    assert list(refusal.rules.items()) == list(violations.items())[:shown]
+    assert int(refusal.metadata.get("omitted_count", 0)) == len(violations) - shown

@@ -15,6 +15,7 @@ from bookstore_grpc.errors import InvalidRequest, MalformedMessage
 from bookstore_grpc.gateway.bindings import bindings
 from bookstore_grpc.gateway.requests import RequestDecoder
 from bookstore_grpc.service.servicer import BOOK_SERVICE
+from bookstore_grpc.service.validation import Violations
 from tests.gateway.shelves import shelf_service
 
 DECODERS = {
@@ -30,12 +31,16 @@ texts = st.text(max_size=20)
 def decode(
     name: str, *path_values: str, query: str | bytes = b"", if_match: str | None = None, body: Any = b""
 ) -> Message:
-    return DECODERS[name].decode(
+    violations = Violations()
+    request = DECODERS[name].decode(
         path_values=path_values,
         query=query.encode() if isinstance(query, str) else query,
         if_match=if_match,
         body=body if isinstance(body, bytes) else orjson.dumps(body),
+        violations=violations,
     )
+    violations.raise_if_any()
+    return request
 
 
 def violations_of(name: str, *path_values: str, **parts: Any) -> dict[str, str]:

@@ -118,7 +118,7 @@ async def test_few_connections_may_be_silent(tmp_path: Path) -> None:
     async with crowded_server(tmp_path) as server:
         with ExitStack() as stack:
             held = await asyncio.to_thread(hold, stack, server.addresses[0], IDLE, MOST // 2)
-            await asyncio.sleep(3 * crowding.LOOK_SECONDS)
+            await asyncio.sleep(3 * crowding.CHECK_SECONDS)
             assert not any(await asyncio.to_thread(are_closed, held))
 
 
@@ -128,9 +128,9 @@ async def test_a_connection_with_a_call_under_way_gives_way_last(tmp_path: Path)
             async with grpc.aio.insecure_channel(server.addresses[0], options=OWN) as channel:
                 watch = watch_health(channel)
                 assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
-                await asyncio.sleep(crowding.LOOK_SECONDS)  # silent for longest
+                await asyncio.sleep(crowding.CHECK_SECONDS)  # silent for longest
                 await asyncio.to_thread(hold, stack, server.addresses[0], IDLE, 2 * MOST)
-                await asyncio.sleep(3 * crowding.LOOK_SECONDS)
+                await asyncio.sleep(3 * crowding.CHECK_SECONDS)
                 assert not watch.done()
                 watch.cancel()
 
@@ -139,9 +139,9 @@ async def test_whoever_has_most_connections_gives_way(tmp_path: Path) -> None:
     async with crowded_server(tmp_path) as server:
         with ExitStack() as stack:
             (patient,) = await asyncio.to_thread(hold, stack, server.addresses[0], IDLE, 1)
-            await asyncio.sleep(crowding.LOOK_SECONDS)  # silent for longest
+            await asyncio.sleep(crowding.CHECK_SECONDS)  # silent for longest
             await asyncio.to_thread(hold, stack, server.addresses[0], IDLE, 2 * MOST, source="127.0.0.2")
-            await asyncio.sleep(3 * crowding.LOOK_SECONDS)
+            await asyncio.sleep(3 * crowding.CHECK_SECONDS)
             assert await asyncio.to_thread(are_closed, [patient]) == [False]
 
 
@@ -149,7 +149,7 @@ async def test_the_log_and_the_metrics_tell_of_it(tmp_path: Path, log_lines: Log
     async with crowded_server(tmp_path, metrics_listen="127.0.0.1:0") as server:
         with ExitStack() as stack:
             await asyncio.to_thread(hold, stack, server.addresses[0], IDLE, 2 * MOST)
-            await asyncio.sleep(5 * crowding.LOOK_SECONDS)
+            await asyncio.sleep(5 * crowding.CHECK_SECONDS)
         (serving,) = [line for line in log_lines() if line["event"] == "serving"]
         page = await ask(serving["metrics"], "GET", "/metrics")
     told = [line for line in log_lines() if line["event"] == "connections closed for want of room"]

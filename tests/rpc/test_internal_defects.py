@@ -9,6 +9,7 @@ import pytest
 from bookstore.v1 import books_pb2, books_pb2_grpc
 
 from bookstore_grpc.calls.call import Call, Outcome
+from bookstore_grpc.calls.pipeline import CallPipeline
 from bookstore_grpc.rpc.interceptor import CallInterceptor
 from bookstore_grpc.service.servicer import BookServicer
 from bookstore_grpc.telemetry.call_log import CallLog
@@ -160,7 +161,7 @@ def handler(kind: str, defect: Callable[[], Awaitable[None]], written: int) -> "
 async def test_a_failing_handler_of_any_kind_leaves_as_a_bare_internal(
     kind: str, written: int, defect: Callable[[], Awaitable[None]], log_lines: LogLines
 ) -> None:
-    server = grpc.aio.server(interceptors=[CallInterceptor(observers=[CallLog(slow_call_seconds=1)])])
+    server = grpc.aio.server(interceptors=[CallInterceptor(CallPipeline(observers=[CallLog(slow_call_seconds=1)]))])
     server.add_generic_rpc_handlers(
         [grpc.method_handlers_generic_handler("test", {"Fail": handler(kind, defect, written)})]
     )

@@ -21,6 +21,7 @@ from bookstore_grpc.rpc.server import Server
 from bookstore_grpc.server.app import running_server
 from bookstore_grpc.server.channel_args import server_options
 from bookstore_grpc.server.settings import Settings
+from tests.calls.context import PlainContext
 from tests.conftest import LogLines, settings_for
 from tests.http2 import call_frames, opened
 from tests.rpc.calls import Stub, check_health, create, get, refusal
@@ -105,11 +106,6 @@ async def test_without_a_name_a_caller_is_its_address(tmp_path: Path) -> None:
         assert caught.value.reason == "TOO_MANY_REQUESTS"
 
 
-class Peer:
-    def peer(self) -> str:
-        return "ipv4:127.0.0.1:1"
-
-
 async def test_a_bucket_fills_with_time_and_not_beyond_its_rim() -> None:
     now = 0.0
     limit = RateLimit(per_second=2, burst=4, now=lambda: now)
@@ -118,7 +114,7 @@ async def test_a_bucket_fills_with_time_and_not_beyond_its_rim() -> None:
         count = 0
         with pytest.raises(ResourceExhausted) as caught:  # noqa: PT012  until it is raised
             while True:
-                await limit(Call("/a/B", "r", (), Peer()))
+                await limit(Call("/a/B", "r", (), PlainContext()))
                 count += 1
         assert 0 < caught.value.retry_seconds <= 0.5
         return count

@@ -265,7 +265,7 @@ async def test_calls_that_grpc_turns_away_are_known(file_url: str) -> None:
     async with running_server(settings) as server:
         statuses = await call_all_at_once(server.addresses[0], 4, 90)
         assert sum(statuses.values()) == 360
-        assert server.calls_not_taken() == statuses["CANCELLED"] > 10
+        assert server.backlog() == statuses["CANCELLED"] > 10
 
 
 async def test_a_sample_that_fails_is_logged_and_the_next_is_taken(
@@ -273,7 +273,7 @@ async def test_a_sample_that_fails_is_logged_and_the_next_is_taken(
 ) -> None:
     monkeypatch.setattr(app, "_SAMPLE_SECONDS", 0.01)
     async with running_server(settings_for(file_url, metrics_listen="127.0.0.1:0")) as server:
-        monkeypatch.setattr(server, "calls_not_taken", lambda: 1 // 0)
+        monkeypatch.setattr(server, "backlog", lambda: 1 // 0)
         await _until(lambda: sum(line["event"] == "background work failed" for line in log_lines()) > 1)
     assert (
         "ZeroDivisionError"

@@ -3,7 +3,9 @@ from uuid import UUID
 
 import pytest
 from bookstore.v1 import books_pb2
+from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.message_factory import GetMessageClass
 from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from bookstore_grpc.dal.records import BookChanges, BookPage, BookRecord
 from bookstore_grpc.errors import InvalidRequest
 from bookstore_grpc.service import messages
+from bookstore_grpc.service.servicer import BOOK_SERVICE
 from bookstore_grpc.service.validation import stored_text
 
 CHANGEABLE = ["name", "author", "release_year"]
@@ -136,3 +139,20 @@ def test_the_ids_of_a_batch_come_in_their_order(many: list[int]) -> None:
 def test_page_that_is_answered_again_is_encoded_once() -> None:
     page = BookPage([BookRecord(1, "N", "A", 0, 0, 0)], "token")
     assert messages.list_response_from_page(page) is messages.list_response_from_page(page)
+
+
+def test_the_lists_of_books_that_are_sent_as_the_same_bytes_are_the_same_on_the_wire() -> None:
+    listed, got = books_pb2.ListBooksResponse.DESCRIPTOR, books_pb2.BatchGetBooksResponse.DESCRIPTOR
+    in_list, in_batch = listed.fields_by_name["books"], got.fields_by_name["books"]
+    assert (in_batch.number, in_batch.type, in_batch.is_repeated) == (in_list.number, in_list.type, in_list.is_repeated)
+    assert in_batch.message_type is in_list.message_type
+
+
+@pytest.mark.parametrize("method", list(BOOK_SERVICE.methods), ids=lambda method: method.name)
+def test_a_request_of_every_method_can_be_validated(method: MethodDescriptor) -> None:
+    request: Any = GetMessageClass(method.input_type)()
+    if method.name == "ListBooks":
+        messages.validate_request(request)
+        request.page_size = -1
+    with pytest.raises(InvalidRequest):
+        messages.validate_request(request)

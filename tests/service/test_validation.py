@@ -98,3 +98,15 @@ def test_violations_are_raised_all_together_and_only_if_there_are_any() -> None:
         Violation("b", "is wrong", Rule.TOO_LONG),
         Violation("c", "is wrong too", Rule.REQUIRED),
     )
+
+
+def test_a_field_that_has_a_violation_gets_no_other_nor_do_its_parts() -> None:
+    violations = Violations()
+    violations.add("requests[1].book", Rule.INVALID_TYPE, "is to be a JSON object")
+    violations.add("ids[2]", Rule.INVALID_TYPE, "is to be a whole number")
+    added = ["requests[0].book", "requests[1].request_id", "requests[11].book", "requests", "ids[3]", "request"]
+    known = ["requests[1].book", "requests[1].book.name", "ids[2]"]
+    violations.add_for_other_fields([Violation(field, "is required", Rule.REQUIRED) for field in (*known, *added)])
+    with pytest.raises(InvalidRequest) as caught:
+        violations.raise_if_any()
+    assert [violation.field for violation in caught.value.violations] == ["requests[1].book", "ids[2]", *added]

@@ -1,4 +1,4 @@
-"""What the comments of a .proto file say of its services, messages and fields.
+"""The comments of a .proto file on its services, messages and fields.
 
 Generated code has no comments; they come from a file's descriptor with source info, as `make generate` writes it.
 """
@@ -15,14 +15,14 @@ from google.rpc.code_pb2 import Code
 _SYNTAX, _MESSAGE, _SERVICE = 12, 4, 6
 _FIELD, _NESTED_MESSAGE, _METHOD = 2, 3, 2
 
-# Where a line of Markdown goes on in the next one. Some who show it, as Swagger UI does, would keep the break.
+# A line of Markdown that continues in the next one. Some renderers, such as Swagger UI, would keep the break.
 _SOFT_BREAK = re.compile(r"(?<=\S)\n {0,3}(?=[^\s*])")
 _FIRST_SENTENCE = re.compile(r".+?[.!?](?=\s|$)")
 _ERRORS = re.compile(rf"^(?=(?:{'|'.join(Code.keys())}) `)", re.MULTILINE)
 
 
 class Comment(NamedTuple):
-    """What is said of something: in a sentence, at length, and, of an RPC, of each error by its code."""
+    """A comment: its first sentence, all of it, and, of an RPC, the description of each error by its code."""
 
     summary: str = ""
     description: str = ""
@@ -30,7 +30,7 @@ class Comment(NamedTuple):
 
 
 class Comments:
-    """The comments of a file, by the full name of what they are about; "" has that of the file."""
+    """The comments of a file, by the full name of what they describe; "" is the file itself."""
 
     def __init__(self, file: FileDescriptorProto) -> None:
         texts = {tuple(place.path): place.leading_comments for place in file.source_code_info.location}
@@ -39,14 +39,14 @@ class Comments:
         }
 
     def of(self, full_name: str) -> Comment:
-        """Answer what is said of something, which may be nothing."""
+        """Return the comment on something, which may be empty."""
         return self._comments.get(full_name, Comment())
 
 
 def comments_of_contract() -> Comments:
-    """Read those of `bookstore.v1`."""
+    """Return the comments of `bookstore.v1`."""
     data = resources.files("bookstore.v1").joinpath("books.binpb").read_bytes()
-    return Comments(FileDescriptorSet.FromString(data).file[-1])  # behind what it imports
+    return Comments(FileDescriptorSet.FromString(data).file[-1])  # the files that it imports come first
 
 
 def _places(file: FileDescriptorProto) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -71,7 +71,7 @@ def _places_of_messages(
 
 
 def _comment(text: str) -> Comment:
-    """Take a comment apart: errors stand at its end, each on a line that opens with its code."""
+    """Parse a comment: errors are at its end, each on a line that starts with its code."""
     parts = _ERRORS.split("\n".join(line.removeprefix(" ") for line in text.splitlines()))
     description, *errors = (_SOFT_BREAK.sub(" ", part).strip() for part in parts)
     first = _FIRST_SENTENCE.match(description)

@@ -1,6 +1,6 @@
-"""The OpenAPI 3.1 document of the JSON API: made of what the API itself is made of, and of the contract's comments.
+"""The OpenAPI 3.1 document of the JSON API, derived from the same bindings as the API and from the contract's comments.
 
-What an RPC takes, answers and fails with is said in the contract; only what HTTP adds to all of them is said here.
+The requests, responses and errors of an RPC are documented in the contract; only what HTTP adds to all is here.
 """
 
 import re
@@ -10,7 +10,6 @@ from functools import cache
 from importlib import metadata
 from typing import Any
 
-import grpc
 import orjson
 from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message import Message
@@ -60,16 +59,17 @@ _DESCRIPTION = """\
 This is the same service as over gRPC, called as the `google.api.http` options of its contract say, in
 [JSON by the rules of proto3](https://protobuf.dev/programming-guides/json/):
 
-* Answers spell fields in `lowerCamelCase`; requests may spell them as the contract does as well.
-* A field that has its default (empty, zero) is left out of an answer, unless it is `optional`, as `releaseYear` is.
+* Responses spell fields in `lowerCamelCase`; requests may spell them as the contract does as well.
+* A field that has its default (empty, zero) is left out of a response, unless it is `optional`, as `releaseYear` is.
   64-bit integers are strings.
-* Unknown fields and parameters are refused.
+* Unknown fields and parameters are rejected, with all other violations of a request in one response.
 * A failure of a call is a `google.rpc.Status`. Programs look at the `reason` of its `ErrorInfo`; its `RequestInfo` has
-  the id of the call. What is no request of HTTP, or more of one than the server takes, has 400 or 431 and no body.
-* The etag of a book is its `ETag` too. `If-Match` guards a change as `etag` does: a mismatch is 409 `ETAG_MISMATCH`.
-* With `If-None-Match` a book that is still the same is answered with 304 and no body.
+  the id of the call. A malformed HTTP request is 400, and one with too long headers 431, both without a body.
+* The etag of a book is also its `ETag`. `If-Match` makes a change conditional, as `etag` does (optimistic concurrency):
+  a mismatch is 409 `ETAG_MISMATCH`.
+* With `If-None-Match` the response for an unchanged book is 304 without a body.
 
-<details><summary>What the contract says of every RPC, in the words of gRPC</summary>
+<details><summary>What the contract says of every RPC, in terms of gRPC</summary>
 
 {contract}
 
@@ -84,7 +84,7 @@ _FAILURE_DETAILS = (
     error_details_pb2.RetryInfo,
 )
 _UUID = "[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
-# What a descriptor cannot say of its fields. The comments state the same limits in words; tests ask the API for them.
+# What is not in the descriptors of fields. The comments state the same limits in words; tests hold the API to them.
 _DETAILS: Mapping[str, Schema] = {
     "bookstore.v1.Book.id": {"examples": ["1"]},
     "bookstore.v1.Book.name": {
@@ -128,12 +128,12 @@ _DETAILS: Mapping[str, Schema] = {
     },
 }
 _HEADERS: Mapping[str, _Json] = {
-    "ETag": {"description": "Stands for this state of the resource.", "schema": {"type": "string"}},
+    "ETag": {"description": "Identifies this state of the resource.", "schema": {"type": "string"}},
     "Location": {"description": "Where the new resource is.", "schema": {"type": "string", "format": "uri-reference"}},
     "Retry-After": {"description": "When to try again, in seconds.", "schema": {"type": "integer", "minimum": 1}},
-    "WWW-Authenticate": {"description": "How to say who calls.", "schema": {"type": "string", "const": "Bearer"}},
+    "WWW-Authenticate": {"description": "How to authenticate.", "schema": {"type": "string", "const": "Bearer"}},
     "X-Request-Id": {
-        "description": "Names the call, in the server's log too: the one that was sent, or one that the server made.",
+        "description": "Identifies the call, also in the server's log: the id that was sent, or a generated one.",
         "schema": {"type": "string"},
     },
 }
@@ -144,49 +144,51 @@ _HEADERS_BY_STATUS: Mapping[int, tuple[str, ...]] = {
 }
 _PARAMETERS: Mapping[str, _Json] = {
     "If-Match": {
-        "description": "An etag in double quotes: the call is made only if the resource still is in that state.",
+        "description": "An etag in double quotes: the call is made only if the resource is still in that state.",
         "schema": {"type": "string"},
     },
     "If-None-Match": {
-        "description": "Etags in double quotes: while the resource is in such a state, 304 says so.",
+        "description": "Etags in double quotes: the response is 304 while the resource is in one of these states.",
         "schema": {"type": "string"},
     },
     "X-Request-Id": {
-        "description": "Names the call, in the server's log too: letters, digits and `._-`, at most "
+        "description": "Identifies the call, also in the server's log: letters, digits and `._-`, at most "
         f"{REQUEST_ID_MAX_CHARACTERS} of them.",
         "schema": {"type": "string"},
     },
 }
-# What any call can meet, whatever its RPC's comment says, by status.
+# The failures that any call can have, besides those in its RPC's comment, by status.
 _FAILURES: tuple[tuple[int, str], ...] = (
     (400, f"`{InvalidRequest.reason}`: a field or a parameter is unknown, or its value is of another type."),
-    (400, f"`{MalformedMessage.reason}`: the body is no JSON, or there is one where none belongs."),
-    (401, f"`{TokenMissing.reason}`, `{TokenInvalid.reason}`: the server asks who calls, and is not told."),
-    (403, f"`{ScopeMissing.reason}`: the caller is known, and may not do this."),
+    (400, f"`{MalformedMessage.reason}`: the body is not JSON, or there is one where none is expected."),
+    (
+        401,
+        f"`{TokenMissing.reason}`, `{TokenInvalid.reason}`: the server requires a valid token.",
+    ),
+    (403, f"`{ScopeMissing.reason}`: the caller lacks the scope that the call needs."),
     (403, f"`{HostUnknown.reason}`: the request was meant for another host than this server."),
     (429, f"`{ResourceExhausted.reason}`: a limit of calls is reached, which `limit` in the metadata names."),
-    (500, f"`{InternalError.reason}`: a defect of the service. Its log has the cause, under the request id."),
+    (500, f"`{InternalError.reason}`: a defect of the service. Its log has the cause under the request id."),
     (
         503,
-        f"`{DatabaseUnavailable.reason}`, `{ServerDraining.reason}`, `{CallInterrupted.reason}`: not now; it may be "
-        "tried again.",
+        f"`{DatabaseUnavailable.reason}`, `{ServerDraining.reason}`, `{CallInterrupted.reason}`: try again later.",
     ),
-    (504, f"`{DeadlineExceeded.reason}`: the call took longer than the server lets it."),
+    (504, f"`{DeadlineExceeded.reason}`: the call took longer than the server allows."),
 )
 _FAILURES_OF_BODIES: tuple[tuple[int, str], ...] = (
-    (413, f"`{RequestTooLarge.reason}`: the body is longer than the server takes, 8 MiB unless set otherwise."),
+    (413, f"`{RequestTooLarge.reason}`: the body is longer than the server accepts, 8 MiB unless set otherwise."),
     (415, f"`{MediaTypeUnsupported.reason}`: the body is not declared as `application/json`."),
 )
 
 
 @cache
 def openapi_document(*, needs_token: bool) -> bytes:
-    """Answer the document as JSON, for a server that asks who calls or one that does not. Made once."""
+    """Return the document as JSON, for a server with or without authentication. It is made once."""
     return orjson.dumps(document_of(BOOK_SERVICE, comments_of_contract(), needs_token=needs_token))
 
 
 def document_of(service: ServiceDescriptor, comments: Comments, *, needs_token: bool) -> _Json:
-    """Make the document of a service."""
+    """Return the document of a service."""
     return _Document(service, comments, needs_token=needs_token).document
 
 
@@ -196,9 +198,9 @@ class _Document:
         self._comments = comments
         self._needs_token = needs_token
         self._schemas = Schemas(service, comments, details=_DETAILS)
-        self._failure = self._schemas.of_answer(_descriptor(status_pb2.Status))
+        self._failure = self._schemas.of_response(_descriptor(status_pb2.Status))
         for detail in _FAILURE_DETAILS:
-            self._schemas.of_answer(_descriptor(detail))
+            self._schemas.of_response(_descriptor(detail))
         of_file, of_service = comments.of(""), comments.of(service.full_name)
         self.document: _Json = {
             "openapi": "3.1.0",
@@ -231,7 +233,7 @@ class _Document:
 
     def _paths(self) -> _Json:
         paths: dict[str, _Json] = {}
-        # Two paths that differ only in the names of their parameters would be one.
+        # In OpenAPI two paths that differ only in the names of their parameters are the same.
         firsts: dict[str, tuple[str, list[_Json]]] = {}
         for binding in self._bindings:
             if binding.verb not in _VERBS:
@@ -270,7 +272,7 @@ class _Document:
                 yield self._parameter(binding, ".".join(field.name for field in path), "query", name)
         if binding.verb != "POST" and etag_path(binding):
             yield _parameter_reference("If-Match")
-        if _answers_etag(binding) and binding.verb == "GET":
+        if _returns_etag(binding) and binding.verb == "GET":
             yield _parameter_reference("If-None-Match")
         yield _parameter_reference("X-Request-Id")
 
@@ -297,14 +299,14 @@ class _Document:
 
     def _responses(self, binding: Binding) -> _Json:
         is_create = location_of_new(binding, self._bindings) is not None
-        headers = ["ETag"] if _answers_etag(binding) else []
+        headers = ["ETag"] if _returns_etag(binding) else []
         message = binding.method.output_type
-        answer = {
-            "description": self._comments.of(message.full_name).description or "It is done.",
+        success = {
+            "description": self._comments.of(message.full_name).description or "The call has succeeded.",
             "headers": _header_references(*headers, *(["Location"] if is_create else [])),
-            "content": {"application/json": {"schema": self._schemas.of_answer(message)}},
+            "content": {"application/json": {"schema": self._schemas.of_response(message)}},
         }
-        responses: dict[int, _Json] = {201 if is_create else 200: answer}
+        responses: dict[int, _Json] = {201 if is_create else 200: success}
         if headers and binding.verb == "GET":
             unchanged = "The resource is still in a state that `If-None-Match` names."
             responses[304] = {"description": unchanged, "headers": _header_references(*headers)}
@@ -321,16 +323,16 @@ class _Document:
     def _failures(self, binding: Binding) -> Mapping[int, list[str]]:
         failures: defaultdict[int, list[str]] = defaultdict(list)
         for code, line in self._comments.of(binding.method.full_name).errors:
-            failures[STATUSES[grpc.StatusCode[code]]].append(line)
+            failures[STATUSES[code]].append(line)
         for status, line in (*_FAILURES, *(_FAILURES_OF_BODIES if binding.body else ())):
             failures[status].append(line)
         return failures
 
 
 def _path(binding: Binding) -> tuple[str, Mapping[str, str]]:
-    """Answer a path as OpenAPI writes it, and the fields that its parameters are of.
+    """Return a path as OpenAPI writes it, and the fields of its parameters.
 
-    A variable with slashes in it becomes several, one for each wildcard.
+    A variable with slashes becomes several, one for each wildcard.
     """
     fields: dict[str, str] = {}
 
@@ -347,7 +349,7 @@ def _descriptor(message: type[Message]) -> Any:
     return message.DESCRIPTOR
 
 
-def _answers_etag(binding: Binding) -> bool:
+def _returns_etag(binding: Binding) -> bool:
     return "etag" in binding.method.output_type.fields_by_name
 
 

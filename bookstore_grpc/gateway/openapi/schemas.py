@@ -1,7 +1,7 @@
 """Messages as JSON Schema, by the rules of proto3's JSON (https://protobuf.dev/programming-guides/json/).
 
-A message has up to three schemas. What is answered is described loosely: fields may join it, and those at their default
-are left out. What is sent is held to its fields, and PATCH needs none of them.
+A message has up to three schemas. That of a response is open: fields may be added, and those at their default are left
+out. That of a request allows only its fields, and that of a PATCH requires none of them.
 """
 
 from collections.abc import Iterable, Mapping
@@ -36,38 +36,38 @@ _SCALARS: Mapping[int, Schema] = {
     FieldDescriptor.CPPTYPE_UINT32: {"type": "integer", "format": "uint32"},
     FieldDescriptor.CPPTYPE_UINT64: {"type": "integer", "format": "uint64"},
 }
-# Integers that JavaScript's numbers do not hold, so that JSON has them as strings.
+# Integers that do not fit into JavaScript's numbers, so they are strings in JSON.
 _LARGE = (FieldDescriptor.CPPTYPE_INT64, FieldDescriptor.CPPTYPE_UINT64)
 
 
 class Schemas:
-    """Makes the schemas of messages, and keeps those that others refer to in `components`.
+    """Makes the schemas of messages, and collects those that others refer to in `components`.
 
-    `details` is what JSON Schema can say of a field and its descriptor cannot, by the field's full name; of a repeated
-    field that is said of the whole, and in `items` of each.
+    `details` has what JSON Schema can express and a descriptor cannot, by the field's full name; that of a repeated
+    field is about the list, and in `items` about each entry.
     """
 
     def __init__(self, service: ServiceDescriptor, comments: Comments, *, details: Mapping[str, Schema]) -> None:
         self.components: dict[str, Schema] = {}
         self._package = service.file.package
-        self._answered = _reachable(method.output_type for method in service.methods)
+        self._in_responses = _reachable(method.output_type for method in service.methods)
         self._comments = comments
         self._details = details
 
-    def of_answer(self, message: Descriptor) -> Schema:
-        """Answer the schema of a message that is answered."""
+    def of_response(self, message: Descriptor) -> Schema:
+        """Return the schema of a message in a response."""
         return self._message(message, "")
 
     def of_body(self, message: Descriptor, *, is_partial: bool) -> Schema:
-        """Answer the schema of a message that is sent."""
+        """Return the schema of a message in a request."""
         return self._message(message, "Patch" if is_partial else "Input")
 
     def of_parameter(self, field: FieldDescriptor) -> Schema:
-        """Answer the schema of a field in a path or a query, where all is text and an integer looks like one."""
+        """Return the schema of a field in a path or a query, where all values are text and integers have no quotes."""
         return self._field(field, "Parameter")
 
     def example(self, message: Descriptor) -> Any:
-        """Answer an example of a message that is sent: what is required, as far as there are examples of it."""
+        """Return an example of a message in a request, of the required fields that have examples, or None."""
         examples = {field.json_name: self._example(field) for field in message.fields if is_required(field)}
         return {name: value for name, value in examples.items() if value is not None} or None
 
@@ -83,10 +83,10 @@ class Schemas:
         if message.file.name == "google/protobuf/wrappers.proto":
             return self._value(message.fields[0], use)
         name = message.full_name.removeprefix(f"{self._package}.")
-        if use == "Patch" or (use and message.full_name in self._answered):
+        if use == "Patch" or (use and message.full_name in self._in_responses):
             name += f"-{use}"  # no message has such a name
         if name not in self.components:
-            schema = self.components[name] = dict(_OBJECT)  # there already for messages that hold themselves
+            schema = self.components[name] = dict(_OBJECT)  # set first, for messages that contain themselves
             schema |= self._described(message.full_name)
             schema["properties"] = {field.json_name: self._field(field, use) for field in message.fields}
             if use:
@@ -117,7 +117,7 @@ class Schemas:
             return {"type": "string", "enum": [value.name for value in field.enum_type.values]}
         schema = dict(_SCALARS[field.cpp_type])
         if field.cpp_type in _LARGE and use != "Parameter":
-            # A number is taken too, and nobody who writes one should be told that it is wrong.
+            # A number is accepted too, so a validator must not reject it.
             schema |= {"type": ["string", "integer"] if use else "string", "pattern": "^-?[0-9]+$"}
         if field.type == FieldDescriptor.TYPE_BYTES:
             schema["contentEncoding"] = "base64"
@@ -129,7 +129,7 @@ class Schemas:
 
 
 def is_required(field: FieldDescriptor) -> bool:
-    """Tell whether a request without the field is refused (AIP-203)."""
+    """Return whether a request without the field is rejected (AIP-203)."""
     return _behaves(field, field_behavior_pb2.REQUIRED)
 
 
@@ -138,7 +138,7 @@ def _behaves(field: FieldDescriptor, behavior: int) -> bool:
 
 
 def _reachable(messages: Iterable[Descriptor]) -> set[str]:
-    """Answer the full names of messages and of all that are in them."""
+    """Return the full names of messages and of all messages in them."""
     found: set[str] = set()
     left = list(messages)
     while left:
