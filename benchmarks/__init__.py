@@ -1,1 +1,1 @@
-"""Ours beside its peers: each a process of its own, under the same load, with every answer accounted for."""
+"""Benchmarks of the service and its alternatives: separate processes, the same load, and every response verified."""

@@ -25,13 +25,13 @@ from benchmarks.storage import PostgreSQL, SQLite
 
 _SECTIONS = ("main", "growth", "memory", "startup", "workers", "layers", "postgresql")
 _MEMORY_STEP = 100_000
-# Of the load average: below it nothing much runs beside the benchmark.
+# Load average below which the machine counts as idle.
 _LOAD_MAX = 0.5
 
 
 @dataclass(frozen=True)
 class Extent:
-    """How much a run does."""
+    """The extent of a run."""
 
     rounds: int
     seconds: float
@@ -53,10 +53,10 @@ class Names(click.ParamType[Sequence[str]]):
         self._known = known
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Sequence[str]:
-        """Read the names, or fail with those that are known."""
+        """Return the names, or fail with a list of the known ones."""
         wanted = str(value).replace(",", " ").split()
         if unknown := [name for name in wanted if name not in self._known]:
-            self.fail(f"{unknown[0]!r} is none of {', '.join(self._known)}.", param, ctx)
+            self.fail(f"{unknown[0]!r} is not one of {', '.join(self._known)}.", param, ctx)
         return [name for name in self._known if name in wanted]
 
 
@@ -75,7 +75,7 @@ def _names_option(flag: str, known: Sequence[str], help: str) -> Callable[[Calla
 @click.option(
     "--postgresql-url",
     envvar="BOOKSTORE_TEST_POSTGRESQL_URL",
-    help="A PostgreSQL server on which databases of its own may be made (BOOKSTORE_TEST_POSTGRESQL_URL).",
+    help="A PostgreSQL server on which it may create databases (BOOKSTORE_TEST_POSTGRESQL_URL).",
 )
 @click.option(
     "--output",
@@ -95,7 +95,7 @@ def main(
     postgresql_url: str | None,
     output: Path,
 ) -> None:
-    """Measure bookstore beside its peers, under one load and with every answer accounted for."""
+    """Compare bookstore with alternatives under the same load, and verify every response."""
     extent = _QUICK if quick else _FULL
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.resolve(), prefix="run-") as folder:
@@ -108,7 +108,7 @@ def main(
         )
         text = ""
         try:
-            # After each section, so that one that fails does not take those before it along.
+            # After each section, so that a failing section does not lose the previous ones.
             for results in run.sections(sections, postgresql_url):
                 text = report.markdown(results)
                 _write(results, text, output)
@@ -126,7 +126,7 @@ def _write(results: Results, text: str, output: Path) -> None:
 
 
 class Run:
-    """One run: the sections that were asked for, one after the other."""
+    """One run of the selected sections, in order."""
 
     def __init__(
         self,
@@ -153,7 +153,7 @@ class Run:
         )
 
     def sections(self, wanted: Sequence[str], postgresql_url: str | None) -> Iterator[Results]:
-        """Run the sections and answer the results so far after each. Raises `BenchmarkError`."""
+        """Run the sections and yield the results so far after each. Raises `BenchmarkError`."""
         h2load = require_h2load()
         results = Results(
             machine=describe_machine(h2load=h2load),

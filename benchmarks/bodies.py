@@ -1,10 +1,10 @@
-"""Request bodies that vary, for a load generator that knows only one file.
+"""Varying request bodies for a load generator that reads a single file.
 
-h2load reads the body by `pread` from the file, anew for each request. So the file is rewritten in place whenever it
+h2load reads the body by `pread` from the file, once per request. So the file is rewritten in place whenever it
 has been read (inotify tells), and the next request finds another id or name. All bodies have one length and one
 layout: a read that meets a rewrite halfway still finds a well-formed request.
 
-h2load answers 64 replies that come together with 64 requests at once, faster than the rewriting thread wakes up,
+After 64 simultaneous responses h2load sends 64 requests at once, faster than the rewriting thread wakes up,
 unless that thread takes the CPU from it: see `load_generator_cpu`. With both, of 64 calls in flight 0.4 ask for what
 another asks for as well, as many as among ids drawn at random; without, it was 5 to 40.
 """
@@ -30,14 +30,14 @@ def load_generator_cpu() -> int:
 
 
 class Rewritten:
-    """How many bodies a file has held so far, all of which were read but the last and, rarely, another."""
+    """The number of bodies that a file has held so far. All were read except the last and, rarely, another."""
 
     count = 1
 
 
 @contextmanager
 def rewritten_file(path: Path, bodies: Iterator[bytes]) -> Iterator[Rewritten]:
-    """Keep a file that holds the next of the bodies after each time it was read."""
+    """Keep a file whose content is replaced by the next body each time it was read."""
     path.write_bytes(next(bodies))
     rewritten = Rewritten()
     is_over = threading.Event()

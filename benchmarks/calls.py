@@ -1,4 +1,4 @@
-"""What the two kinds of calls, gRPC and HTTP, have in common: a load, and one real call that shows what it does."""
+"""Shared by gRPC and HTTP calls: a load, and one real call that shows its effect."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,10 +10,10 @@ from benchmarks.operations import Operation
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A load, and the means to account for its answers.
+    """A load, and how to verify its responses.
 
-    `call` makes the call once through an ordinary client, raises `BenchmarkError` unless the answer is as it should
-    be, and tells how many bytes the longest such answer has. An answer of the load has exactly as many, or, where a
+    `call` makes the call once through an ordinary client, raises `BenchmarkError` unless the response is as it should
+    be, and tells how many bytes the longest such response has. A response of the load has exactly as many, or, where a
     time is in it, on average at most `allowance_bytes` fewer: the fraction of a second takes 4 bytes instead of 5 in a
     quarter of the cases.
     """
@@ -27,7 +27,7 @@ class Prepared:
 
 
 class Calls(Protocol):
-    """The calls of a server that runs."""
+    """The calls of a running server."""
 
     def prepare(self, operation: Operation, *, run: int) -> Prepared | None:
-        """Prepare the load of an operation; None where there is none. `run` makes its new names new."""
+        """Return the load of an operation, or None if it has none. `run` makes new names unique."""

@@ -1,11 +1,11 @@
-"""What ends a benchmark: a result that is not what was asked for, or a tool that is not there."""
+"""Errors that end a benchmark: an unexpected result, or a missing tool."""
 
 
 class BenchmarkError(Exception):
-    """A measurement that would not mean anything; the message says what went wrong."""
+    """A measurement that would be meaningless; the message says why."""
 
 
 def check(is_right: object, what: str) -> None:
-    """Raise `BenchmarkError` unless something is as it should be."""
+    """Raise `BenchmarkError` unless a condition holds."""
     if not is_right:
         raise BenchmarkError(what)

@@ -27,7 +27,7 @@ _ANY_PAGE_BYTES = 4  # by which a page with a shorter token, or an author's with
 
 
 class GrpcCalls:
-    """The calls of a gRPC server whose catalogue had `size` synthetic books at first; with a token where it asks."""
+    """The calls of a gRPC server whose catalogue had `size` synthetic books initially, with a token if it needs one."""
 
     def __init__(self, address: str, *, size: int, connections: int = 8, token: str = "") -> None:
         self._channel = grpc.insecure_channel(address, options=[("grpc.max_receive_message_length", -1)])
@@ -43,7 +43,7 @@ class GrpcCalls:
         self._channel.close()
 
     def walk(self) -> Iterator[books_pb2.Book]:
-        """Answer every book."""
+        """Return every book."""
         token = ""
         while True:
             page = self._list(1_000, token)
@@ -52,7 +52,7 @@ class GrpcCalls:
                 return
 
     def prepare(self, operation: Operation, *, run: int) -> Prepared:
-        """Prepare the load of an operation; `run` makes its new names new."""
+        """Return the load of an operation. `run` makes new names unique."""
         if operation.page_size:
             return self._prepare_list(operation)
         prepare: dict[str, Callable[[int], Prepared]] = {
@@ -73,7 +73,7 @@ class GrpcCalls:
         def call() -> int:
             book_id = self._random_id()
             book = self._stub.GetBook(books_pb2.GetBookRequest(id=book_id), timeout=_TIMEOUT_SECONDS)
-            check(book.id == book_id and book.name and book.author and book.release_year, f"GetBook answered {book}")
+            check(book.id == book_id and book.name and book.author and book.release_year, f"GetBook returned {book}")
             return _framed_bytes(book)
 
         bodies = (_framed(books_pb2.GetBookRequest(id=self._random_id())) for _ in count())
@@ -86,7 +86,7 @@ class GrpcCalls:
         requests = [self._list_request(operation, page_token=self._tokens[position]) for position in positions]
 
         def call() -> int:
-            # The last has the longest ids.
+            # The last request has the longest ids.
             page, first_id = self._stub.ListBooks(requests[-1], timeout=_TIMEOUT_SECONDS), positions[-1] + 1
             ids = [book.id for book in page.books]
             expected = list(range(first_id, first_id + operation.page_size))
@@ -115,18 +115,18 @@ class GrpcCalls:
         return Prepared(load=self._load("ListBooks", cycle(bodies)), call=call, allowance_bytes=_ANY_PAGE_BYTES)
 
     def _positions(self, operation: Operation) -> list[int]:
-        """Answer how many books lie before the pages that are asked for."""
+        """Return the number of books before the requested pages."""
         if operation.is_any:
             first, end = id_range(self._size)
             positions = [position for position in self._tokens if first < position < end - operation.page_size]
-            # All bodies of a load must be of one length.
+            # All bodies of a load must have the same length.
             length = len(self._tokens[positions[-1]])
             return [position for position in positions if len(self._tokens[position]) == length]
         return [self._size * 9 // 10 if operation.is_late else 0]
 
     @cached_property
     def _tokens(self) -> dict[int, str]:
-        """Walk over the catalogue in a thousand steps, and answer the tokens by how many books lie before each."""
+        """Page through the catalogue in a thousand steps, and return the tokens by the number of books before each."""
         step = self._size // 1_000
         tokens = {0: ""}
         for position in range(step, self._size, step):
@@ -144,9 +144,9 @@ class GrpcCalls:
 
         def call() -> int:
             wanted = request()
-            answer = self._stub.BatchGetBooks(wanted, timeout=_TIMEOUT_SECONDS)
-            check([book.id for book in answer.books] == list(wanted.ids), "BatchGetBooks answered other books")
-            return _framed_bytes(answer)
+            response = self._stub.BatchGetBooks(wanted, timeout=_TIMEOUT_SECONDS)
+            check([book.id for book in response.books] == list(wanted.ids), "BatchGetBooks returned other books")
+            return _framed_bytes(response)
 
         bodies = cycle([_framed(request()) for _ in range(_BATCH_GET_BODIES)])
         return Prepared(load=self._load("BatchGetBooks", bodies), call=call)
@@ -163,7 +163,7 @@ class GrpcCalls:
             update = request()
             book = self._stub.UpdateBook(update, timeout=_TIMEOUT_SECONDS)
             stored = self._stub.GetBook(books_pb2.GetBookRequest(id=update.book.id), timeout=_TIMEOUT_SECONDS)
-            check(stored == book and book.name == update.book.name, f"UpdateBook answered {book}, stored is {stored}")
+            check(stored == book and book.name == update.book.name, f"UpdateBook returned {book}, stored is {stored}")
             return _longest(book)
 
         bodies = (_framed(request()) for _ in count())
@@ -181,7 +181,7 @@ class GrpcCalls:
         def call() -> int:
             book = self._stub.CreateBook(self._create_request(run, next(numbers)), timeout=_TIMEOUT_SECONDS)
             stored = self._stub.GetBook(books_pb2.GetBookRequest(id=book.id), timeout=_TIMEOUT_SECONDS)
-            check(stored == book, f"CreateBook answered {book}, and stored is {stored}")
+            check(stored == book, f"CreateBook returned {book}, and stored is {stored}")
             return _longest(book)
 
         bodies = (_framed(self._create_request(run, number)) for number in numbers)
@@ -193,11 +193,11 @@ class GrpcCalls:
         )
 
         def call() -> int:
-            answer = self._stub.BatchCreateBooks(request, timeout=_TIMEOUT_SECONDS)
-            names = [book.name for book in answer.books]
-            check(names == [create.book.name for create in request.requests], "a batch was answered by other books")
-            check(len({book.id for book in answer.books}) == BATCH_CREATE, "a batch has fewer books than were sent")
-            return _longest(answer)
+            response = self._stub.BatchCreateBooks(request, timeout=_TIMEOUT_SECONDS)
+            names = [book.name for book in response.books]
+            check(names == [create.book.name for create in request.requests], "a batch returned other books")
+            check(len({book.id for book in response.books}) == BATCH_CREATE, "a batch has fewer books than were sent")
+            return _longest(response)
 
         return Prepared(
             load=self._load("BatchCreateBooks", _framed(request)),
@@ -233,12 +233,12 @@ class _Adding(grpc.UnaryUnaryClientInterceptor):
         self._metadata = metadata
 
     def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
-        """Make the call with the metadata."""
+        """Continue the call with the metadata."""
         return continuation(client_call_details._replace(metadata=tuple(self._metadata.items())), request)
 
 
 def _framed(message: Message) -> bytes:
-    """Encode a message as the body of a request: not compressed, its length in four bytes, itself."""
+    """Return a message as the body of a gRPC request: uncompressed flag, length in four bytes, message."""
     encoded = message.SerializeToString()
     return b"\0" + len(encoded).to_bytes(4, "big") + encoded
 
@@ -247,10 +247,10 @@ def _framed_bytes(message: Message) -> int:
     return _FRAME_BYTES + message.ByteSize()
 
 
-def _longest(answer: books_pb2.Book | books_pb2.BatchCreateBooksResponse) -> int:
-    """Answer the bytes of an answer whose times had fractions of the greatest length."""
-    longest = type(answer)()
-    longest.CopyFrom(answer)  # type: ignore[arg-type]  # it is of the same type
+def _longest(response: books_pb2.Book | books_pb2.BatchCreateBooksResponse) -> int:
+    """Return the size of a response whose times have fractions of the maximum length."""
+    longest = type(response)()
+    longest.CopyFrom(response)  # type: ignore[arg-type]  # it is of the same type
     for book in [longest] if isinstance(longest, books_pb2.Book) else longest.books:
         book.create_time.nanos = max(book.create_time.nanos, _FIVE_BYTES_NANOS)
         book.update_time.nanos = max(book.update_time.nanos, _FIVE_BYTES_NANOS)

@@ -1,4 +1,4 @@
-"""The operations as HTTP calls, as far as the tutorial has them. Its late page is one of a great offset."""
+"""The operations as HTTP calls, if the tutorial has them. Its late page has a large offset."""
 
 import http.client
 import json
@@ -17,17 +17,17 @@ from benchmarks.operations import Operation
 _JSON = {"content-type": "application/json"}
 _TIMEOUT_SECONDS = 60
 _URIS = 1_024
-# With one, all connections would ask for the same book at the same time, and updates would wait for each other.
+# With one, all connections would request the same book at once, and updates would wait for each other.
 _PROCESSES = 16
 _STATUSES = {"GET": 200, "POST": 201, "PUT": 200, "PATCH": 200}
 
 
 class HttpCalls:
-    """The calls of the tutorial's server, whose catalogue had `size` synthetic books at first."""
+    """The calls of the tutorial's server, whose catalogue had `size` synthetic books initially."""
 
     _books_path = "/books"
     _update_verb = "PUT"
-    _allowance_bytes = 0  # by which an answer may be shorter than the longest
+    _allowance_bytes = 0  # by which a response may be shorter than the longest
 
     def __init__(self, address: str, *, size: int) -> None:
         self._address = address
@@ -35,7 +35,7 @@ class HttpCalls:
         self._random = random.Random(size)  # noqa: S311  it guards no secret
 
     def prepare(self, operation: Operation, *, run: int) -> Prepared | None:
-        """Prepare the load of an operation; None for batches and many calls on one connection, which it has not."""
+        """Return the load of an operation, or None for batches and many calls on one connection."""
         if operation.page_size:
             return self._prepare_list(operation)
         prepare: dict[str, Callable[[int], Prepared]] = {
@@ -49,7 +49,7 @@ class HttpCalls:
         def call() -> int:
             book_id = self._random_id()
             book, length = self._call("GET", f"{self._books_path}/{book_id}")
-            check(int(book["id"]) == book_id and book["name"] and book["author"], f"GET answered {book}")
+            check(int(book["id"]) == book_id and book["name"] and book["author"], f"GET returned {book}")
             return length
 
         return self._prepared(self._load(self._paths(), processes=_PROCESSES), call)
@@ -87,7 +87,7 @@ class HttpCalls:
         return self._prepared(self._load(paths, processes=1 if len(paths) == 1 else _PROCESSES), call)
 
     def _positions(self, operation: Operation) -> list[int]:
-        """Answer how many books lie before the pages that are asked for."""
+        """Return the number of books before the requested pages."""
         if operation.is_any:
             first, end = id_range(self._size)
             return sorted(self._random.randrange(first, end - operation.page_size) for _ in range(_URIS))
@@ -117,7 +117,7 @@ class HttpCalls:
             stored, _ = self._call("GET", path)
             check(
                 stored == book and book["name"] == json.loads(sent)["name"],
-                f"{self._update_verb} answered {book}, stored is {stored}",
+                f"{self._update_verb} returned {book}, stored is {stored}",
             )
             return length
 
@@ -125,7 +125,7 @@ class HttpCalls:
         paths = self._paths()
 
         def renamed(outcome: Outcome) -> float:
-            # The connections of a process walk its URIs together, each process in an order of its own.
+            # The connections of a process share the sequence of its URIs; each process has its own order.
             walked = min(1, outcome.calls / IN_FLIGHT / len(paths))
             return float(len(set(paths)) * (1 - (1 - walked) ** _PROCESSES))
 
@@ -143,7 +143,7 @@ class HttpCalls:
         def call() -> int:
             book, length = self._call("POST", self._books_path, body(next(numbers)))
             stored, _ = self._call("GET", f"{self._books_path}/{book['id']}")
-            check(stored == book, f"POST answered {book}, stored is {stored}")
+            check(stored == book, f"POST returned {book}, stored is {stored}")
             return length
 
         bodies = (body(number) for number in numbers)
@@ -180,14 +180,14 @@ class HttpCalls:
         try:
             connection.request(method, path, body, _JSON)
             response = connection.getresponse()
-            answer = response.read()
+            content = response.read()
         finally:
             connection.close()
         check(
             response.status == _STATUSES[method],
-            f"{method} {path} was answered with {response.status}: {answer[:300]!r}",
+            f"{method} {path} returned {response.status}: {content[:300]!r}",
         )
-        return json.loads(answer), len(answer)
+        return json.loads(content), len(content)
 
 
 def _book(name: str, author: str) -> bytes:

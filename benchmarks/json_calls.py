@@ -1,4 +1,4 @@
-"""The operations as calls of our JSON API, as far as they are compared with the tutorial's."""
+"""The operations as calls of our JSON API, if they are compared with the tutorial's."""
 
 import json
 from functools import cached_property
@@ -12,11 +12,11 @@ _STEPS = 1_000
 
 
 class JsonCalls(HttpCalls):
-    """The calls of our server over HTTP. Pages come by token, and updates send what changes."""
+    """The calls of our server over HTTP. Pages use tokens, and updates send the changed fields."""
 
     _books_path = "/v1/books"
     _update_verb = "PATCH"
-    # Of a time in a thousand the last three digits are left out; tokens and the ids of a page differ in length.
+    # One time in a thousand omits its last three digits; tokens and the ids of a page differ in length.
     _allowance_bytes = 8
 
     def _positions(self, operation: Operation) -> list[int]:
@@ -40,7 +40,7 @@ class JsonCalls(HttpCalls):
 
     @cached_property
     def _tokens(self) -> dict[int, str]:
-        """Walk over the catalogue in a thousand steps, and answer the tokens by how many books lie before each."""
+        """Page through the catalogue in a thousand steps, and return the tokens by the number of books before each."""
         step = self._size // _STEPS
         tokens = {0: ""}
         for position in range(step, self._size, step):

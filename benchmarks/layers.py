@@ -1,4 +1,4 @@
-"""What can stand around a call of ours, by itself and together: how to turn each on, and a token for those who ask."""
+"""The layers around a call: the flags that enable each, alone and together, and a token for authentication."""
 
 import json
 import time
@@ -11,7 +11,7 @@ _TOKEN_SECONDS = 24 * 3_600
 
 
 class Layers(NamedTuple):
-    """Some of the layers: what turns them on, and the token that callers then need."""
+    """A set of layers: the flags that enable them, and the token that callers then need."""
 
     name: str
     arguments: Sequence[str]
@@ -19,7 +19,7 @@ class Layers(NamedTuple):
 
 
 def layers(folder: Path, *, trace_endpoint: str) -> Sequence[Layers]:
-    """Answer none of the layers, each by itself, and together, with and without traces.
+    """Return no layers, each one alone, and all together, with and without traces.
 
     `folder` keeps the key that tokens are checked by; spans are sent to `trace_endpoint`.
     """

@@ -1,4 +1,4 @@
-"""h2load: the one load generator. It costs little CPU beside a Python server, so it does not decide the result."""
+"""h2load, the load generator. It uses little CPU compared to a Python server, so it does not affect the result."""
 
 import random
 import re
@@ -15,7 +15,7 @@ from benchmarks.errors import BenchmarkError, check
 
 IN_FLIGHT = 64
 _PATIENCE_SECONDS = 180
-# Within it each of several processes has started and waits for its URIs.
+# Time for each of several processes to start and wait for its URIs.
 _START_SECONDS = 0.5
 _SUCCEEDED = re.compile(r"requests: \d+ total, \d+ started, \d+ done, (\d+) succeeded")
 _DATA_BYTES = re.compile(r"traffic: .* \((\d+)\) data")
@@ -23,7 +23,7 @@ _DATA_BYTES = re.compile(r"traffic: .* \((\d+)\) data")
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """What h2load sends, with `in_flight` calls under way: GET without a body, else POST, or what a header says.
+    """What h2load sends with `in_flight` concurrent calls: GET without a body, else POST, or the method of a header.
 
     Each connection walks the URIs in their order, so where it matters that calls differ, `processes` of h2load share
     the connections among them and walk in orders of their own.
@@ -42,7 +42,7 @@ class Load:
 class Outcome:
     """What h2load saw.
 
-    `bodies` is how many it has sent that differ, `data_bytes` the length of all answers without headers and trailers.
+    `bodies` is how many it has sent that differ, `data_bytes` the length of all responses without headers and trailers.
     """
 
     calls: int
@@ -59,14 +59,14 @@ class Outcome:
 
 
 def require_h2load() -> str:
-    """Answer the version of h2load. Raises `BenchmarkError` where it is missing."""
+    """Return the version of h2load. Raises `BenchmarkError` if it is missing."""
     if shutil.which("h2load") is None:
         raise BenchmarkError("h2load is missing: apt install nghttp2-client")
     return subprocess.run(["h2load", "--version"], capture_output=True, text=True, check=True).stdout.strip()
 
 
 def run_load(load: Load, *, calls: int, folder: Path) -> Outcome:
-    """Send a number of calls, rounded up to as many on each connection, and wait for all the answers.
+    """Send a number of calls, rounded up to an equal share per connection, and wait for all responses.
 
     Raises `BenchmarkError` if a call failed.
     """
@@ -114,7 +114,7 @@ def _start(load: Load, number: int, *, calls: int, folder: Path) -> subprocess.P
 
 
 def _send_uris(load: Load, number: int, process: subprocess.Popen[str]) -> None:
-    """Set a process off: each has waited for its URIs, so that all begin together."""
+    """Start a process's load. Each waits for its URIs, so that all start together."""
     uris = random.Random(number).sample(load.uris, len(load.uris))  # noqa: S311  it guards no secret
     if process.stdin is not None:
         process.stdin.write("\n".join(uris) + "\n")
@@ -131,7 +131,7 @@ def _outcome(calls: int, bodies: int, outputs: Sequence[str], logged: Sequence[t
     succeeded = sum(map(int, _SUCCEEDED.findall(said)))
     check(succeeded == calls == len(logged), f"{calls} calls were sent and {succeeded} succeeded:\n{said}")
     statuses = {status for _, status, _ in logged}
-    check(statuses <= {200, 201}, f"some calls were answered with the statuses {statuses}")
+    check(statuses <= {200, 201}, f"some calls returned the statuses {statuses}")
     took = sorted(took for _, _, took in logged)
     first, last = min(start for start, _, _ in logged), max(start + took for start, _, took in logged)
     return Outcome(

@@ -1,4 +1,4 @@
-"""What a run was made on and with."""
+"""The machine and the versions of a run."""
 
 import os
 import platform
@@ -24,7 +24,7 @@ _DISTRIBUTIONS = (
 
 
 def describe_machine(*, h2load: str) -> dict[str, str]:
-    """Answer the facts that a reader needs to judge the numbers, by name."""
+    """Return the facts that a reader needs to judge the figures, by name."""
     facts = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "revision": _revision(),

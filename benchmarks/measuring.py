@@ -1,4 +1,4 @@
-"""One measurement: warm up, send the load, take the server's CPU time, and account for every answer."""
+"""One measurement: warm up, send the load, read the server's CPU time, and verify every response."""
 
 import statistics
 from collections.abc import Iterator, Sequence
@@ -20,15 +20,15 @@ from benchmarks.storage import Databases, ServerMemory, Storage
 _WARM_UP_SHARE = 0.2
 # On a quiet machine it is 0.98.
 _VARIED_SHARE = 0.5
-# A few ids may not have been sent. That no call failed is told by the bytes; this tells that what they wrote is there.
+# A few ids may not have been sent. The bytes show that no call failed; this shows that the writes were stored.
 _RENAMED_SHARE = 0.95
-# By how much an id, and what holds it, may become longer while books are added.
+# By how much an id, and messages with it, may grow while books are added.
 _GROWTH_BYTES = 6
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """What one load has shown of a server."""
+    """The figures of one load."""
 
     calls: int
     rate: float  # calls per second
@@ -38,7 +38,7 @@ class Measurement:
 
 
 def median(rounds: Sequence[Measurement]) -> Measurement:
-    """Answer the median of each number."""
+    """Return the median of each figure."""
     return Measurement(
         calls=sum(measured.calls for measured in rounds),
         rate=statistics.median(measured.rate for measured in rounds),
@@ -50,7 +50,7 @@ def median(rounds: Sequence[Measurement]) -> Measurement:
 
 @dataclass(frozen=True)
 class Running:
-    """A server that runs, its calls and its storage."""
+    """A running server, its calls and its storage."""
 
     server: Server
     calls: Calls
@@ -59,7 +59,7 @@ class Running:
 
 
 class Bench:
-    """Measures in a folder; `seconds` is how long a load lasts."""
+    """Measures in a directory. `seconds` is the duration of a load."""
 
     def __init__(self, folder: Path, *, seconds: float) -> None:
         self.folder = folder
@@ -68,7 +68,7 @@ class Bench:
 
     @contextmanager
     def contender(self, contender: Contender, databases: Databases, size: int) -> Iterator[Running]:
-        """Run a contender with a catalogue of its own."""
+        """Run a contender with its own catalogue."""
         if contender.tables == "memory":
             with self.serving(contender, None, size) as target:
                 yield target
@@ -87,7 +87,7 @@ class Bench:
         connections: int = 8,
         token: str = "",
     ) -> Iterator[Running]:
-        """Run a contender on a storage that is there, or on its own memory."""
+        """Run a contender on existing storage, or in memory."""
         url = storage.url if storage else ""
         with running(contender, database_url=url, folder=self.folder, arguments=arguments) as server:
             if storage and contender.is_http:
@@ -98,7 +98,7 @@ class Bench:
                 yield Running(server, calls, storage or ServerMemory(calls), size)
 
     def measure(self, target: Running, operation: Operation) -> Measurement | None:
-        """Measure an operation; None where the contender has none. Raises `BenchmarkError`."""
+        """Return the figures of an operation, or None if the contender lacks it. Raises `BenchmarkError`."""
         warm_up = target.calls.prepare(operation, run=next(self._runs))
         prepared = target.calls.prepare(operation, run=next(self._runs))
         if warm_up is None or prepared is None:
@@ -115,7 +115,7 @@ class Bench:
             _check_bodies(prepared.load, outcome)
             _check_bytes(prepared, outcome, longest)
             _check_stored(prepared, outcome, target, created=target.storage.count_books() - books_before)
-            check(prepared.books_per_call or prepared.call() == longest, "the answers have changed in length meanwhile")
+            check(prepared.books_per_call or prepared.call() == longest, "the length of responses has changed")
         except BenchmarkError as error:
             raise BenchmarkError(f"{target.server.contender.key}, {operation.title}: {error}") from error
         return Measurement(
@@ -127,7 +127,7 @@ class Bench:
         )
 
     def _warm_up(self, load: Load) -> float:
-        """Send calls for a part of `seconds`, and tell how many a second could take."""
+        """Send calls for a part of `seconds`, and return how many a second could take."""
         outcome = run_load(load, calls=load.connections, folder=self.folder)
         while outcome.seconds < _WARM_UP_SHARE * self.seconds:
             calls = outcome.rate * _WARM_UP_SHARE * self.seconds * 1.5
@@ -136,7 +136,7 @@ class Bench:
 
 
 def _check_bodies(load: Load, outcome: Outcome) -> None:
-    # The first calls are sent at once, with one body.
+    # The first calls are sent together, with one body.
     least = _VARIED_SHARE * (outcome.calls - load.in_flight)
     check(
         not isinstance(load.bodies, Iterator) or outcome.bodies >= least,
@@ -145,13 +145,13 @@ def _check_bodies(load: Load, outcome: Outcome) -> None:
 
 
 def _check_bytes(prepared: Prepared, outcome: Outcome, longest: int) -> None:
-    """An error would have no data at all: only its trailers say what it is, and h2load does not look at them."""
+    """Check for errors by size: an error has no data, only trailers, and h2load ignores those."""
     most = outcome.calls * longest
     least = outcome.calls * (longest - prepared.allowance_bytes)
     grown = outcome.calls * prepared.books_per_call * _GROWTH_BYTES  # ids become longer as books are added
     check(
         least <= outcome.data_bytes <= most + grown,
-        f"{outcome.calls:,} answers had {outcome.data_bytes:,} bytes instead of {least:,} to {most + grown:,}",
+        f"{outcome.calls:,} responses had {outcome.data_bytes:,} bytes instead of {least:,} to {most + grown:,}",
     )
 
 

@@ -1,4 +1,4 @@
-"""The operations that are measured, in the order in which a database meets them: what reads before what writes."""
+"""The measured operations, in order: reads before writes."""
 
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ class Operation(NamedTuple):
     page_size: int = 0
     is_late: bool = False
     is_filtered: bool = False
-    is_any: bool = False  # each call asks for another page, so that none is answered from what was kept
+    is_any: bool = False  # each call asks for another page, so that none is served from the page cache
     books_per_call: int = 0  # how many a call creates
     in_flight: int = 0
 

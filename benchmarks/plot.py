@@ -1,4 +1,4 @@
-"""The plot: every contender's rate beside the tutorial's, one group of bars for each operation."""
+"""The plot: every contender's rate relative to the tutorial's, one group of bars per operation."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +11,7 @@ from benchmarks.operations import OPERATIONS
 from benchmarks.sections import Rounds
 from benchmarks.servers import CONTENDERS
 
-# Okabe and Ito's colours, which people tell apart whatever their eyes.
+# Okabe and Ito's colors, distinguishable with color blindness.
 _COLOURS = {
     "ours": "#D55E00",
     "json": "#CC79A7",
@@ -24,7 +24,7 @@ _BAR = 0.8
 
 
 def draw(found: Mapping[str, Rounds], path: Path, *, title: str) -> None:
-    """Draw the comparison on one database; the ending of `path` says in which format."""
+    """Draw the comparison on one database, in the format of `path`'s suffix."""
     groups = [operation for operation in OPERATIONS if found.get(operation.key)]
     present = [contender.key for contender in CONTENDERS if any(contender.key in found[each.key] for each in groups)]
     figure = Figure(

@@ -1,4 +1,4 @@
-"""The report: the results as Markdown tables, which read well in a terminal too."""
+"""The report: the results as Markdown tables, aligned for terminals."""
 
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,7 +26,7 @@ _TITLES = {operation.key: operation.title for operation in OPERATIONS}
 
 
 class Goal(NamedTuple):
-    """What ours is to reach: so many times the tutorial's rate, and this share of the floor's."""
+    """A goal for ours: multiples of the tutorial's rate and of the floor's."""
 
     operation: Operation
     times_tutorial: float
@@ -40,9 +40,9 @@ _GOALS = (
     Goal(LIST_50, 8, 0.45),
     Goal(LIST_1000, 20, 0.15),
 )
-# Books per second, against the tutorial's one by one.
+# Books per second, relative to the tutorial's single creates.
 _BATCH_TIMES_TUTORIAL = 100
-# CPU with all layers, by that with none.
+# CPU with all layers, relative to none.
 _LAYERS_GOAL = 1.2
 _GROWTH_GOALS = {
     GET.key: 1.3,
@@ -53,7 +53,7 @@ _GROWTH_GOALS = {
 
 
 def markdown(results: Results) -> str:
-    """Write the whole report."""
+    """Return the whole report."""
     parts = [
         "# Benchmarks",
         _machine(results),
@@ -77,7 +77,7 @@ def _machine(results: Results) -> str:
 
 Every contender is one process on loopback under the same load: 64 calls in flight, on 8 HTTP/2 connections for gRPC
 and on 64 connections for HTTP/1.1. Beside it run only the load generator and, for PostgreSQL, the database. CPU is the
-server's, user's and system's time of all its processes. Every answer is accounted for: its bytes, and what is stored
+server's, user's and system's time of all its processes. Every response is accounted for: its bytes, and what is stored
 afterwards. To repeat it:
 
     make bench{_arguments(results)}
@@ -233,7 +233,7 @@ def _layers(found: Mapping[str, Rounds]) -> str:
         "as of a service that calls. Traces: a span for each call and one for what it makes the database do, sent to a "
         "collector that only counts them."
     )
-    return f"## What the layers around a call cost\n\n{intro}\n\n{_table(headers, rows)}" if rows else ""
+    return f"## Cost of the layers around a call\n\n{intro}\n\n{_table(headers, rows)}" if rows else ""
 
 
 def _rates(by_contender: Rounds) -> dict[str, float]:
@@ -241,7 +241,7 @@ def _rates(by_contender: Rounds) -> dict[str, float]:
 
 
 def _table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Lay out a table; columns of numbers stand to the right."""
+    """Return a Markdown table with columns of numbers aligned right."""
     lines = [tuple(row) for row in rows]
     widths = [max(len(row[index]) for row in (headers, *lines)) for index in range(len(headers))]
     is_number = [all(row[index][:1] in f"0123456789≥≤{_NONE}" for row in lines) for index in range(len(headers))]

@@ -1,4 +1,4 @@
-"""What a run has found, all of it: `results.json` is this, and the tables and the plot are made of it."""
+"""All results of a run: the content of `results.json`, and the source of tables and plot."""
 
 import dataclasses
 import json
@@ -10,7 +10,7 @@ from benchmarks.sections import MemoryPoint, Rounds
 
 @dataclass
 class Results:
-    """The findings by section; a section that was not asked for is empty, one that could not run says why."""
+    """The results by section. A section that was not selected is empty; one that could not run says why."""
 
     machine: dict[str, str]
     arguments: str
@@ -25,5 +25,5 @@ class Results:
     skipped: dict[str, str] = field(default_factory=dict)  # by section
 
     def write_json(self, path: Path) -> None:
-        """Write everything, each round by itself."""
+        """Write all results, with each round separately."""
         path.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""The sections of a run. Each alternates what it compares, round by round, so that all meet the machine's moods."""
+"""The sections of a run. Each alternates its candidates round by round, so that noise of the machine affects all."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
@@ -30,19 +30,19 @@ GROWTH_OPERATIONS = (GET, LIST_50, LIST_50_LATE, LIST_50_ANY, LIST_AUTHOR)
 WORKERS_OPERATIONS = (GET, LIST_50, LIST_50_ANY)
 LAYERS_OPERATIONS = (GET, CREATE)
 
-# Of a hundred calls of the memory's section, so many are of each kind.
+# The number of calls of each kind among a hundred calls of the memory section.
 _MIX = ((GET, 91), (LIST_50, 3), (UPDATE, 3), (CREATE, 3))
 _PORTION = 10_000
 _STARTED = (OURS, TEXTBOOK, FLOOR)
 _WORKERS = (1, 2)
-# More than elsewhere, for each connection stays with one worker.
+# More than in other sections, because a connection stays with one worker.
 _WORKERS_CONNECTIONS = 16
 
 Rounds = dict[str, list[Measurement]]  # by contender, size, number of workers or layers
 
 
 class MemoryPoint(NamedTuple):
-    """How much memory a server had after so many calls."""
+    """The memory of a server after a number of calls."""
 
     calls: int
     resident_bytes: int
@@ -57,7 +57,7 @@ def compare(
     rounds: int,
     progress: Progress,
 ) -> dict[str, Rounds]:
-    """Measure every operation of every contender; answer by operation and contender."""
+    """Measure every operation of every contender. Returns the figures by operation and contender."""
     results: dict[str, Rounds] = {operation.key: {} for operation in operations}
     task = progress.add_task(databases.name, total=rounds * len(contenders) * len(operations))
     for number in range(rounds):
@@ -73,7 +73,7 @@ def compare(
 
 
 def grow(bench: Bench, sqlite: SQLite, sizes: Sequence[int], *, rounds: int, progress: Progress) -> dict[str, Rounds]:
-    """Measure ours on catalogues of several sizes; answer by operation and size."""
+    """Measure ours on catalogues of several sizes. Returns the figures by operation and size."""
     results: dict[str, Rounds] = {operation.key: {} for operation in GROWTH_OPERATIONS}
     with ExitStack() as stack:
         targets: list[Running] = []
@@ -101,24 +101,24 @@ def _stored(sqlite: SQLite, size: int, progress: Progress) -> DatabaseStorage:
 def observe_memory(
     bench: Bench, databases: Databases, *, calls: int, step: int, progress: Progress
 ) -> list[MemoryPoint]:
-    """Watch the memory of ours while it answers calls of several kinds."""
+    """Measure the memory of ours during calls of several kinds."""
     task = progress.add_task("Memory", total=calls)
     with bench.contender(OURS, databases, SIZE) as target:
         loads = [(target.calls.prepare(operation, run=0), share) for operation, share in _MIX]
         points = [MemoryPoint(0, target.server.resident_bytes())]
         while points[-1].calls < calls:
-            answered = 0
-            while answered < step:
+            completed = 0
+            while completed < step:
                 for prepared, share in loads:
                     if prepared is not None:
-                        answered += run_load(prepared.load, calls=_PORTION * share // 100, folder=bench.folder).calls
-            points.append(MemoryPoint(points[-1].calls + answered, target.server.resident_bytes()))
-            progress.update(task, advance=answered, refresh=True)
+                        completed += run_load(prepared.load, calls=_PORTION * share // 100, folder=bench.folder).calls
+            points.append(MemoryPoint(points[-1].calls + completed, target.server.resident_bytes()))
+            progress.update(task, advance=completed, refresh=True)
     return points
 
 
 def start_up(bench: Bench, databases: Databases, *, times: int, progress: Progress) -> dict[str, list[float]]:
-    """Take the seconds from the start of a process to its first good answer of the health service."""
+    """Measure the seconds from the start of a process to its first SERVING."""
     results: dict[str, list[float]] = {contender.key: [] for contender in _STARTED}
     task = progress.add_task("Start-up", total=times * len(_STARTED))
     with databases.copy("bookstore", SIZE) as storage:
@@ -134,7 +134,7 @@ def start_up(bench: Bench, databases: Databases, *, times: int, progress: Progre
 
 
 def compare_workers(bench: Bench, databases: Databases, *, rounds: int, progress: Progress) -> dict[str, Rounds]:
-    """Measure ours with one worker and with two; answer by operation and number."""
+    """Measure ours with one worker and with two. Returns the figures by operation and number."""
     results: dict[str, Rounds] = {operation.key: {} for operation in WORKERS_OPERATIONS}
     task = progress.add_task("Workers", total=rounds * len(_WORKERS) * len(WORKERS_OPERATIONS))
     with databases.copy("bookstore", SIZE) as storage:
@@ -153,7 +153,7 @@ def compare_workers(bench: Bench, databases: Databases, *, rounds: int, progress
 
 
 def compare_layers(bench: Bench, databases: Databases, *, rounds: int, progress: Progress) -> dict[str, Rounds]:
-    """Measure ours with some of the layers around each call; answer by operation and layers."""
+    """Measure ours with combinations of the layers around a call. Returns the figures by operation and layers."""
     results: dict[str, Rounds] = {operation.key: {} for operation in LAYERS_OPERATIONS}
     with sinking_spans() as sink:
         variants = layers(bench.folder, trace_endpoint=sink.endpoint)

@@ -30,7 +30,7 @@ Tables = Literal["bookstore", "tutorial", "memory"]
 
 @dataclass(frozen=True)
 class Contender:
-    """One that is measured: its key, what it is, where its books are, and how it is started on an address."""
+    """A measured server: its key, its kind, its storage, and the command that starts it on an address."""
 
     key: str
     description: str
@@ -39,7 +39,7 @@ class Contender:
 
     @property
     def is_http(self) -> bool:
-        """Tell whether it is spoken to in JSON over HTTP instead of gRPC."""
+        """Whether its calls are JSON over HTTP instead of gRPC."""
         return self.key in ("json", "tutorial")
 
 
@@ -57,7 +57,7 @@ def _module(name: str) -> Callable[[str], Sequence[str]]:
 
 OURS = Contender("ours", "`bookstore serve`", "bookstore", _bookstore)
 JSON = Contender("json", "`bookstore serve --http-listen`, called over HTTP", "bookstore", _bookstore_over_http)
-FLOOR = Contender("floor", "grpc.aio on uvloop, answering from memory", "memory", _module("floor"))
+FLOOR = Contender("floor", "grpc.aio on uvloop, responding from memory", "memory", _module("floor"))
 TUTORIAL = Contender(
     "tutorial", "FastAPI, uvicorn, pydantic and SQLAlchemy's async ORM", "tutorial", _module("tutorial")
 )
@@ -71,7 +71,7 @@ CONTENDERS = (OURS, JSON, FLOOR, TUTORIAL, TEXTBOOK, THREADS)
 
 
 class Server:
-    """A contender that runs."""
+    """A running contender."""
 
     def __init__(self, contender: Contender, *, database_url: str, log: Path, arguments: Sequence[str] = ()) -> None:
         self.contender = contender
@@ -90,26 +90,26 @@ class Server:
         self._observed = psutil.Process(process.pid)
 
     def cpu_seconds(self) -> float:
-        """Answer the CPU time so far, user's and system's, of all its processes."""
+        """Return the CPU time so far, user and system, of all its processes."""
         times = [process.cpu_times() for process in self._family()]
         return sum(each.user + each.system for each in times)
 
     def resident_bytes(self) -> int:
-        """Answer the memory of all its processes; what they share counts once (PSS)."""
+        """Return the memory of all its processes (PSS: shared memory counts once)."""
         return sum(process.memory_full_info().pss for process in self._family())
 
     def wait_until_healthy(self) -> float:
-        """Wait until it answers, and tell how many seconds after its start that was. Raises `BenchmarkError`."""
+        """Wait until it responds, and return the seconds since its start. Raises `BenchmarkError`."""
         while not self._answers():
             if self._process.poll() is not None:
                 raise BenchmarkError(f"{self.contender.key} ended at its start:\n{self.log_tail()}")
             if time.perf_counter() - self.started_at > _START_SECONDS:
-                raise BenchmarkError(f"{self.contender.key} does not answer:\n{self.log_tail()}")
+                raise BenchmarkError(f"{self.contender.key} does not respond:\n{self.log_tail()}")
             time.sleep(_POLL_SECONDS)
         return time.perf_counter() - self.started_at
 
     def wait_until_idle(self) -> None:
-        """Wait until what goes on after the first answer, such as the start of more workers, is over."""
+        """Wait until work after the first response, such as starting more workers, is done."""
         for _ in range(_IDLE_CHECKS):
             before = self.cpu_seconds()
             time.sleep(_IDLE_CHECK_SECONDS)
@@ -118,7 +118,7 @@ class Server:
         raise BenchmarkError(f"{self.contender.key} is busy before anything was asked of it")
 
     def stop(self) -> None:
-        """End it as an operator would, or by force if that does not work."""
+        """Stop it with SIGTERM, or SIGKILL if that does not work."""
         self._process.terminate()
         try:
             self._process.wait(_STOP_SECONDS)
@@ -127,7 +127,7 @@ class Server:
             self._process.wait()
 
     def log_tail(self) -> str:
-        """Answer the end of what it has written."""
+        """Return the end of its output."""
         return self._log.read_text(errors="replace")[-3_000:]
 
     def _family(self) -> list[psutil.Process]:
@@ -160,7 +160,7 @@ def running(
 
 
 def environment(database_url: str) -> dict[str, str]:
-    """Answer this process's variables, and a database's URL as the only setting. It may hold a password."""
+    """Return this process's variables with a database URL, which may contain a password, as the only setting."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("BOOKSTORE_")}
     return {**kept, "BOOKSTORE_DATABASE_URL": database_url}
 
@@ -180,7 +180,7 @@ def _is_serving(address: str) -> bool:
             response_deserializer=health_pb2.HealthCheckResponse.FromString,
         )
         try:
-            answer: health_pb2.HealthCheckResponse = check(health_pb2.HealthCheckRequest(), timeout=1)
+            response: health_pb2.HealthCheckResponse = check(health_pb2.HealthCheckRequest(), timeout=1)
         except grpc.RpcError:
             return False
-    return answer.status == health_pb2.HealthCheckResponse.SERVING
+    return response.status == health_pb2.HealthCheckResponse.SERVING

@@ -1,4 +1,4 @@
-"""Where spans go while traces are measured: it takes them as they come, and only counts them."""
+"""A receiver of spans for measuring traces, which only counts them."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +27,7 @@ class SpanSink:
         self._server.start()
 
     def stop(self) -> None:
-        """Take no more."""
+        """Stop receiving."""
         self._server.stop(0).wait()
 
     def _export(
@@ -40,7 +40,7 @@ class SpanSink:
 
 @contextmanager
 def sinking_spans() -> Iterator[SpanSink]:
-    """Take spans while a block runs."""
+    """Receive spans while a block runs."""
     sink = SpanSink()
     try:
         yield sink

@@ -1,4 +1,4 @@
-"""Where the contenders keep their books: making it, filling it, and counting behind the servers' backs."""
+"""The storage of the contenders: created, filled, and counted independently of the servers."""
 
 import os
 import shutil
@@ -45,7 +45,7 @@ class Storage(Protocol):
 
     @property
     def url(self) -> str:
-        """The database's URL, empty where there is none."""
+        """The database's URL, or "" without a database."""
 
     def count_books(self) -> int:
         """Count all books."""
@@ -78,7 +78,7 @@ class DatabaseStorage:
 
 
 class ServerMemory:
-    """Books that only their server holds: they are counted by walking its pages."""
+    """Books in a server's memory, counted by paging through them."""
 
     url = ""
 
@@ -95,12 +95,12 @@ class ServerMemory:
 
 
 class Databases(Protocol):
-    """A kind of database, which keeps a filled template of each catalogue and hands out copies."""
+    """A kind of database with a filled template of each catalogue, from which copies are made."""
 
     name: str
 
     def filled(self, tables: Tables, size: int, *, advance: Advance = ...) -> DatabaseStorage:
-        """Answer the template, for reading, made if it is not there yet."""
+        """Return the template, read-only, created if it does not exist."""
 
     @contextmanager
     def copy(self, tables: Tables, size: int) -> Iterator[DatabaseStorage]:
@@ -108,7 +108,7 @@ class Databases(Protocol):
 
 
 class SQLite:
-    """Files in a folder."""
+    """Files in a directory."""
 
     name = "SQLite"
 
@@ -116,7 +116,7 @@ class SQLite:
         self._folder = folder
 
     def filled(self, tables: Tables, size: int, *, advance: Advance = lambda rows: None) -> DatabaseStorage:
-        """Answer the template, for reading, made if it is not there yet."""
+        """Return the template, read-only, created if it does not exist."""
         path = self._folder / f"{tables}-{size}.db"
         storage = DatabaseStorage(f"sqlite+aiosqlite:///{path}")
         if not path.exists():
@@ -140,7 +140,7 @@ class SQLite:
 
 
 class PostgreSQL:
-    """Databases of a server, made for this run and dropped at its end; those that it has are left alone."""
+    """Databases of a server, created for this run and dropped at its end. Existing databases are not touched."""
 
     name = "PostgreSQL"
 
@@ -151,12 +151,12 @@ class PostgreSQL:
         self._made: dict[str, DatabaseStorage] = {}
 
     def version(self) -> str:
-        """Answer the server's version."""
+        """Return the server's version."""
         with self._engine.connect() as connection:
             return str(connection.execute(text("SHOW server_version")).scalar_one())
 
     def filled(self, tables: Tables, size: int, *, advance: Advance = lambda rows: None) -> DatabaseStorage:
-        """Answer the template, for reading, made if it is not there yet."""
+        """Return the template, read-only, created if it does not exist."""
         name = f"{self._prefix}_{tables}_{size}"
         if name not in self._made:
             self._execute(f"CREATE DATABASE {name}")
@@ -178,7 +178,7 @@ class PostgreSQL:
             self._execute(f"DROP DATABASE {name} WITH (FORCE)")
 
     def close(self) -> None:
-        """Drop what was made."""
+        """Drop the created databases."""
         for name, storage in self._made.items():
             storage.close()
             self._execute(f"DROP DATABASE {name} WITH (FORCE)")
@@ -193,13 +193,13 @@ class PostgreSQL:
 
 
 def sync_engine(url: str) -> Engine:
-    """Make an engine of the driver that this process uses."""
+    """Return an engine with the driver of this process."""
     parsed: URL = make_url(url)
     return create_engine(parsed.set(drivername=_SYNC_DRIVERS[parsed.get_backend_name()]))
 
 
 def fill(storage: DatabaseStorage, tables: Tables, size: int, *, advance: Advance) -> None:
-    """Make the tables and store the synthetic books, with their indexes built last."""
+    """Create the tables and store the synthetic books, building the indexes last."""
     if tables == "bookstore":
         _migrate(storage.url)
         books: Any = Book.__table__
@@ -239,7 +239,7 @@ def _row(book: BookRecord) -> dict[str, object]:
 
 
 def _settle(engine: Engine, size: int) -> None:
-    """Let ids go on behind the books, and gather what autovacuum would gather in the midst of a measurement."""
+    """Continue ids after the books, and run ANALYZE now, so that autovacuum does not during a measurement."""
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("SELECT setval(pg_get_serial_sequence('books', 'id'), :size)"), {"size": size})
         connection.execute(text("VACUUM ANALYZE books"))

@@ -1,1 +1,1 @@
-"""A book catalogue as a gRPC service: its server, its client and its command."""
+"""A book catalogue as a gRPC service: server, client and command."""

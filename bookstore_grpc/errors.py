@@ -1,7 +1,7 @@
-"""What can go wrong, named once for both sides of the wire.
+"""The errors of the service and its client.
 
-The DAL and the servicer raise these; `calls.status` turns each into a status, and `client` turns that status
-back into the same class, or one above it.
+The DAL and the servicer raise them. `calls.status` translates each into a status, and `client.errors` translates that
+status back into the same class or a parent of it.
 
     BookstoreError
     ├── InvalidRequest                  INVALID_FIELD
@@ -29,8 +29,8 @@ back into the same class, or one above it.
     ├── MethodUnknown                   METHOD_UNKNOWN
     │   └── VerbNotAllowed              VERB_NOT_ALLOWED
     ├── InternalError                   INTERNAL
-    ├── ClientUnusable                  never crosses the wire: the client cannot make the call
-    └── StartupError                    never crosses the wire: the service cannot start as it is set up
+    ├── ClientUnusable                  never on the wire: the client cannot make the call
+    └── StartupError                    never on the wire: the service cannot start with its settings
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -39,7 +39,7 @@ from typing import Any, NamedTuple
 
 
 class Rule(StrEnum):
-    """What rule a field breaks, as a constant that a program can act on: the `reason` of a violation."""
+    """The rule that a field breaks: a constant that programs can act on, the `reason` of a violation."""
 
     REQUIRED = "REQUIRED"
     TOO_LONG = "TOO_LONG"
@@ -50,16 +50,16 @@ class Rule(StrEnum):
     INVALID_UUID = "INVALID_UUID"
     INVALID_SYNTAX = "INVALID_SYNTAX"
     INVALID_OPERATOR = "INVALID_OPERATOR"
-    INVALID_TOKEN = "INVALID_TOKEN"  # noqa: S105  no password
+    INVALID_TOKEN = "INVALID_TOKEN"  # noqa: S105  not a password
     UNKNOWN_FIELD = "UNKNOWN_FIELD"
     DUPLICATE = "DUPLICATE"
     CONFLICT = "CONFLICT"
 
 
 class Violation(NamedTuple):
-    """One broken rule: the path of the field (`requests[3].book.author`), a sentence about it, and which rule.
+    """One broken rule: the path of the field (`requests[3].book.author`), a description, and the rule.
 
-    `reason` is a `Rule`; on the client's side a text, which is empty or unknown if the server is of another version.
+    `reason` is a `Rule`. In the client it is a string, empty or unknown if the server has another version.
     """
 
     field: str
@@ -68,11 +68,10 @@ class Violation(NamedTuple):
 
 
 class BookstoreError(Exception):
-    """Something the caller is told about: a sentence to act on, and the reason as a constant.
+    """An error reported to the caller: a message, a constant reason, and `metadata` for the reason.
 
-    `metadata` goes with the reason. On the client's side `request_id` finds the call in the server's log, and
-    `reason` is empty where the service gave none; on the server's side `request_id` is None. Errors can be copied and
-    pickled, with all their attributes.
+    In the client `request_id` identifies the call in the server's log, and `reason` is empty if the service sent none.
+    In the server `request_id` is None. Errors can be copied and pickled with all their attributes.
     """
 
     reason: str = ""
@@ -84,17 +83,17 @@ class BookstoreError(Exception):
         self.metadata = dict(metadata or {})
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Exception's own calls the class with `args`, which holds the message and not what `__init__` was given.
+        # Exception.__reduce__ would call the class with `args`: the message, not the arguments of `__init__`.
         state: Any = object.__getstate__(self)
-        if isinstance(state, tuple):  # of a class with __slots__
+        if isinstance(state, tuple):  # the class has __slots__
             state = {**(state[0] or {}), **state[1]}
         return _restored, (type(self), *self.args), state
 
 
 class InvalidRequest(BookstoreError):
-    """The request breaks rules, which are listed in `violations`.
+    """The request breaks the rules listed in `violations`.
 
-    On the client's side `omitted_count` is how many more there are than fit into the answer.
+    In the client `omitted_count` is the number of violations that did not fit into the response.
     """
 
     reason = "INVALID_FIELD"
@@ -112,7 +111,7 @@ class InvalidRequest(BookstoreError):
 
 
 class InvalidFilter(InvalidRequest):
-    """The filter cannot be understood. `column` says where, in code points from 1; the description says it too."""
+    """The filter is invalid at `column`, counted in code points from 1. The description contains it too."""
 
     reason = "INVALID_FILTER"
 
@@ -122,7 +121,7 @@ class InvalidFilter(InvalidRequest):
 
 
 class InvalidOrderBy(InvalidRequest):
-    """The order cannot be understood."""
+    """The order is invalid."""
 
     reason = "INVALID_ORDER_BY"
 
@@ -131,7 +130,7 @@ class InvalidOrderBy(InvalidRequest):
 
 
 class InvalidPageToken(InvalidRequest):
-    """The page token is damaged, or belongs to another filter or order."""
+    """The page token is damaged, or was issued for another filter or order."""
 
     reason = "INVALID_PAGE_TOKEN"
 
@@ -140,38 +139,36 @@ class InvalidPageToken(InvalidRequest):
 
 
 class MalformedMessage(InvalidRequest):
-    """The bytes of the request are no message of the expected type."""
+    """The request cannot be parsed as a message of the expected type."""
 
     reason = "MALFORMED_MESSAGE"
 
     def __init__(self, method: str, cause: str = "") -> None:
-        super().__init__((), message=f"The bytes sent are no request of {method}{cause and f': {cause}'}.")
+        super().__init__((), message=f"The request bytes are not a valid message for {method}{cause and f': {cause}'}.")
 
 
 class RequestTooLarge(InvalidRequest):
-    """The request is longer than the server takes. What is longer by 8 MiB gRPC itself refuses, without a reason."""
+    """The request exceeds the server's limit. Beyond another 8 MiB gRPC itself rejects it, without a reason."""
 
     reason = "REQUEST_TOO_LARGE"
 
     def __init__(self, max_bytes: int = 0, *, message: str = "") -> None:
-        super().__init__(
-            (), message=message or f"The request is longer than the {max_bytes} bytes that the server takes."
-        )
+        super().__init__((), message=message or f"The request is longer than the server's limit of {max_bytes} bytes.")
 
 
 class MediaTypeUnsupported(InvalidRequest):
-    """The body of an HTTP request is, or may be, something else than JSON."""
+    """The Content-Type of an HTTP request with a body is not JSON."""
 
     reason = "MEDIA_TYPE_UNSUPPORTED"
 
-    def __init__(self, message: str = "Send the body as JSON, and say so: Content-Type: application/json.") -> None:
+    def __init__(self, message: str = "Send the body as JSON with the header Content-Type: application/json.") -> None:
         super().__init__((), message=message)
 
 
 class BookNotFound(BookstoreError):
     """There are no books with these ids.
 
-    On the client's side `omitted_count` is how many more are missing than fit into the answer.
+    In the client `omitted_count` is the number of missing books that did not fit into the response.
     """
 
     reason = "BOOK_NOT_FOUND"
@@ -183,7 +180,7 @@ class BookNotFound(BookstoreError):
 
 
 class EtagMismatch(BookstoreError):
-    """The book has changed since the caller read it."""
+    """The etag is not the book's current one: it changed since the caller read it (optimistic concurrency, AIP-154)."""
 
     reason = "ETAG_MISMATCH"
 
@@ -194,53 +191,53 @@ class EtagMismatch(BookstoreError):
 
 
 class RequestIdReused(BookstoreError):
-    """The `request_id` of a CreateBookRequest, which has made one book, came back with another.
+    """The idempotency key of a create (`CreateBookRequest.request_id`, AIP-155) was used before for a different book.
 
-    It is in `create_request_id`; `request_id` is that of the call, as with every error.
+    It is in `create_request_id`. `request_id` is the id of the call, as in every error.
     """
 
     reason = "REQUEST_ID_REUSED"
 
     def __init__(self, create_request_id: str, *, message: str | None = None) -> None:
         self.create_request_id = create_request_id
-        used = f"The CreateBookRequest.request_id {create_request_id} has made another book already; make a new one."
+        used = f"The CreateBookRequest.request_id {create_request_id} was used for another book; generate a new one."
         super().__init__(message or used, metadata={"create_request_id": create_request_id})
 
 
 class Unauthenticated(BookstoreError):
-    """The caller did not say who it is, or not credibly."""
+    """The caller did not authenticate, or its credentials are invalid."""
 
 
 class TokenMissing(Unauthenticated):
-    """The caller sent nothing that says who it is."""
+    """The caller sent no credentials."""
 
     reason = "TOKEN_MISSING"
 
 
 class TokenInvalid(Unauthenticated):
-    """The caller's token proves nothing: expired, meant for somebody else, or not signed by whom we trust."""
+    """The caller's token is invalid: malformed, expired, for another audience, or not signed by a trusted key."""
 
     reason = "TOKEN_INVALID"
 
 
 class PermissionDenied(BookstoreError):
-    """The caller may not do this."""
+    """The caller is not allowed to make this call."""
 
 
 class ScopeMissing(PermissionDenied):
-    """The caller is known and lacks the scope that the call needs."""
+    """The caller is authenticated but lacks the scope that the call needs."""
 
     reason = "SCOPE_MISSING"
 
 
 class HostUnknown(PermissionDenied):
-    """An HTTP request was meant for another host, as a page of a stranger's can make a browser do it."""
+    """The Host of an HTTP request is not one of ours, as in a DNS rebinding attack by an untrusted web page."""
 
     reason = "HOST_UNKNOWN"
 
 
 class ResourceExhausted(BookstoreError):
-    """A limit was reached, of calls or of a message's size; `retry_seconds` is when to try again."""
+    """A limit on calls or on the size of a message was exceeded. Retry after `retry_seconds`."""
 
     reason = "TOO_MANY_REQUESTS"
 
@@ -250,16 +247,16 @@ class ResourceExhausted(BookstoreError):
 
 
 class Unavailable(BookstoreError):
-    """Not now; trying again later is right."""
+    """The service cannot process the call now. Retry later."""
 
     reason = "UNAVAILABLE"
     retry_seconds = 1.0
 
 
 class DatabaseUnavailable(Unavailable):
-    """The database cannot be reached or cannot take the write.
+    """The database is unreachable or cannot write.
 
-    A write has not happened, or may be repeated with its request id.
+    A write has not happened, or can be retried with its idempotency key.
     """
 
     reason = "DATABASE_UNAVAILABLE"
@@ -269,7 +266,7 @@ class DatabaseUnavailable(Unavailable):
 
 
 class ServerDraining(Unavailable):
-    """This server is shutting down and has not begun the call; another may answer, whatever the call is."""
+    """The server is shutting down and has not started the call. Any call can be retried on another server."""
 
     reason = "SERVER_DRAINING"
 
@@ -278,20 +275,20 @@ class ServerDraining(Unavailable):
 
 
 class CallInterrupted(Unavailable):
-    """The server shut down before the call had ended; a write may have happened."""
+    """The server shut down during the call. A write may have happened."""
 
     reason = "CALL_INTERRUPTED"
 
-    def __init__(self, message: str = "The server has shut down amidst the call, which may have been done.") -> None:
+    def __init__(self, message: str = "The server shut down during the call; the call may have taken effect.") -> None:
         super().__init__(message)
 
 
 class DeadlineExceeded(BookstoreError):
-    """The call took longer than its deadline allowed."""
+    """The call exceeded its deadline."""
 
     reason = "DEADLINE_EXCEEDED"
 
-    def __init__(self, message: str = "The call took longer than its deadline.") -> None:
+    def __init__(self, message: str = "The call exceeded its deadline.") -> None:
         super().__init__(message)
 
 
@@ -302,13 +299,13 @@ class MethodUnknown(BookstoreError):
 
 
 class VerbNotAllowed(MethodUnknown):
-    """No call is made with this HTTP method at this path."""
+    """The path exists, but not with this HTTP method."""
 
     reason = "VERB_NOT_ALLOWED"
 
 
 class InternalError(BookstoreError):
-    """A defect of the service; its log has the cause under the request id."""
+    """A defect of the service. Its log has the cause under the request id."""
 
     reason = "INTERNAL"
 
@@ -317,7 +314,7 @@ class InternalError(BookstoreError):
 
 
 class ClientUnusable(BookstoreError):
-    """A client that is closed cannot call, nor one of another event loop or process; the message says which it is."""
+    """The client is closed, or belongs to another event loop or process; the message says which."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -328,12 +325,12 @@ class StartupError(BookstoreError):
 
 
 def quoted(text: str) -> str:
-    """Show in a message what a caller wrote, cut where it is long."""
+    """Return a caller's text quoted for a message, truncated after 40 characters."""
     return repr(str(text) if len(text) <= 40 else f"{text[:40]}…")
 
 
 def _restored(kind: type[BookstoreError], *args: Any) -> BookstoreError:
-    """Make an error without its `__init__`, which may want other arguments; its attributes are set afterwards."""
+    """Return an error created without its `__init__`, whose arguments may differ. Its attributes are set afterwards."""
     error = kind.__new__(kind, *args)
     error.args = args
     return error

@@ -1,6 +1,6 @@
-"""Every size that the service bounds, in one place.
+"""Every size limit of the service.
 
-The numbers that callers see are part of the contract; `protos/bookstore/v1/books.proto` states them too.
+Limits that callers see are part of the contract: `protos/bookstore/v1/books.proto` states them too.
 """
 
 import re
@@ -14,30 +14,30 @@ RELEASE_YEAR_MAX = 9_999
 
 PAGE_SIZE_DEFAULT = 50
 PAGE_SIZE_MAX = 1_000
-# gRPC clients refuse answers over 4 MiB unless told otherwise; a page of the longest texts ends early instead.
+# gRPC clients reject responses over 4 MiB by default. A page of the longest texts has fewer books instead.
 PAGE_MAX_CODE_POINTS = 900_000
 BATCH_MAX = 1_000
-# Books written in one transaction by group commit: as many as one batch call may create, for other writes wait for it.
+# Group commit: books written in one transaction. Other writes wait for it, so it is bounded like a single batch call.
 WRITE_BATCH_MAX_BOOKS = 1_000
-# Of one INSERT, as MariaDB is sent it. Half of the smallest `max_allowed_packet` that is a default anywhere.
+# One INSERT statement as sent to MariaDB: half of the smallest default of `max_allowed_packet`.
 INSERT_MAX_BYTES = 512 * 1024
-# MariaDB's `max_allowed_packet` has to hold what cannot be split: the ids of a batch, or a filter and a page token.
+# MariaDB's `max_allowed_packet` must hold what cannot be split: the ids of a batch, or a filter and a page token.
 MARIADB_PACKET_MIN_BYTES = 128 * 1024
 
-# Books that are kept encoded for the pages they are on: about 1 KB each.
+# Cached encoded books, about 1 KB each.
 ENCODED_BOOKS_MAX = 16_384
-# Books on all pages in the page cache, which the next commit empties.
+# Page cache: books on all pages cached until the next commit.
 PAGE_CACHE_MAX_BOOKS = 8_192
 
-# What is read of JSON before it is clear that it is refused: 8 MiB of `{},` would hold up all calls for seconds.
+# Bounds on parsing JSON: 8 MiB of `{},` would block all calls for seconds.
 JSON_ARRAY_MAX = 10_000
 JSON_VIOLATIONS_MAX = 1_000
 
-# Answers that are kept as JSON, of an RPC: most have 16 KB, and a page of a thousand books 200.
+# Cached JSON responses of one RPC: most have 16 KB, a page of a thousand books has 200 KB.
 JSON_ANSWERS_KEPT_MAX = 32
 JSON_ANSWER_KEPT_MAX_BYTES = 256 * 1024
 
-# Searches that wait for those under way. Each takes the place of a call, of which there are 500 by default.
+# Searches in the bulkhead's queue. Each is one of the concurrent calls, of which there are 500 by default.
 SEARCHES_WAITING_MAX = 100
 
 FILTER_MAX_CODE_POINTS = 2_000
@@ -45,43 +45,43 @@ FILTER_MAX_TERMS = 100
 FILTER_MAX_LEVELS = 20
 PAGE_TOKEN_MAX_CODE_POINTS = 16_384
 
-# A batch of 1,000 books with the longest texts is 6.1 MB on the wire.
+# A batch of 1,000 books with the longest texts takes 6.1 MB on the wire.
 MESSAGE_MAX_BYTES = 8 * 1024 * 1024
-# Responses that a draining server holds until it has sent GOAWAY.
+# Responses held back by a draining server until it has sent GOAWAY.
 HELD_RESPONSES_MAX_BYTES = 64 * 1024 * 1024
-# What is told of an error travels in headers: percent-encoded, and in base64. nginx with its defaults takes 4 KiB of
-# them, with their names and what gRPC and other proxies add; clients take 8.
+# A status and its details travel in headers, percent-encoded and in base64. nginx's default limit is 4 KiB of headers,
+# with their names and what gRPC and other proxies add. Clients accept 8 KiB.
 ERROR_MAX_BYTES = 3 * 1024
-# Of it, the message as it is encoded, and before they are encoded the texts of a violation and all of the metadata. The
-# longest of each fit in together, so there is always room for the first violation.
+# Parts of ERROR_MAX_BYTES: the message after encoding; the texts of a violation and all metadata before encoding. The
+# longest of each fit together, so the first violation always fits.
 ERROR_MESSAGE_MAX_BYTES = 640
 ERROR_FIELD_MAX_BYTES = 128
 ERROR_DESCRIPTION_MAX_BYTES = 320
 ERROR_METADATA_MAX_BYTES = 128
-# More violations, or missing books, than fit in.
+# Violations or missing books: more than ever fit into ERROR_MAX_BYTES.
 ERROR_ENTRIES_MAX = 64
 REQUEST_ID_MAX_CHARACTERS = 128
-# gRPC takes 8 KiB of metadata by default.
+# gRPC's default limit is 8 KiB of metadata.
 TOKEN_MAX_CHARACTERS = 8 * 1024
-# Tokens that are remembered as checked, about 2 KB each.
+# Cached verified tokens, about 2 KB each.
 KEPT_TOKENS_MAX = 4_096
-# Callers whose rate is known, about 200 bytes each.
+# Rate-limited callers, about 200 bytes each.
 RATED_CALLERS_MAX = 65_536
 
-# Of one process: what it asks the system for, and what of that is for anything but connections and the database.
-# It has some 40 open by itself.
+# File descriptors of one process: the most it requests, and those reserved for anything but connections and the
+# database. An idle process has about 40 open.
 DESCRIPTORS_MAX = 65_536
 DESCRIPTORS_RESERVED = 80
-# Of one process. An idle one takes 14 KB.
+# Per process. An idle connection takes 14 KB.
 GRPC_CONNECTIONS_MAX = 10_000
-# Of one process. Browsers hold up to six, and an idle one is closed after five seconds.
+# Per process. Browsers open up to six, and an idle one is closed after five seconds.
 HTTP_CONNECTIONS_MAX = 500
-# Of one process. Who asks for metrics and readiness are few.
+# Per process. Metrics, liveness and readiness have few clients.
 PROBE_CONNECTIONS_MAX = 100
-# All of a request before its body. The longest page token and filter, in percent-encoding, have 40 KB.
+# Request line and headers. The longest page token and filter, percent-encoded, take 40 KB.
 HTTP_HEAD_MAX_BYTES = 64 * 1024
-# Browsers and proxies together send some forty. Each takes 300 bytes, however short it is.
+# Browsers and proxies together send about forty. Each takes at least 300 bytes of memory.
 HTTP_HEADERS_MAX = 200
 
-# The contract promises 24 hours; what is kept longer costs little and forgives a clock that is off.
+# Idempotency keys. The contract promises 24 hours; the margin is cheap and tolerates clock skew.
 CREATE_REQUEST_KEPT_HOURS = 72

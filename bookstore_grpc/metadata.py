@@ -1,8 +1,8 @@
-"""Metadata keys, the W3C trace context and the client's defaults: what both sides agree on and no message defines.
+"""Metadata keys, the W3C trace context, and the client's defaults, shared by server and client.
 
-The trace context (https://www.w3.org/TR/trace-context/) travels in the metadata `traceparent` and `tracestate`, and in
-the environment variables TRACEPARENT and TRACESTATE
-(https://opentelemetry.io/docs/specs/otel/context/env-carriers/). No package of OpenTelemetry is needed.
+The trace context (https://www.w3.org/TR/trace-context/) is sent as metadata `traceparent` and `tracestate`, and read
+from the environment variables TRACEPARENT and TRACESTATE
+(https://opentelemetry.io/docs/specs/otel/context/env-carriers/). OpenTelemetry need not be installed.
 """
 
 import re
@@ -15,11 +15,11 @@ DEFAULT_SERVER = "127.0.0.1:50051"
 DEFAULT_TIMEOUT_SECONDS = 10.0
 
 ERROR_DOMAIN = "bookstore.v1"
-# In the metadata of an ErrorInfo: how many violations or missing books did not fit into the details.
+# In the metadata of an ErrorInfo: the number of violations or missing books that did not fit into the details.
 OMITTED_COUNT_KEY = "omitted_count"
 AUTHORIZATION_KEY = "authorization"
 REQUEST_ID_KEY = "x-request-id"
-# What a caller may name its call; the server makes an id of its own for anything else.
+# Valid request ids. The server replaces any other by a generated one.
 REQUEST_ID_PATTERN = re.compile(rf"[A-Za-z0-9._-]{{1,{REQUEST_ID_MAX_CHARACTERS}}}")
 TRACEPARENT_KEY = "traceparent"
 TRACESTATE_KEY = "tracestate"
@@ -32,14 +32,14 @@ _TRACESTATE_MAX_CHARACTERS = 512
 
 
 def trace_id_from_traceparent(value: str) -> str:
-    """Answer the id of the trace, or "" for what is no `traceparent`."""
+    """Return the trace id, or "" if `value` is not a valid `traceparent`."""
     found = _TRACEPARENT.fullmatch(value)
-    # The first version has nothing behind the flags; later ones may.
+    # Version 00 has nothing after the flags; later versions may.
     return found[2] if found and not (found[3] and found[1] == "00") else ""
 
 
 def metadata_from_environment(environment: Mapping[str, str]) -> Metadata:
-    """Answer the metadata that lets a call join the trace which TRACEPARENT names; none where that is none."""
+    """Return the metadata that makes a call part of the trace in TRACEPARENT; empty if it is absent or invalid."""
     traceparent = environment.get("TRACEPARENT", "")
     if not trace_id_from_traceparent(traceparent) or not _is_sendable(traceparent):
         return ()
@@ -50,9 +50,9 @@ def metadata_from_environment(environment: Mapping[str, str]) -> Metadata:
 
 
 def metadata_of_current_span() -> Metadata:
-    """Answer the metadata that makes a call part of OpenTelemetry's current span; none where there is none.
+    """Return the metadata that makes a call a child of OpenTelemetry's current span; empty without a valid span.
 
-    A program that traces has imported OpenTelemetry; for others it is not imported.
+    OpenTelemetry is used only if the program has imported it.
     """
     trace = sys.modules.get("opentelemetry.trace")
     if trace is None or not trace.get_current_span().get_span_context().is_valid:

@@ -1,1 +1,1 @@
-"""The peers, each in one file and run as `python -m benchmarks.contenders.NAME`."""
+"""The alternatives, each in one file and run as `python -m benchmarks.contenders.NAME`."""

@@ -1,4 +1,4 @@
-"""The floor: a servicer of the same contract that answers from memory. Nothing on grpc.aio is faster than this."""
+"""The floor: a servicer of the same contract that responds from memory, the fastest possible on grpc.aio."""
 
 from collections import defaultdict
 
@@ -16,7 +16,7 @@ _Context = grpc.aio.ServicerContext[object, object]
 
 
 class FloorServicer(books_pb2_grpc.BookServiceServicer):
-    """Books as ready-made messages, of which each answer is put together."""
+    """Books as prepared messages, from which responses are built."""
 
     def __init__(self, size: int) -> None:
         self._books: dict[int, books_pb2.Book] = {}

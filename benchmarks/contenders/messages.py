@@ -1,4 +1,4 @@
-"""What the peers that speak the contract share: a book's message, and the one filter that the loads use."""
+"""Shared by the alternatives with the same contract: a book's message, and the only filter that the loads use."""
 
 import re
 import time
@@ -27,7 +27,7 @@ class StoredBook(Protocol):
 
 
 def book_message(book: StoredBook) -> books_pb2.Book:
-    """Encode a book."""
+    """Return a book as a message."""
     message = books_pb2.Book(
         id=book.id,
         name=book.name,
@@ -41,7 +41,7 @@ def book_message(book: StoredBook) -> books_pb2.Book:
 
 
 def author_from_filter(text: str) -> str:
-    """Read `author = "NAME"`, the one filter that the loads use."""
+    """Return the author of `author = "NAME"`, the only filter that the loads use."""
     match = _AUTHOR.fullmatch(text)
     if match is None:
         raise ValueError(text)
@@ -49,5 +49,5 @@ def author_from_filter(text: str) -> str:
 
 
 def microseconds_now() -> int:
-    """Answer the time in microseconds since 1970-01-01T00:00:00Z."""
+    """Return the time in microseconds since 1970-01-01T00:00:00Z."""
     return time.time_ns() // 1_000

@@ -1,4 +1,4 @@
-"""What the peers on our tables share: SQLite's settings as ours has them, a page, and the row of a new book."""
+"""Shared by the alternatives on our tables: our settings of SQLite, a page, and the row of a new book."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,12 +10,12 @@ from benchmarks.contenders.messages import author_from_filter, book_message, mic
 from bookstore_grpc.dal.casefold import fold_case
 from bookstore_grpc.dal.models import Book
 
-# Only the time limit is not ours: where writers meet at SQLite's lock instead of in a queue, some wait past 5 s.
+# Only the timeout differs: writers that compete for SQLite's lock instead of queueing may wait longer than 5 s.
 _PRAGMAS = ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "busy_timeout = 60000")
 
 
 def use_same_settings(engine: Engine) -> None:
-    """Set up each connection of an engine as ours does, if it is SQLite's."""
+    """Configure each connection of a SQLite engine as ours does."""
     if engine.dialect.name != "sqlite":
         return
 
@@ -28,7 +28,7 @@ def use_same_settings(engine: Engine) -> None:
 
 
 def select_page(request: books_pb2.ListBooksRequest) -> Select[Book]:
-    """Build the statement of a page, and of one book more, which shows whether another page follows."""
+    """Return the statement of a page plus one book, which shows whether another page follows."""
     statement = select(Book).order_by(Book.id).limit(_page_size(request) + 1)
     if request.page_token:
         statement = statement.where(Book.id > int(request.page_token))
@@ -38,14 +38,14 @@ def select_page(request: books_pb2.ListBooksRequest) -> Select[Book]:
 
 
 def page_response(request: books_pb2.ListBooksRequest, books: Sequence[Book]) -> books_pb2.ListBooksResponse:
-    """Encode what `select_page` has found."""
+    """Return the result of `select_page` as a message."""
     size = _page_size(request)
     token = str(books[size - 1].id) if len(books) > size else ""
     return books_pb2.ListBooksResponse(books=map(book_message, books[:size]), next_page_token=token)
 
 
 def new_book(request: books_pb2.CreateBookRequest) -> Book:
-    """Make the row that a request asks for."""
+    """Return the row of a create request."""
     now = microseconds_now()
     return Book(
         name=request.book.name,

@@ -1,4 +1,4 @@
-"""The asyncio server on which servicers of the contract are measured: gRPC's defaults, and the health service."""
+"""The asyncio server of the measured servicers: gRPC's defaults, and the health service."""
 
 import grpc
 from bookstore.v1 import books_pb2_grpc
@@ -6,7 +6,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 
 async def serve(servicer: books_pb2_grpc.BookServiceServicer, listen: str) -> None:
-    """Serve on HOST:PORT until the process is ended."""
+    """Serve on HOST:PORT until the process ends."""
     server = grpc.aio.server()
     books_pb2_grpc.add_BookServiceServicer_to_server(servicer, server)
     healthy = health.aio.HealthServicer()

@@ -17,7 +17,7 @@ _Context = grpc.aio.ServicerContext[object, object]
 
 
 class TextbookServicer(books_pb2_grpc.BookServiceServicer):
-    """The operations that are measured, plainly."""
+    """The measured operations, without optimizations."""
 
     def __init__(self, sessions: async_sessionmaker[AsyncSession]) -> None:
         self._sessions = sessions

@@ -1,4 +1,4 @@
-"""The threads: gRPC's synchronous server with its pool of threads, and a synchronous ORM session for each call."""
+"""The threads contender: gRPC's synchronous server with its thread pool, and a synchronous ORM session per call."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,13 +14,13 @@ from benchmarks.contenders.rows import new_book, page_response, select_page, use
 from bookstore_grpc.dal.casefold import fold_case
 from bookstore_grpc.dal.models import Book
 
-# As in gRPC's own examples. More threads than this only wait for each other's turn of the interpreter.
+# As in gRPC's own examples. More threads would only wait for the interpreter lock.
 _THREADS = 10
 _DRIVERS = {"sqlite": "sqlite+pysqlite", "postgresql": "postgresql+psycopg"}
 
 
 class ThreadsServicer(books_pb2_grpc.BookServiceServicer):
-    """The operations that are measured, plainly."""
+    """The measured operations, without optimizations."""
 
     def __init__(self, sessions: sessionmaker[Session]) -> None:
         self._sessions = sessions

@@ -1,4 +1,4 @@
-"""The tutorial: FastAPI, pydantic and SQLAlchemy's ORM, put together as such services usually are."""
+"""The tutorial: FastAPI, pydantic and SQLAlchemy's ORM, combined as in typical services."""
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -14,7 +14,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
 class Base(DeclarativeBase):
-    """The root of the mapped tables."""
+    """The declarative base."""
 
 
 class Book(Base):
@@ -29,7 +29,7 @@ class Book(Base):
 
 
 class BookIn(BaseModel):
-    """A book as it is sent."""
+    """A book in a request."""
 
     name: str = Field(min_length=1, max_length=500)
     author: str = Field(min_length=1, max_length=1_000)
@@ -37,7 +37,7 @@ class BookIn(BaseModel):
 
 
 class BookOut(BookIn):
-    """A book as it is answered."""
+    """A book in a response."""
 
     model_config = ConfigDict(from_attributes=True)
 
@@ -45,8 +45,8 @@ class BookOut(BookIn):
 
 
 def create_app(database_url: str) -> FastAPI:
-    """Build the service."""
-    # SQLite's default time limit for its lock, 5 s, is too short for some of the writers that meet at it.
+    """Return the application."""
+    # SQLite's default lock timeout of 5 s is too short for some of the competing writers.
     engine = create_async_engine(database_url, connect_args={"timeout": 60})
     sessions = async_sessionmaker(engine, expire_on_commit=False)
 

@@ -1,7 +1,6 @@
 """The command `bookstore`.
 
-The verbs import what they need when they run: `bookstore list` starts without the server's packages, and
-`bookstore --help` without gRPC.
+Verbs import lazily: `bookstore list` starts without the server's packages, and `bookstore --help` without gRPC.
 """
 
 import os
@@ -10,14 +9,15 @@ from importlib.metadata import version
 import click
 
 from bookstore_grpc.cli.books import create, delete, get, health, list_, update
+from bookstore_grpc.cli.export import export
+from bookstore_grpc.cli.import_ import import_
 from bookstore_grpc.cli.server import backup, migrate, serve
-from bookstore_grpc.cli.transfer import export, import_
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
-    """Serve a catalogue of books over gRPC, and work with one."""
-    # gRPC's core writes to standard error by itself; what it has to say arrives as exceptions too.
+    """Serve a catalogue of books over gRPC, and call one."""
+    # gRPC's core would log to standard error what it also raises as exceptions.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 

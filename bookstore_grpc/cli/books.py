@@ -1,4 +1,4 @@
-"""The verbs for single books and lists of them, and `health`. They need only the base install."""
+"""The verbs for single books and lists of books, and `health`. They need only the base install."""
 
 from collections.abc import AsyncIterator, Iterable
 from typing import TYPE_CHECKING, Any
@@ -20,45 +20,49 @@ _ID = click.IntRange(-(2**63), 2**63 - 1)
 
 @click.command()
 @click.option("--name", required=True, help="The title.")
-@click.option("--author", required=True, help="Who wrote it.")
-@click.option("--release-year", type=_YEAR, required=True, help="The year of the first release; BCE is negative.")
-@click.option("--request-id", help="A UUID that makes running this again safe.  [default: a random one]")
+@click.option("--author", required=True, help="The author.")
+@click.option("--release-year", type=_YEAR, required=True, help="The year of the first release; negative for BCE.")
+@click.option("--request-id", help="Idempotency key (a UUID) that makes a retry safe.  [default: random]")
 @output_option
 @connection_options
-def create(*, name: str, author: str, release_year: int, request_id: str | None, output: str, **where: Any) -> None:
+def create(
+    *, name: str, author: str, release_year: int, request_id: str | None, output: str, **connection: Any
+) -> None:
     """Store a book and print it."""
 
     async def work(client: "BookstoreClient") -> None:
         book = await client.create_book(name=name, author=author, release_year=release_year, request_id=request_id)
-        await print_books(_each([book]), output)
+        await print_books(_iterate([book]), output)
 
-    run_with_client(work, **where)
+    run_with_client(work, **connection)
 
 
 @click.command()
 @click.argument("ids", metavar="ID...", type=_ID, nargs=-1, required=True)
 @output_option
 @connection_options
-def get(*, ids: tuple[int, ...], output: str, **where: Any) -> None:
-    """Print books, in the order of their ids."""
+def get(*, ids: tuple[int, ...], output: str, **connection: Any) -> None:
+    """Print books in the order of the given ids."""
 
     async def work(client: "BookstoreClient") -> None:
-        await print_books(_each(await client.get_books(ids)), output)
+        await print_books(_iterate(await client.get_books(ids)), output)
 
-    run_with_client(work, **where)
+    run_with_client(work, **connection)
 
 
 @click.command("list")
-@click.option("--filter", default="", help="Which books (AIP-160), as in 'author:zola release_year < 1900'.")
-@click.option("--order-by", default="", help="The order, as in 'release_year desc, name'.")
+@click.option(
+    "--filter", default="", help="List the books that match, such as 'author:zola release_year < 1900' (AIP-160)."
+)
+@click.option("--order-by", default="", help="The order, such as 'release_year desc, name'.  [default: by id]")
 @click.option(
     "--page-size",
     type=int,
     default=0,
-    help="How many books a call asks for.  [default: 50, or 1000 with --all]",
+    help="Books per call.  [default: 50, or 1000 with --all]",
 )
-@click.option("--limit", type=click.IntRange(min=1), help="How many books to print at the most.")
-@click.option("--all", "everything", is_flag=True, help="Print all books that match, not only the first page.")
+@click.option("--limit", type=click.IntRange(min=1), help="Print at most this many books.")
+@click.option("--all", "everything", is_flag=True, help="Print all matching books, not only the first page.")
 @output_option
 @connection_options
 def list_(
@@ -69,11 +73,11 @@ def list_(
     limit: int | None,
     everything: bool,
     output: str,
-    **where: Any,
+    **connection: Any,
 ) -> None:
-    """Print books: the first page, as many as --limit says, or --all."""
+    """Print books: the first page, up to --limit, or --all."""
     if everything and limit is not None:
-        raise click.UsageError("--all and --limit exclude each other.")
+        raise click.UsageError("--all and --limit are mutually exclusive.")
 
     async def work(client: "BookstoreClient") -> None:
         if everything or limit is not None:
@@ -82,11 +86,11 @@ def list_(
             await print_books(_first(books, limit), output)
             return
         page = await client.list_page(filter=filter, order_by=order_by, page_size=page_size)
-        await print_books(_each(page.books), output)
+        await print_books(_iterate(page.books), output)
         if page.next_page_token:
-            click.echo(f"These are the first {len(page.books)}; --all or --limit N print more.", err=True)
+            click.echo(f"These are the first {len(page.books)} books; use --all or --limit N for more.", err=True)
 
-    run_with_client(work, **where)
+    run_with_client(work, **connection)
 
 
 @click.command()
@@ -94,7 +98,7 @@ def list_(
 @click.option("--name", help="The new title.")
 @click.option("--author", help="The new author.")
 @click.option("--release-year", type=_YEAR, help="The new year.")
-@click.option("--etag", default="", help="Change the book only if this is its current etag.")
+@click.option("--etag", default="", help="Update the book only if this is its current etag.")
 @output_option
 @connection_options
 def update(
@@ -105,38 +109,38 @@ def update(
     release_year: int | None,
     etag: str,
     output: str,
-    **where: Any,
+    **connection: Any,
 ) -> None:
-    """Change the given fields of a book and print it."""
+    """Update the given fields of a book and print it."""
     if name is None and author is None and release_year is None:
-        raise click.UsageError("Nothing to change: give --name, --author or --release-year.")
+        raise click.UsageError("Nothing to update: give --name, --author or --release-year.")
 
     async def work(client: "BookstoreClient") -> None:
         book = await client.update_book(book_id, name=name, author=author, release_year=release_year, etag=etag)
-        await print_books(_each([book]), output)
+        await print_books(_iterate([book]), output)
 
-    run_with_client(work, **where)
+    run_with_client(work, **connection)
 
 
 @click.command()
 @click.argument("book_id", metavar="ID", type=_ID)
 @click.option("--etag", default="", help="Delete the book only if this is its current etag.")
 @connection_options
-def delete(*, book_id: int, etag: str, **where: Any) -> None:
+def delete(*, book_id: int, etag: str, **connection: Any) -> None:
     """Delete a book."""
 
     async def work(client: "BookstoreClient") -> None:
         await client.delete_book(book_id, etag=etag)
-        click.echo(f"Book {book_id} is deleted.")
+        click.echo(f"Book {book_id} deleted.")
 
-    run_with_client(work, **where)
+    run_with_client(work, **connection)
 
 
 @click.command()
-@click.option("--service", default="", help="The service to ask about.  [default: the server as a whole]")
+@click.option("--service", default="", help="The service to check.  [default: the server as a whole]")
 @connection_options
-def health(*, service: str, **where: Any) -> None:
-    """Print the server's health; exit status 0 only when it is SERVING."""
+def health(*, service: str, **connection: Any) -> None:
+    """Print the server's health; the exit status is 0 only if it is SERVING."""
 
     async def work(client: "BookstoreClient") -> None:
         status = await client.health(service)
@@ -144,10 +148,10 @@ def health(*, service: str, **where: Any) -> None:
         if status != "SERVING":
             raise click.exceptions.Exit(1)
 
-    run_with_client(work, **where)
+    run_with_client(work, **connection)
 
 
-async def _each(books: "Iterable[Book]") -> "AsyncIterator[Book]":
+async def _iterate(books: "Iterable[Book]") -> "AsyncIterator[Book]":
     for book in books:
         yield book
 

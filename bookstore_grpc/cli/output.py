@@ -1,4 +1,4 @@
-"""How books are printed: a table for people, JSON and CSV for programs."""
+"""Prints books as a table, JSON or CSV."""
 
 import csv
 import json
@@ -18,18 +18,18 @@ _COLUMNS = (("ID", 8), ("NAME", 44), ("AUTHOR", 30), ("YEAR", 6))
 
 
 def output_option(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a verb the flag that chooses how it prints books."""
+    """Add the option --output to a verb."""
     return click.option(
         "--output",
         type=click.Choice(["table", "json", "csv"]),
         default="table",
         show_default=True,
-        help="A table (long texts cut), a JSON array, or CSV with a header.",
+        help="The format: a table (long texts truncated), a JSON array, or CSV with a header.",
     )(command)
 
 
 async def print_books(books: "AsyncIterator[Book]", output: str) -> None:
-    """Print books as they come."""
+    """Print books as they arrive."""
     if output == "json":
         await _print_json(books)
     elif output == "csv":
@@ -62,7 +62,7 @@ def _print_row(values: list[str]) -> None:
 
 
 def _cell(text: str, width: int) -> str:
-    """Cut or fill a text to a width, counted in the columns of a terminal."""
+    """Return text truncated or padded to a width in terminal columns."""
     shown, used = "", 0
     for character in text:
         columns = _columns(character)

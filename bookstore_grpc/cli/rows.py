@@ -1,4 +1,4 @@
-"""Files of books, CSV and JSON Lines, read row by row and written back."""
+"""Reads and writes the rows of CSV and JSON Lines files."""
 
 import csv
 import json
@@ -16,14 +16,21 @@ FileFormat = Literal["csv", "jsonl"]
 FIELDS = ("name", "author", "release_year")
 
 _SUFFIXES: dict[str, FileFormat] = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
+format_option = click.option(
+    "--format",
+    "chosen_format",
+    type=click.Choice(["csv", "jsonl"]),
+    help="The file's format.  [default: by its suffix]",
+)
+
 _INTEGER = re.compile(r"[+-]?[0-9]+")
 _INT32 = range(-(2**31), 2**31)
-# The server refuses a long field with a reason and the row's number; csv's own limit would end the whole import.
+# Let the server reject a long field with a reason for its row; csv's default limit would fail the whole import.
 _FIELD_MAX_BYTES = 64 * 1024 * 1024
 
 
 class Row(NamedTuple):
-    """A row of a file: the line it starts at, its values as they stand there, and what is wrong with them."""
+    """A row of a file: the line it starts at, its raw values, and the problem if it cannot be read."""
 
     line: int
     values: dict[str, Any]
@@ -31,7 +38,7 @@ class Row(NamedTuple):
 
 
 def file_format(path: str, chosen: FileFormat | None) -> FileFormat:
-    """Tell a file's format by what was chosen, or else by its name; standard streams are CSV."""
+    """Return the chosen format, or else the one of the file's suffix; CSV for a standard stream."""
     if chosen:
         return chosen
     if path == "-":
@@ -39,18 +46,20 @@ def file_format(path: str, chosen: FileFormat | None) -> FileFormat:
     for suffix, known in _SUFFIXES.items():
         if path.lower().endswith(suffix):
             return known
-    raise click.UsageError(f"Cannot tell the format of {path}: name it {', '.join(_SUFFIXES)}, or give --format.")
+    raise click.UsageError(
+        f"Cannot tell the format of {path}: use a suffix of {', '.join(_SUFFIXES)}, or give --format."
+    )
 
 
 def read_rows(lines: Iterable[str], file_format: FileFormat) -> Iterator[Row]:
-    """Read rows; one that cannot be read is answered with its problem. Raises `click.ClickException` for the file."""
+    """Yield rows; an unreadable row has a `problem`. Raises `click.ClickException` if the file itself is invalid."""
     return _read_csv(lines) if file_format == "csv" else _read_json_lines(lines)
 
 
 def book_from_row(row: Row) -> "Book":
-    """Make the message of a row. Raises `ValueError` with a sentence for values that no message can hold.
+    """Return a row as a message. Raises `ValueError` with a description for values that a message cannot hold.
 
-    What is absent stays absent: the server says what is required.
+    Absent fields stay absent: the server decides which are required.
     """
     from bookstore.v1.books_pb2 import Book
 
@@ -62,7 +71,7 @@ def book_from_row(row: Row) -> "Book":
         try:
             setattr(book, field, value or "")
         except ValueError:
-            raise ValueError(f"{field}: holds half of a surrogate pair") from None
+            raise ValueError(f"{field}: contains half of a surrogate pair") from None
     year = row.values.get("release_year")
     if year not in (None, ""):
         book.release_year = _integer(year)
@@ -70,7 +79,7 @@ def book_from_row(row: Row) -> "Book":
 
 
 def book_writer(file: IO[str], file_format: FileFormat) -> "Callable[[Book], object]":
-    """Begin a file, and answer what writes one book more."""
+    """Write the header of a file, if any, and return a function that writes one book."""
     if file_format == "jsonl":
         return lambda book: file.write(json.dumps(_values_from_book(book), ensure_ascii=False) + "\n")
     writer = csv.writer(file)  # RFC 4180: lines end with CRLF
@@ -86,9 +95,9 @@ def _integer(value: Any) -> int:
     text = value.strip() if isinstance(value, str) else value
     if isinstance(text, bool) or not (isinstance(text, int) or (isinstance(text, str) and _INTEGER.fullmatch(text))):
         raise ValueError(f"release_year: is {str(value)[:40]!r}, not a whole number")
-    # Longer than any year, and longer than Python will turn into a number.
+    # Python refuses to parse very long numbers.
     if len(str(text)) > 20 or int(text) not in _INT32:
-        raise ValueError(f"release_year: is {str(text)[:20]}, out of all range")
+        raise ValueError(f"release_year: is {str(text)[:20]}, out of range")
     return int(text)
 
 
@@ -99,7 +108,7 @@ def _read_csv(lines: Iterable[str]) -> Iterator[Row]:
         header = [title.strip().lower() for title in next(reader, [])]
         if missing := [field for field in FIELDS if field not in header]:
             raise click.ClickException(
-                f"The first line must name the columns {', '.join(FIELDS)}; it lacks {', '.join(missing)}."
+                f"The first line must name the columns {', '.join(FIELDS)}; missing: {', '.join(missing)}."
             )
         line = reader.line_num + 1
         for cells in reader:

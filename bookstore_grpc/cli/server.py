@@ -14,7 +14,7 @@ import click
 from click.core import ParameterSource
 
 from bookstore_grpc.cli.options import OptionWithVariable
-from bookstore_grpc.cli.session import Seconds, shown_count, unknown_variables
+from bookstore_grpc.cli.session import Seconds, count_with_noun, unknown_variables
 from bookstore_grpc.errors import StartupError
 from bookstore_grpc.server.settings import ENVIRONMENT_PREFIX, Settings, settings_fields
 
@@ -144,7 +144,7 @@ def backup(context: click.Context, /, *, path: Path, force: bool, **values: Any)
                 bar.update(done - bar.pos)
 
             books = app.back_up(settings, path, force=force, on_progress=show)
-        click.echo(f"{shown_count(books, 'book')} in {path}.")
+        click.echo(f"{count_with_noun(books, 'book')} in {path}.")
 
 
 @contextmanager

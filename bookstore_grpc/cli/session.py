@@ -1,4 +1,4 @@
-"""What every client verb shares: the connection, and errors told as sentences."""
+"""Shared by all client verbs: the connection options, and error messages."""
 
 import asyncio
 import errno
@@ -19,46 +19,48 @@ if TYPE_CHECKING:
     from bookstore_grpc.client import BookstoreClient
 
 
-# As in "connections to all backends failing; last error: UNKNOWN: ipv4:127.0.0.1:50051: Tls handshake failed
-# (TSI_PROTOCOL_FAILURE): SSL_ERROR_SSL: error:1000007d:SSL routines:OPENSSL_internal:CERTIFICATE_VERIFY_FAILED: …: OK".
+# gRPC's prefixes, as in "connections to all backends failing; last error: UNKNOWN: ipv4:127.0.0.1:50051: Tls handshake
+# failed (TSI_PROTOCOL_FAILURE): SSL_ERROR_SSL: error:1000007d:SSL routines:OPENSSL_internal:CERTIFICATE_VERIFY_FAILED:
+# …: OK".
 _GRPC_LAYERS = re.compile(r".*(?:OPENSSL_internal:|lookup error:|last error: \w+: (?:ipv[46]|unix):\S+: )", re.DOTALL)
 
-
-# Those of the tests, and what Kubernetes tells every pod of a service that is named bookstore.
-_OTHERS = re.compile(r"BOOKSTORE_(TEST_|(\w+_)?(SERVICE_HOST|SERVICE_PORT|PORT)(_\w+)?$)")
+# Variables of the tests, and those that Kubernetes sets in every pod for a service named bookstore.
+_FOREIGN_VARIABLES = re.compile(r"BOOKSTORE_(TEST_|(\w+_)?(SERVICE_HOST|SERVICE_PORT|PORT)(_\w+)?$)")
 
 
 class Seconds(click.FloatRange):
-    """A time that a flag gives: a number, and no nan or inf, which no range keeps out."""
+    """A finite number of seconds. click's own range would accept nan and inf."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Read the number, or end with a usage error."""
+        """Return the number. Raises a usage error."""
         seconds = super().convert(value, param, ctx)
         if not math.isfinite(seconds):
-            self.fail(f"{value!r} is no time.", param, ctx)
+            self.fail(f"{value!r} is not a number of seconds.", param, ctx)
         return seconds
 
 
 def unknown_variables(context: click.Context) -> list[str]:
-    """Name the variables that look like ours and are none, as with a typo, which would leave a door open unnoticed."""
+    """Return the BOOKSTORE_ variables that no option reads, such as typos, which could silently disable security."""
     main = context.find_root().command
-    known = {"BOOKSTORE_TOKEN"}  # of no flag, for `ps` shows flags to everyone
+    known = {"BOOKSTORE_TOKEN"}  # has no flag, because `ps` shows flags to everyone
     for command in main.commands.values() if isinstance(main, click.Group) else ():
         known.update(parameter.envvar for parameter in command.params if isinstance(parameter.envvar, str))
     return sorted(
-        name for name in os.environ if name.startswith("BOOKSTORE_") and name not in known and not _OTHERS.match(name)
+        name
+        for name in os.environ
+        if name.startswith("BOOKSTORE_") and name not in known and not _FOREIGN_VARIABLES.match(name)
     )
 
 
 def connection_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a verb the flags that say which server it talks to, how, as whom, and how long it waits."""
+    """Add the options for server, timeout, TLS and token to a verb."""
     for option in (
-        _option("--insecure", is_flag=True, help="Send the token although others could read it on its way."),
-        _option("--token-file", help="A file with a token that says who calls; or put it in BOOKSTORE_TOKEN."),
-        _option("--key", help="A file with the private key of --cert, as PEM."),
-        _option("--cert", help="A file with a certificate that says who calls, as PEM. Implies --tls."),
-        _option("--ca", help="A file with who vouches for the server, as PEM. Implies --tls."),
-        _option("--tls", is_flag=True, help="Speak TLS."),
+        _option("--insecure", is_flag=True, help="Send the token in plaintext to another machine too."),
+        _option("--token-file", help="File with the bearer token; alternatively the token is in BOOKSTORE_TOKEN."),
+        _option("--key", help="PEM file with the private key of --cert."),
+        _option("--cert", help="PEM file with the client certificate. Implies --tls."),
+        _option("--ca", help="PEM file with the CA of the server's certificate. Implies --tls."),
+        _option("--tls", is_flag=True, help="Use TLS."),
         click.option(
             "--timeout-seconds",
             cls=OptionWithVariable,
@@ -67,7 +69,7 @@ def connection_options(command: Callable[..., None]) -> Callable[..., None]:
             envvar="BOOKSTORE_TIMEOUT_SECONDS",
             show_default=True,
             show_envvar=True,
-            help="How long each call may take.",
+            help="Deadline of each call, in seconds.",
         ),
         click.option(
             "--server",
@@ -76,7 +78,7 @@ def connection_options(command: Callable[..., None]) -> Callable[..., None]:
             envvar="BOOKSTORE_SERVER",
             show_default=True,
             show_envvar=True,
-            help="The server: HOST:PORT or unix:PATH.",
+            help="Address of the server: HOST:PORT or unix:PATH.",
         ),
     ):
         command = option(command)
@@ -84,8 +86,8 @@ def connection_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _option(flag: str, **options: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Make a flag with its variable; by default nothing is given."""
-    # Of the flag's name there is a setting of the server already.
+    """Return an option with its variable, empty by default."""
+    # BOOKSTORE_INSECURE is a setting of the server.
     name = "CLIENT_INSECURE" if flag == "--insecure" else flag[2:].upper().replace("-", "_")
     default = False if "is_flag" in options else ""
     return click.option(
@@ -94,29 +96,29 @@ def _option(flag: str, **options: Any) -> Callable[[Callable[..., None]], Callab
 
 
 def run_with_client(
-    work: "Callable[[BookstoreClient], Awaitable[None]]", *, server: str, timeout_seconds: float, **doors: Any
+    work: "Callable[[BookstoreClient], Awaitable[None]]", *, server: str, timeout_seconds: float, **security: Any
 ) -> None:
-    """Run `work` with a client, and turn what goes wrong into a sentence and exit status 1."""
+    """Run `work` with a client. An error becomes a message and exit status 1."""
 
     async def run() -> None:
-        async with _client(server, timeout_seconds, **doors) as client:
+        async with _client(server, timeout_seconds, **security) as client:
             await work(client)
 
     for name in unknown_variables(click.get_current_context()):
-        click.echo(f"Warning: {name} is no variable of this command and does nothing.", err=True)
+        click.echo(f"Warning: {name} is not a variable of this command and has no effect.", err=True)
     try:
         asyncio.run(run())
         sys.stdout.flush()
     except UnicodeEncodeError as error:
-        raise click.ClickException("What was given is not UTF-8 text.") from error
+        raise click.ClickException("An argument is not UTF-8 text.") from error
     except OSError as error:
         if error.errno == errno.EPIPE:
-            raise  # click ends quietly: whoever read the output has had enough
-        # What is still to be written would fail again at the end, where nobody can say it in a sentence.
+            raise  # the reader closed the pipe: click exits quietly
+        # Flushing the rest at exit would fail again, with a traceback.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise click.ClickException(f"Cannot write the output: {error.strerror}.") from error
     except BookstoreError as error:
-        raise click.ClickException(sentence_from_error(error, server=server)) from error
+        raise click.ClickException(message_from_error(error, server=server)) from error
 
 
 def _client(
@@ -136,15 +138,15 @@ def _client(
         return BookstoreClient(
             server,
             timeout_seconds=timeout_seconds,
-            wait_for_ready=False,  # whoever has started no server is to hear it now
+            wait_for_ready=False,  # report immediately that no server is running
             tls=TLS(ca=ca, cert=cert, key=key) if tls or ca or cert or key else None,
-            # Only a variable: `ps` shows arguments to everyone.
+            # A variable but no flag: `ps` shows arguments to everyone.
             token=TokenFile(token_file) if token_file else _token_from_environment(),
             insecure=insecure,
             trace_context=metadata_from_environment(os.environ),
         )
     except OSError as error:
-        # Of other files it is a ValueError, and an error of reading has no file's name.
+        # Only the token file raises OSError, and a failed read does not name the file.
         raise click.ClickException(f"Cannot connect to {server}: {token_file}: {error.strerror}.") from error
     except ValueError as error:
         raise click.ClickException(f"Cannot connect to {server}: {error}.") from error
@@ -157,39 +159,40 @@ def _token_from_environment() -> str:
     return token or ""
 
 
-def sentence_from_error(error: BookstoreError, *, server: str) -> str:
-    """Say what went wrong, with field and reason where there are any."""
+def message_from_error(error: BookstoreError, *, server: str) -> str:
+    """Return a message for the user: every violation, the reason, the request id, and what to do."""
     if isinstance(error, InvalidRequest) and error.violations:
         lines = [f"{violation.field}: {violation.description}." for violation in error.violations]
         sentence = "\n       ".join(lines)
-    elif error.request_id is None and isinstance(error, Unavailable) and not _is_turned_away(error):
+    elif error.request_id is None and isinstance(error, Unavailable) and not _is_rejected_by_core(error):
         return (
-            f"Cannot reach {server}: {_grpc_cause(error.message)}. Start one with `bookstore serve`, or name another "
-            "with --server. If it speaks TLS: --tls, --ca for who vouches for it, and --cert with --key if it asks "
-            "callers for one."
+            f"Could not connect to {server}: {_grpc_cause(error.message)}. Start a server with `bookstore serve`, or "
+            "name another with --server. If it uses TLS, give --tls, --ca for the CA of its certificate, and --cert "
+            "with --key if it requires a client certificate."
         )
     elif error.request_id is None and isinstance(error, DeadlineExceeded):
-        return f"{server} did not answer in time: {_grpc_cause(error.message)}. --timeout-seconds gives it longer."
+        return f"{server} did not respond in time: {_grpc_cause(error.message)}. --timeout-seconds allows more time."
     else:
         sentence = error.message
-    if isinstance(error, TokenMissing) and AUTHORIZATION_KEY in error.message:  # else only certificates count there
-        sentence += " --token-file names a file with one."
+    # Without the key in the message, the server accepts only certificates.
+    if isinstance(error, TokenMissing) and AUTHORIZATION_KEY in error.message:
+        sentence += " Give a file that holds one with --token-file."
     reason = f" [{error.reason}]" if error.reason else ""
     request = f" (request id {error.request_id})" if error.request_id else ""
     return f"{sentence}{reason}{request}"
 
 
-def _is_turned_away(error: Unavailable) -> bool:
+def _is_rejected_by_core(error: Unavailable) -> bool:
     import grpc
 
     return isinstance(error.__cause__, grpc.aio.AioRpcError) and error.__cause__.code() is grpc.StatusCode.CANCELLED
 
 
 def _grpc_cause(details: str) -> str:
-    """Answer the end of what gRPC says, which has the cause; before it stand its own layers and our addresses."""
+    """Return the cause at the end of gRPC's message, without the prefixes of its layers and addresses."""
     return _GRPC_LAYERS.sub("", details).removesuffix(": OK").rstrip("].")
 
 
-def shown_count(count: int, noun: str) -> str:
-    """Write a count with its noun: "1 book", "9,979 books"."""
+def count_with_noun(count: int, noun: str) -> str:
+    """Return a count with its noun: "1 book", "9,979 books"."""
     return f"{count:,} {noun}" + ("" if count == 1 else "s")

@@ -1,4 +1,4 @@
-"""BookstoreClient, the client for Python programs. It needs only the base install and imports nothing of the server."""
+"""The Python client of the service. It needs only the base install and imports nothing of the server."""
 
 from bookstore_grpc.client.call_options import CallOptions
 from bookstore_grpc.client.channel import TLS, TokenFile

@@ -1,7 +1,7 @@
-"""What a caller of `BookstoreClient` may say for a single call, checked before gRPC sees it.
+"""Options of a single `BookstoreClient` call, validated before gRPC sees them.
 
-gRPC itself takes a timeout of nan or of 1e10 seconds for one that has passed, and ends a call with metadata that
-cannot be sent by an exception of its internals.
+gRPC itself treats a timeout of nan or 1e10 seconds as already expired, and fails on metadata that it cannot send with
+an exception from its internals.
 """
 
 import math
@@ -15,7 +15,7 @@ from bookstore_grpc.metadata import AUTHORIZATION_KEY, REQUEST_ID_KEY, REQUEST_I
 Pairs = tuple[tuple[str, str | bytes], ...]
 GivenMetadata = Mapping[str, str | bytes] | Iterable[tuple[str, str | bytes]]
 
-# Longer ones overflow in gRPC; thirty years are as good as none.
+# gRPC overflows on longer timeouts. Thirty years are as good as no timeout.
 _TIMEOUT_MAX_SECONDS = 1e9
 
 # https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md#requests
@@ -23,11 +23,11 @@ _KEY = re.compile(r"[0-9a-z_.-]+")
 _TEXT = re.compile(r"[\x20-\x7e]*")
 _RESERVED_PREFIX = "grpc-"
 _RESERVED_KEYS = {
-    AUTHORIZATION_KEY: "the client's `token` is for that",
-    REQUEST_ID_KEY: "`call_id` is for that",
+    AUTHORIZATION_KEY: "use the client's `token`",
+    REQUEST_ID_KEY: "use `call_id`",
     **dict.fromkeys(
         ("connection", "content-length", "content-type", "host", "te", "transfer-encoding", "upgrade", "user-agent"),
-        "it belongs to HTTP",
+        "HTTP uses it",
     ),
 }
 
@@ -35,9 +35,10 @@ _RESERVED_KEYS = {
 class CallOptions(TypedDict, total=False):
     """Options of a single call.
 
-    `timeout_seconds` goes before the client's own. `metadata` is sent beside the client's own: keys with text, or
-    keys that end in `-bin` with bytes. `call_id` names the call (`x-request-id`), in the server's log and in errors, by
-    up to 128 letters, digits, dots, dashes and underscores; the `request_id` of a create is something else.
+    `timeout_seconds` overrides the client's own. `metadata` is added to the client's own; keys that end in `-bin` take
+    bytes, all others text. `call_id` (metadata `x-request-id`) identifies the call in the server's log and in errors:
+    up to 128 letters, digits, dots, dashes and underscores. It is not the `request_id` of a create, the idempotency
+    key.
     """
 
     timeout_seconds: float | None
@@ -46,54 +47,58 @@ class CallOptions(TypedDict, total=False):
 
 
 def reusable(options: CallOptions) -> CallOptions:
-    """Return options for several calls: metadata may be given as an iterator, of which nothing is left after one."""
+    """Return options that can be used for several calls, with metadata read from an iterator only once."""
     if metadata := options.get("metadata"):
         return {**options, "metadata": checked_metadata(metadata)}
     return options
 
 
 def checked_timeout(seconds: float | None) -> float:
-    """Return a timeout, infinite for None. Raises `ValueError` for what is no time: 0, less, and nan."""
+    """Return a timeout in seconds, infinite for None. Raises `ValueError` for 0, negative numbers and nan."""
     if seconds is None:
         return math.inf
     if not seconds > 0:
-        raise ValueError(f"a timeout is a number of seconds above 0, or None for none, and not {seconds!r}")
-    return seconds if seconds < _TIMEOUT_MAX_SECONDS else math.inf  # an int may be more than any float
+        raise ValueError(f"a timeout must be a number of seconds above 0, or None for no timeout, not {seconds!r}")
+    return seconds if seconds < _TIMEOUT_MAX_SECONDS else math.inf  # an int may exceed every float
 
 
-def remaining_seconds(give_up_at: float) -> float | None:
-    """Return the time until `give_up_at`, by `time.monotonic`, as gRPC takes it: None where there is no end."""
-    seconds = give_up_at - time.monotonic()
+def remaining_seconds(deadline: float) -> float | None:
+    """Return the seconds until `deadline` (of `time.monotonic`) as gRPC expects them: None for no deadline."""
+    seconds = deadline - time.monotonic()
     return seconds if seconds < _TIMEOUT_MAX_SECONDS else None
 
 
 def checked_metadata(metadata: GivenMetadata) -> Pairs:
-    """Return metadata as gRPC takes it. Raises `ValueError` for what cannot be sent, or not by a caller."""
+    """Return metadata as gRPC expects it. Raises `ValueError` for invalid or reserved keys and invalid values."""
     pairs = tuple(metadata.items() if isinstance(metadata, Mapping) else metadata)
     for pair in pairs:
         match pair:
             case (str() as key, str() | bytes() as value):
                 _check(key, value)
             case _:
-                raise ValueError(f"metadata are pairs of a key and a value, and not {pair!r}")
+                raise ValueError(f"metadata must be pairs of a key and a value, not {pair!r}")
     return pairs
 
 
 def checked_call_id(call_id: str) -> Pairs:
-    """Return the metadata that names a call. Raises `ValueError` for a name that the server would not take."""
+    """Return the metadata for a call id. Raises `ValueError` for an id that the server would replace."""
     if not REQUEST_ID_PATTERN.fullmatch(call_id):
-        raise ValueError(f"{call_id!r} is no id of a call: 1 to 128 letters, digits, dots, dashes and underscores")
+        raise ValueError(
+            f"{call_id!r} is not a valid call id: use 1 to 128 letters, digits, dots, dashes and underscores"
+        )
     return ((REQUEST_ID_KEY, call_id),)
 
 
 def _check(key: str, value: str | bytes) -> None:
     if not _KEY.fullmatch(key):
-        raise ValueError(f"{key!r} is no key of metadata: lower-case letters, digits, dots, dashes and underscores")
+        raise ValueError(
+            f"{key!r} is not a valid metadata key: use lower-case letters, digits, dots, dashes and underscores"
+        )
     if key.startswith(_RESERVED_PREFIX):
-        raise ValueError(f"{key!r} is not for callers: it belongs to gRPC")
+        raise ValueError(f"metadata key {key!r} is reserved: gRPC uses it")
     if key in _RESERVED_KEYS:
-        raise ValueError(f"{key!r} is not for callers: {_RESERVED_KEYS[key]}")
+        raise ValueError(f"metadata key {key!r} is reserved: {_RESERVED_KEYS[key]}")
     if key.endswith("-bin") != isinstance(value, bytes):
-        raise ValueError(f"the value of {key!r} has the wrong type: bytes are for keys that end in -bin, and only they")
+        raise ValueError(f"the value of {key!r} has the wrong type: keys that end in -bin take bytes, all others text")
     if isinstance(value, str) and not _TEXT.fullmatch(value):
-        raise ValueError(f"the value of {key!r} is no printable ASCII: a key that ends in -bin takes any bytes")
+        raise ValueError(f"the value of {key!r} is not printable ASCII: use a key that ends in -bin for other bytes")

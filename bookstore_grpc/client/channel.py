@@ -1,4 +1,4 @@
-"""How a client reaches the service: connecting again, keepalive, TLS, and the token that says who calls."""
+"""The client's channel: reconnecting, keepalive, TLS and the bearer token."""
 
 import asyncio
 import json
@@ -17,28 +17,29 @@ from bookstore_grpc.metadata import AUTHORIZATION_KEY, Metadata
 from bookstore_grpc.net.loopback import is_local
 
 _OPTIONS = (
-    # Calls go to all servers of a name in turn. What is sent again is for `retries`: gRPC's own policies know neither
-    # whether a call has begun nor a deadline.
+    # Balance calls over all addresses of a name. Retries are done in `retries`: gRPC's own policies know neither
+    # whether a call has started nor its deadline.
     ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})),
-    # A server that is back is found within a second (gRPC's own: up to two minutes), one that does not answer is given
-    # up after five (20), and a name that has come to mean another address is looked up again after two (30).
+    # Reconnect to a returning server within 1 s (gRPC's default: up to two minutes), give up on an unresponsive address
+    # after 5 s (20 s), and resolve a name again after 2 s (30 s).
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
-    ("grpc.min_reconnect_backoff_ms", 5_000),  # for how long a connection may be under way
+    ("grpc.min_reconnect_backoff_ms", 5_000),  # despite its name, the time limit of one connection attempt
     ("grpc.dns_min_time_between_resolutions_ms", 2_000),
-    # Notice a server that has gone without saying so; the server permits a ping every 10 s.
+    # Detect a server that disappeared without closing the connection. The server permits a ping every 10 s.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
-    # A thousand books with the longest texts are more than gRPC's own 4 MiB.
+    # A thousand books with the longest texts exceed gRPC's default of 4 MiB.
     ("grpc.max_receive_message_length", MESSAGE_MAX_BYTES),
-    # What a server has surely not seen gRPC sends again by itself, if it has kept it; a batch is more than its 256 KiB.
+    # gRPC's transparent retries resend a call that no server has seen, if it is buffered; a batch exceeds the default
+    # buffer of 256 KiB.
     ("grpc.per_rpc_retry_buffer_size", MESSAGE_MAX_BYTES),
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TLS:
-    """Files, as PEM: who vouches for the server (else gRPC's own list), and what shows who the client is."""
+    """PEM files: the CA of the server (default: gRPC's own list), and the client's certificate and its private key."""
 
     ca: str = ""
     cert: str = ""
@@ -46,10 +47,10 @@ class TLS:
 
 
 class TokenFile:
-    """A token in a file, read again when the file changes, as those do that an orchestrator renews.
+    """A token in a file, reloaded when the file changes, as when an orchestrator renews it.
 
-    While the file is away, cannot be read or holds no token, the one that was there stays. Raises `OSError`, and
-    `ValueError` where the file holds none at first.
+    While the file is missing, unreadable or without a token, the last token stays in use. Raises `OSError` or
+    `ValueError` if the first read fails.
     """
 
     def __init__(self, path: str) -> None:
@@ -59,12 +60,12 @@ class TokenFile:
         self()
 
     def __call__(self) -> str:
-        """Answer the token."""
+        """Return the current token."""
         try:
             stat = os.stat(self._path)
             seen = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
             if seen != self._seen:
-                # What is no text is no token either.
+                # Bytes that are not UTF-8 then fail the check of the token.
                 with open(self._path, encoding="utf-8", errors="replace") as file:
                     self._token = _checked(file.read().strip(), self._path)
                 self._seen = seen
@@ -75,7 +76,7 @@ class TokenFile:
 
 
 class Connection:
-    """A channel to the service and the stubs on it, of the event loop and the process that have opened it."""
+    """A channel to the service and its stubs. It belongs to the event loop and process that opened it."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self.channel = channel
@@ -89,28 +90,28 @@ class Connection:
         self._pid = os.getpid()
         self._connecting: asyncio.Task[None] | None = None
 
-    def check_place(self) -> None:
-        """Raise `ClientUnusable` in another process or event loop: gRPC would hang there, or abort the process."""
-        # The process first: a loop that was forked is none to asyncio.
+    def check_owner(self) -> None:
+        """Raise `ClientUnusable` in another process or event loop, where gRPC would hang or abort the process."""
+        # Check the process first: after a fork asyncio does not see the parent's running loop.
         if os.getpid() != self._pid:
-            raise ClientUnusable("This client belongs to the process that this one was forked from; make one in each.")
+            raise ClientUnusable("This client belongs to the parent process. Create one client for each process.")
         if asyncio.get_running_loop() is not self._loop:
-            raise ClientUnusable("This client belongs to another event loop; make one in each.")
+            raise ClientUnusable("This client belongs to another event loop. Create one client for each event loop.")
 
     @property
     def is_orphaned(self) -> bool:
-        """Whether its event loop has been closed, with which all of its calls have ended."""
+        """Whether its event loop is closed, which also ended all of its calls."""
         return self._loop.is_closed()
 
     @property
     def state(self) -> grpc.ChannelConnectivity:
-        """What gRPC knows of the servers: READY if any is connected, TRANSIENT_FAILURE if none can be."""
+        """The channel's state: READY if any server is connected, TRANSIENT_FAILURE if connecting to all failed."""
         return self.channel.get_state()
 
     def connecting(self) -> asyncio.Task[None] | None:
-        """Return what is done once a server has been connected, also if it is lost again, or None if one is.
+        """Return a task that is done once a server was connected, even if it was lost again. None if one is connected.
 
-        A call that was sent meanwhile has not left this process while it is not done.
+        A call that started while the task is pending has not left this process.
         """
         if self.state is grpc.ChannelConnectivity.READY:
             return None
@@ -119,22 +120,22 @@ class Connection:
         return self._connecting
 
     async def _wait_until_connected(self) -> None:
-        ends = (grpc.ChannelConnectivity.READY, grpc.ChannelConnectivity.SHUTDOWN)
-        while (state := self.state) not in ends:
+        final = (grpc.ChannelConnectivity.READY, grpc.ChannelConnectivity.SHUTDOWN)
+        while (state := self.state) not in final:
             await self.channel.wait_for_state_change(state)
 
 
 def connector(server: str, tls: TLS | None) -> Callable[[], Connection]:
-    """Return what opens a channel in the running event loop, which connects with the first call.
+    """Return a function that opens a channel in the running event loop. The channel connects with its first call.
 
-    Files are read now. Raises `ValueError` for those that cannot be used.
+    The files are read immediately. Raises `ValueError` for unusable files.
     """
     if tls is None:
-        # What stays on this machine gRPC would send through a proxy all the same, and a token could be read there.
+        # gRPC would use an HTTP proxy even for a local address, and the proxy could read the token.
         options = (*_OPTIONS, ("grpc.enable_http_proxy", 0)) if is_local(server) else _OPTIONS
         return lambda: Connection(grpc.aio.insecure_channel(server, options=options))
     if bool(tls.cert) != bool(tls.key):
-        raise ValueError("a certificate needs its key, and a key its certificate")
+        raise ValueError("a certificate needs its key, and a key needs its certificate")
     ca, cert, key = (_contents(path) for path in (tls.ca, tls.cert, tls.key))
     _check_files(tls, ca, cert)
     return lambda: Connection(
@@ -145,20 +146,20 @@ def connector(server: str, tls: TLS | None) -> Callable[[], Connection]:
 def call_metadata(
     server: str, *, token: str | Callable[[], str], is_encrypted: bool, insecure: bool
 ) -> Callable[[], Metadata]:
-    """Make what answers the metadata of a call: the token, if there is one.
+    """Return a function that returns the metadata of a call: the token, if there is one.
 
-    Raises `ValueError` for what is no token, and where it could be read on its way, unless `insecure` wants that; what
-    is returned raises it too, where `token` is a function that has come to return none.
+    Raises `ValueError` for an invalid token, and for one that would be sent in plaintext unless `insecure`. The
+    returned function raises it too if `token` is a function that returns an invalid one.
     """
     if not token:
         return lambda: ()
     if not (is_encrypted or insecure or is_local(server)):
-        raise ValueError(f"a token would travel to {server} in plaintext, for everyone on the way to read; use TLS")
+        raise ValueError(f"the token would be sent to {server} in plaintext, readable on the network; use TLS")
     if isinstance(token, str):
-        metadata = _bearer(_checked(token, "what was given"))
+        metadata = _bearer(_checked(token, "the given value"))
         return lambda: metadata
-    ask = token
-    return lambda: _bearer(_checked(ask(), "what the function for the token returned"))
+    current_token = token
+    return lambda: _bearer(_checked(current_token(), "the value returned by the token function"))
 
 
 def _bearer(token: str) -> Metadata:
@@ -167,7 +168,7 @@ def _bearer(token: str) -> Metadata:
 
 def _checked(token: str, source: str) -> str:
     if not token or not token.isascii() or not token.isprintable() or " " in token:
-        raise ValueError(f"{source} is no token")
+        raise ValueError(f"{source} is not a token")
     return token
 
 
@@ -182,27 +183,27 @@ def _contents(path: str) -> bytes | None:
 
 
 def _check_files(tls: TLS, ca: bytes | None, cert: bytes | None) -> None:
-    """Raise `ValueError` for what gRPC would find out with the first call, and then not say of which file."""
+    """Raise `ValueError` for files that would fail the first call, where gRPC does not name the file."""
     for path, contents in ((tls.ca, ca), (tls.cert, cert)):
         if contents is None:
             continue
         try:
-            # What stands beside the certificates, in any language, is nobody's business.
+            # Comments between the certificates may be in any language.
             _ssl_context().load_verify_locations(cadata=contents.decode("ascii", errors="ignore"))
-        except (ssl.SSLError, ValueError) as error:  # ValueError: nothing at all
-            raise ValueError(f"{path} holds no certificate in PEM form") from error
-    # What is no file, such as a shell's <(command), can be read only once.
+        except (ssl.SSLError, ValueError) as error:  # ValueError: empty
+            raise ValueError(f"{path} holds no certificate in PEM format") from error
+    # A pipe, such as a shell's <(command), can be read only once.
     if not (os.path.isfile(tls.cert) and os.path.isfile(tls.key)):
         return
     context = _ssl_context()
-    context.set_ciphers("DEFAULT:@SECLEVEL=0")  # which keys are too weak is for gRPC and the server to say
+    context.set_ciphers("DEFAULT:@SECLEVEL=0")  # gRPC and the server decide which keys are too weak
     try:
-        # Without a password it would ask for one at the terminal.
+        # Without a password OpenSSL would prompt for one at the terminal.
         context.load_cert_chain(tls.cert, tls.key, password="")
     except ssl.SSLError as error:
         if error.reason in ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH"):
             raise ValueError(f"the key in {tls.key} does not belong to the certificate in {tls.cert}") from error
-        raise ValueError(f"{tls.key} holds no private key in PEM form, without a password") from error
+        raise ValueError(f"{tls.key} holds no unencrypted private key in PEM format") from error
 
 
 def _ssl_context() -> ssl.SSLContext:

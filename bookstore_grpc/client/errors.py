@@ -1,4 +1,4 @@
-"""How a failed call becomes an error again: the table from what a status says to the class that the server raised."""
+"""Translates the status and details of a failed call into the class of error that the server raised."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -51,7 +51,7 @@ _ERRORS_BY_REASON: dict[str, type[BookstoreError]] = {
 
 
 class _Details(NamedTuple):
-    """What a status of the service says of an error, beside its reason."""
+    """The details of a status that the constructors below need."""
 
     message: str
     metadata: Mapping[str, str]
@@ -59,7 +59,7 @@ class _Details(NamedTuple):
     ids: Sequence[int]
 
 
-# These raise `LookupError` and `ValueError` where a detail is missing or is not as it is to be.
+# These raise `LookupError` or `ValueError` when a detail is missing or malformed.
 _ERRORS_FROM_DETAILS: dict[str, Callable[[_Details], BookstoreError]] = {
     InvalidFilter.reason: lambda details: InvalidFilter(
         details.violations[0].description,
@@ -84,8 +84,8 @@ _ERRORS_BY_CODE: dict[grpc.StatusCode, type[BookstoreError]] = {
     grpc.StatusCode.PERMISSION_DENIED: PermissionDenied,
     grpc.StatusCode.RESOURCE_EXHAUSTED: ResourceExhausted,
     grpc.StatusCode.UNAVAILABLE: Unavailable,
-    # What gRPC says for a server that has too many calls waiting, or is ending: those have no request id. A call that
-    # its own caller cancels does not come here.
+    # gRPC's own status when the server has too many waiting calls or is shutting down; it has no request id. A call
+    # cancelled by the program itself raises CancelledError instead.
     grpc.StatusCode.CANCELLED: Unavailable,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
     grpc.StatusCode.UNIMPLEMENTED: MethodUnknown,
@@ -94,12 +94,12 @@ _ERRORS_BY_CODE: dict[grpc.StatusCode, type[BookstoreError]] = {
 
 
 def error_from_rpc_error(error: grpc.aio.AioRpcError) -> BookstoreError:
-    """Turn a failed call, also one made with the generated stub, into the error that the server meant."""
+    """Return the error that the server raised, from a failed call of this client or of a generated stub."""
     trailers = dict(error.trailing_metadata() or ())
     try:
         raised = _error(error, status_pb2.Status.FromString(_bytes(trailers.get(STATUS_DETAILS_KEY, b""))))
     except (DecodeError, LookupError, ValueError):
-        # Details that this service did not make, a proxy's perhaps, do not hide the status.
+        # Malformed details, perhaps from a proxy, must not hide the status.
         raised = _error(error, status_pb2.Status())
     raised.request_id = str(trailers[REQUEST_ID_KEY]) if REQUEST_ID_KEY in trailers else None
     return raised
@@ -117,21 +117,21 @@ def _error(error: grpc.aio.AioRpcError, status: status_pb2.Status) -> BookstoreE
             detail.Unpack(retry)
     if info.domain != ERROR_DOMAIN:
         info = ErrorInfo()
-    message = error.details() or f"The server answered {error.code().name}."
+    message = error.details() or f"The server returned {error.code().name}."
     if error.code() is grpc.StatusCode.CANCELLED:
         message = (
-            "The server cancelled the call, which may have been done."
+            "The server cancelled the call; the call may have taken effect."
             if REQUEST_ID_KEY in dict(error.trailing_metadata() or ())
-            else "The server turned the call away before it began; try again."
+            else "The server rejected the call before it started; try again."
         )
     violations = [Violation(each.field, each.description, each.reason) for each in bad_request.field_violations]
-    if make := _ERRORS_FROM_DETAILS.get(info.reason):
-        raised = make(_Details(message, info.metadata, violations, ids))
+    if constructor := _ERRORS_FROM_DETAILS.get(info.reason):
+        raised = constructor(_Details(message, info.metadata, violations, ids))
     elif error.code() is grpc.StatusCode.INVALID_ARGUMENT:
         raised = InvalidRequest(violations, message=message)
     else:
         raised = _ERRORS_BY_REASON.get(info.reason, _ERRORS_BY_CODE.get(error.code(), BookstoreError))(message)
-    raised.reason = info.reason  # what the service said, if it was the service
+    raised.reason = info.reason  # empty if the status is not from the service
     raised.metadata = dict(info.metadata)
     if isinstance(raised, InvalidRequest | BookNotFound):
         raised.omitted_count = int(info.metadata.get(OMITTED_COUNT_KEY, 0))

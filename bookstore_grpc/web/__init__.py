@@ -1,1 +1,1 @@
-"""The pages for people: the catalogue and the API's documentation."""
+"""The web pages: the catalogue and the API documentation."""

@@ -1,4 +1,4 @@
-"""The HTTP application: pages for people first, and everything else is a call."""
+"""The HTTP application: routes of the web pages; every other request is transcoded into a call."""
 
 import re
 from collections.abc import Collection, Sequence
@@ -15,12 +15,12 @@ from bookstore_grpc.gateway.transcoder import JsonApi, Validate
 from bookstore_grpc.net.asgi import Application
 from bookstore_grpc.web.pages import page_routes
 
-# As browsers send them: in lower case, and with a port only where it is not the scheme's own.
+# As browsers send the Origin header: lower case, with a port only if it is not the scheme's default.
 _ORIGIN = re.compile(r"(?=[^A-Z]*$)(http://(?!.*:80$)|https://(?!.*:443$))[^/?#@*\s]+")
 _HOST = re.compile(r"[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*")
 _VERBS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
-_ASKED_HEADERS = ["Authorization", "Content-Type", "If-Match", "If-None-Match", "X-Request-Id", "Traceparent"]
-_TOLD_HEADERS = ["ETag", "Location", "Retry-After", "X-Request-Id"]
+_REQUEST_HEADERS = ["Authorization", "Content-Type", "If-Match", "If-None-Match", "X-Request-Id", "Traceparent"]
+_RESPONSE_HEADERS = ["ETag", "Location", "Retry-After", "X-Request-Id"]
 
 
 def http_application(
@@ -34,14 +34,15 @@ def http_application(
     validate: Validate | None = None,
     needs_token: bool = False,
 ) -> Application:
-    """Build it. Pages of `origins` may call from browsers, and the docs say whether a call `needs_token`.
+    """Return the ASGI application.
 
-    For the others see `JsonApi`. Raises `StartupError`.
+    Web pages of `origins` may call it from browsers (CORS). `needs_token` is shown in the API documentation. The other
+    arguments are those of `JsonApi`. Raises `StartupError` for an invalid origin or host.
     """
     for origin in origins:
         if not _ORIGIN.fullmatch(origin):
             raise StartupError(
-                f"--http-origins {origin!r} is not an origin as browsers send it, such as https://shop.example."
+                f"--http-origins {origin!r} is not an origin as sent by browsers, such as https://shop.example."
             )
     for host in hosts or ():
         if not _HOST.fullmatch(host):
@@ -50,8 +51,8 @@ def http_application(
         CORSMiddleware,
         allow_origins=origins,
         allow_methods=_VERBS,
-        allow_headers=_ASKED_HEADERS,
-        expose_headers=_TOLD_HEADERS,
+        allow_headers=_REQUEST_HEADERS,
+        expose_headers=_RESPONSE_HEADERS,
     )
     application = Starlette(routes=page_routes(needs_token=needs_token), middleware=[cors] if origins else [])
     application.router.redirect_slashes = False

@@ -1,6 +1,6 @@
-"""The pages for people, the files that they are made of, and the OpenAPI document.
+"""Serves the web pages, their static files, and the OpenAPI document.
 
-They hold no data, so everyone may have them.
+They contain no books and need no token.
 """
 
 import os
@@ -23,7 +23,7 @@ _Endpoint = Callable[[Request], Awaitable[Response]]
 _SITE = Path(__file__).parent / "site"
 _SWAGGER_UI = ("swagger-ui-bundle.js", "swagger-ui.css")
 
-# Everything comes from this server, and nothing is written into a page but by its own scripts.
+# Load everything from this server only, and allow no inline scripts or styles.
 _POLICY = "; ".join(
     [
         "default-src 'none'",
@@ -44,17 +44,17 @@ _HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-cache",
 }
-# What travels is a third of what it was. It is little, so compressing it anew costs less than keeping it.
+# Compression saves two thirds. The files are small: compressing each response is cheaper than a cache.
 _COMPRESSED = [Middleware(GZipMiddleware, compresslevel=6)]
 
 
 def page_routes(*, needs_token: bool) -> list[BaseRoute]:
-    """Answer the routes of the pages: the catalogue at /, the docs, and their files below /assets."""
+    """Return the routes: the catalogue at /, the API documentation at /docs, and static files at /assets."""
     return [
         Route("/", _file(_SITE / "index.html"), middleware=_COMPRESSED),
         Route("/docs", _file(_SITE / "docs.html"), middleware=_COMPRESSED),
         Route("/openapi.json", _openapi(needs_token=needs_token), middleware=_COMPRESSED),
-        # As it is: to compress 1.5 MB would hold up every other call.
+        # Uncompressed: compressing 1.5 MB would block every other call.
         Mount("/assets/swagger-ui", _SwaggerUI(directory=swagger_ui_path)),
         Mount("/assets", _Files(directory=_SITE), middleware=_COMPRESSED),
     ]
@@ -75,7 +75,7 @@ def _file(path: Path) -> _Endpoint:
 
 
 class _Files(StaticFiles):
-    """Files that say what browsers may do with them."""
+    """Static files with the security headers."""
 
     def file_response(self, *arguments: Any, **options: Any) -> Response:
         response = super().file_response(*arguments, **options)
@@ -84,7 +84,7 @@ class _Files(StaticFiles):
 
 
 class _SwaggerUI(_Files):
-    """What /docs takes of Swagger UI; its package has more."""
+    """The files of Swagger UI that /docs uses. Its package has more."""
 
     def lookup_path(self, path: str) -> tuple[str, os.stat_result | None]:
         return super().lookup_path(path) if path in _SWAGGER_UI else ("", None)

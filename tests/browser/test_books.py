@@ -88,7 +88,7 @@ async def test_a_create_whose_answer_is_lost_makes_one_book(
     await page.get_by_role("button", name="Add a book").click()
     await fill_book(page, name="Emma", author="Jane Austen", year="1815")
     await page.get_by_role("button", name="Add", exact=True).click()
-    await expect(page.get_by_role("alert")).to_contain_text("cannot be reached")
+    await expect(page.get_by_role("alert")).to_contain_text("Could not connect to the server")
 
     await page.get_by_role("button", name="Add", exact=True).click()
 
@@ -121,7 +121,7 @@ async def test_a_conflict_shows_both_and_theirs_can_be_edited_on(
     cells = page.locator(".conflict .differs td")
     await expect(cells).to_have_text(["Theirs", "Mine"])
     assert await violations(page) == []
-    await page.get_by_role("button", name="Edit what is stored now").click()
+    await page.get_by_role("button", name="Edit the current version").click()
     await expect(page.get_by_label("Title", exact=True)).to_have_value("Theirs")
     await page.get_by_label("Title", exact=True).fill("Theirs and mine")
     await page.get_by_role("button", name="Save").click()
@@ -175,7 +175,7 @@ async def test_a_book_that_somebody_has_changed_is_deleted_only_when_asked_again
     await page.get_by_role("button", name="Delete", exact=True).click()
     await expect(page.get_by_role("alertdialog")).to_contain_text("It is now Dune Messiah")
     assert len(await others.list()) == 1
-    await page.get_by_role("button", name="Delete it all the same").click()
+    await page.get_by_role("button", name="Delete it anyway").click()
 
     await expect(page.get_by_text("The catalogue is empty.")).to_be_visible()
 

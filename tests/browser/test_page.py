@@ -64,7 +64,7 @@ async def test_the_dark_is_as_readable_as_the_light(page: "Page", site: str, oth
     await expect(page.locator("#filter-error mark")).to_be_attached()
     assert await violations(page) == []
     await import_file(page, csv_of([("", "Nobody", 1)]))
-    await expect(page.get_by_role("dialog").get_by_role("heading", name="1 row refused")).to_be_visible()
+    await expect(page.get_by_role("dialog").get_by_role("heading", name="1 row rejected")).to_be_visible()
     assert await violations(page) == []
 
 
@@ -122,7 +122,7 @@ async def test_a_server_that_is_away_is_told_of_and_can_be_tried_again(
         await page.goto(f"http://{address}")
         await Others(page, f"http://{address}").create("Emma")
     await page.get_by_label("Search").fill("emma")
-    await expect(page.get_by_role("alert")).to_contain_text("The server cannot be reached.")
+    await expect(page.get_by_role("alert")).to_contain_text("Could not connect to the server.")
     await expect(page.get_by_role("alert").locator("code")).to_have_text(re.compile("[0-9a-f-]{36}"))
     assert await violations(page) == []
 

@@ -150,7 +150,7 @@ def test_without_a_server_every_verb_says_which_does_not_answer(
 
     assert finished.status == 1
     assert finished.output in ("", "name,author,release_year\r\n")
-    assert f"Error: Cannot reach {closed_address}: " in finished.errors
+    assert f"Error: Could not connect to {closed_address}: " in finished.errors
     assert "Connection refused" in finished.errors
     assert "--server" in finished.errors
 
@@ -187,7 +187,7 @@ def test_a_server_that_says_nothing_is_given_up_after_the_timeout() -> None:
         finished = run_bookstore("list", "--server", address, "--timeout-seconds", 0.3)
 
     assert finished.status == 1
-    assert finished.errors.startswith(f"Error: {address} did not answer in time: No connection came about.")
+    assert finished.errors.startswith(f"Error: {address} did not respond in time: Could not connect.")
 
 
 def test_the_flag_goes_before_the_variable(catalogue: Catalogue, closed_address: str) -> None:

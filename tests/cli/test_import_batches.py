@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bookstore_grpc.cli.transfer import _Patience
+from bookstore_grpc.cli.outage import OutageRetry
 from bookstore_grpc.errors import Unavailable
 from tests.cli.breaking_line import breaking_line
 from tests.cli.conftest import Catalogue, csv_bytes, numbered_rows
@@ -24,8 +24,8 @@ def test_run_twice_it_adds_none(catalogue: Catalogue, tmp_path: Path) -> None:
 
     first, second = catalogue.run("import", path), catalogue.run("import", path)
 
-    assert first == (0, "", "1,234 books stored, 1,234 of them new; 0 rows refused.\n")
-    assert second == (0, "", "1,234 books stored, 0 of them new; 0 rows refused.\n")
+    assert first == (0, "", "1,234 books stored, 1,234 of them new; 0 rows rejected.\n")
+    assert second == (0, "", "1,234 books stored, 0 of them new; 0 rows rejected.\n")
     assert catalogue.rows() == numbered_rows(1_234)
 
 
@@ -60,7 +60,7 @@ def test_a_batch_of_nothing_but_bad_rows_is_refused_whole(catalogue: Catalogue, 
     finished = catalogue.run("import", path)
 
     assert finished.status == 1
-    assert "0 books stored, 0 of them new; 3 rows refused." in finished.errors
+    assert "0 books stored, 0 of them new; 3 rows rejected." in finished.errors
     assert catalogue.rows() == []
 
 
@@ -76,7 +76,7 @@ def test_of_300_bad_rows_in_a_batch_each_is_refused_once_with_line_and_reason(
     finished = catalogue.run("import", path, "--rejects", rejects)
 
     assert finished.status == 1
-    assert finished.errors == "500 books stored, 500 of them new; 300 rows refused.\n"
+    assert finished.errors == "500 books stored, 500 of them new; 300 rows rejected.\n"
     assert sorted(catalogue.rows()) == sorted(good)
     with rejects.open(newline="", encoding="utf-8") as file:
         refused = list(csv.DictReader(file))
@@ -108,7 +108,7 @@ def test_bad_rows_cost_few_calls_and_the_others_are_not_sent_over_and_over(
         server.stop()
         calls = [line for line in server.log_lines() if line.get("method", "").endswith("BatchCreateBooks")]
 
-    assert finished.errors.endswith(f"50 books stored, 50 of them new; {len(bad_rows)} rows refused.\n")
+    assert finished.errors.endswith(f"50 books stored, 50 of them new; {len(bad_rows)} rows rejected.\n")
     assert len(calls) <= most_calls
     row_bytes = 64  # of the id, and of what is around the texts
     size = path.stat().st_size + row_bytes * (len(bad_rows) + 50)
@@ -121,7 +121,7 @@ def test_rejects_are_a_csv_file_that_can_be_mended_and_imported(catalogue: Catal
 
     finished = catalogue.run("import", path, "--rejects", rejects)
 
-    assert finished.errors == "1 book stored, 1 of them new; 2 rows refused.\n"
+    assert finished.errors == "1 book stored, 1 of them new; 2 rows rejected.\n"
     assert rejects.read_bytes().decode() == (
         "line,reason,name,author,release_year\r\n"
         '3,"release_year: is \'soon\', not a whole number","Ünë, ""q""","B\nC",soon\r\n'
@@ -129,7 +129,7 @@ def test_rejects_are_a_csv_file_that_can_be_mended_and_imported(catalogue: Catal
     )
     rejects.write_bytes(rejects.read_bytes().replace(b"B\nC", b"B").replace(b",soon", b",2"))
     again = catalogue.run("import", rejects)
-    assert "1 book stored, 1 of them new; 1 row refused." in again.errors
+    assert "1 book stored, 1 of them new; 1 row rejected." in again.errors
     assert catalogue.rows() == [("N", "A", 1), ('Ünë, "q"', "B", 2)]
 
 
@@ -147,8 +147,8 @@ def test_only_the_first_refusals_are_shown_without_a_file_for_them(catalogue: Ca
 
     lines = finished.errors.splitlines()
     assert [line.split(":")[0] for line in lines[:20]] == [f"Line {number}" for number in range(2, 22)]
-    assert lines[20] == "More rows are refused; --rejects FILE lists them all."
-    assert lines[21:] == ["0 books stored, 0 of them new; 30 rows refused."]
+    assert lines[20] == "More rows were rejected; --rejects FILE lists all of them."
+    assert lines[21:] == ["0 books stored, 0 of them new; 30 rows rejected."]
 
 
 def test_the_file_itself_cannot_take_its_rejects(catalogue: Catalogue, tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_a_row_larger_than_a_message_is_refused_alone(catalogue: Catalogue, tmp_
     finished = catalogue.run("import", path, "--rejects", rejects)
 
     assert finished.status == 1
-    assert "2 books stored, 2 of them new; 1 row refused." in finished.errors
+    assert "2 books stored, 2 of them new; 1 row rejected." in finished.errors
     assert catalogue.rows() == [("First", "A", 1), ("Last", "A", 3)]
     assert rejects.read_text().splitlines()[1].startswith("3,")
 
@@ -195,9 +195,9 @@ def test_a_server_that_takes_short_messages_only_gets_smaller_batches(tmp_path: 
         server.stop()
         calls = [line for line in server.log_lines() if line.get("method", "").endswith("BatchCreateBooks")]
 
-    assert finished.errors == "610 books stored, 610 of them new; 1 row refused.\n"
+    assert finished.errors == "610 books stored, 610 of them new; 1 row rejected.\n"
     assert limited.rows() == numbered_rows(600) + numbered_rows(10)
-    assert rejects.read_text().splitlines()[1].startswith("602,The request is longer than the 1200 bytes")
+    assert rejects.read_text().splitlines()[1].startswith("602,The request is longer than the server's limit of 1200")
     assert len([line for line in calls if line["status"] != "OK"]) < 20
 
 
@@ -238,7 +238,7 @@ def test_interrupted_and_run_again_it_stores_every_row_once(
     assert 0 < stored < MANY_ROWS
     assert "Traceback" not in errors
     if signal_number is signal.SIGINT:
-        assert "Not finished. Run the same command again to go on; nothing is stored twice." in errors
+        assert "Not finished. Run the same command again to continue; nothing is stored twice." in errors
     assert again.status == 0
     assert f"{MANY_ROWS:,} books stored, {MANY_ROWS - stored:,} of them new" in again.errors
     assert sorted(catalogue.rows()) == numbered_rows(MANY_ROWS)
@@ -258,9 +258,9 @@ def test_a_server_that_goes_away_in_the_middle_is_told_and_the_import_can_go_on(
     again = catalogue.run("import", path)
 
     assert finished.status == 1
-    assert "The service does not answer; trying for 4.2 s." in finished.errors
-    assert f"Cannot reach {address}" in finished.errors
-    assert "Not finished. Run the same command again to go on; nothing is stored twice." in finished.errors
+    assert "The service is not responding; retrying for 4.2 s." in finished.errors
+    assert f"Could not connect to {address}" in finished.errors
+    assert "Not finished. Run the same command again to continue; nothing is stored twice." in finished.errors
     assert 0 < stored < MANY_ROWS
     assert again.status == 0
     assert sorted(catalogue.rows()) == numbered_rows(MANY_ROWS)
@@ -277,8 +277,8 @@ async def test_how_long_an_outage_may_take_is_told_in_seconds(
             raise failure
         return "answered"
 
-    assert await _Patience(timeout_seconds)(call) == "answered"
-    assert capsys.readouterr().err == f"The service does not answer; trying for {shown} s.\n"
+    assert await OutageRetry(timeout_seconds)(call) == "answered"
+    assert capsys.readouterr().err == f"The service is not responding; retrying for {shown} s.\n"
 
 
 def test_without_a_server_nothing_is_said_to_be_stored(tmp_path: Path, catalogue: Catalogue) -> None:
@@ -309,4 +309,4 @@ def test_a_limit_that_is_not_waited_for_ends_an_import_and_is_no_refusal_of_a_ro
         finished = limited.run("import", "-", stdin=csv_bytes(numbered_rows(1)))
         assert finished.status == 1
         assert "[TOO_MANY_REQUESTS]" in finished.errors
-        assert "refused" not in finished.errors
+        assert "rejected" not in finished.errors

@@ -29,7 +29,7 @@ def test_without_flags_the_first_page_is_shown_and_a_hint_says_so_on_standard_er
 
     assert finished.status == 0
     assert len(finished.output.splitlines()) == 1 + 50
-    assert finished.errors == "These are the first 50; --all or --limit N print more.\n"
+    assert finished.errors == "These are the first 50 books; use --all or --limit N for more.\n"
 
 
 def test_a_page_that_holds_all_has_no_hint(catalogue: Catalogue) -> None:
@@ -68,7 +68,7 @@ def test_page_size_is_how_many_the_first_page_has(catalogue: Catalogue) -> None:
     finished = catalogue.run("list", "--page-size", 2, "--output", "json")
 
     assert names(finished.output) == ["Book 000000", "Book 000001"]
-    assert "first 2;" in finished.errors
+    assert "first 2 books;" in finished.errors
 
 
 def test_filter_and_order_choose_and_sort(catalogue: Catalogue) -> None:

@@ -45,7 +45,7 @@ def test_an_import_shows_a_bar_that_fills(catalogue: Catalogue, tmp_path: Path) 
 
     assert "Importing  [" in shown
     assert "100%" in shown
-    assert shown.endswith("2,500 books stored, 2,500 of them new; 0 rows refused.\r\n")
+    assert shown.endswith("2,500 books stored, 2,500 of them new; 0 rows rejected.\r\n")
 
 
 def test_an_export_shows_a_count_that_is_wiped_away(catalogue: Catalogue, tmp_path: Path) -> None:
@@ -62,5 +62,5 @@ def test_elsewhere_there_is_none(catalogue: Catalogue, tmp_path: Path) -> None:
     imported = catalogue.run("import", "-", stdin=csv_bytes(numbered_rows(2_500)))
     exported = catalogue.run("export", tmp_path / "books.csv")
 
-    assert imported.errors == "2,500 books stored, 2,500 of them new; 0 rows refused.\n"
+    assert imported.errors == "2,500 books stored, 2,500 of them new; 0 rows rejected.\n"
     assert exported.errors == "2,500 books exported.\n"

@@ -77,7 +77,7 @@ def test_update_changes_what_is_given_and_prints_the_book(catalogue: Catalogue) 
 def test_delete_says_what_it_has_done(catalogue: Catalogue) -> None:
     book = catalogue.create("N")
 
-    assert catalogue.succeed("delete", book["id"]) == f"Book {book['id']} is deleted.\n"
+    assert catalogue.succeed("delete", book["id"]) == f"Book {book['id']} deleted.\n"
     assert catalogue.rows() == []
 
 

@@ -105,7 +105,7 @@ async def test_a_token_outlives_whatever_becomes_of_its_file(
 def test_a_file_without_a_token_is_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "token"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="is no token"):
+    with pytest.raises(ValueError, match="is not a token"):
         TokenFile(str(path))
 
 
@@ -146,11 +146,11 @@ def test_files_that_hold_something_else_are_told_by_name(tmp_path: Path) -> None
     private_key = load_pem_private_key(Path(key).read_bytes(), password=None)
     locked.write_bytes(private_key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"x")))
     for tls, sentence in (
-        (TLS(ca=str(junk)), f"{junk} holds no certificate in PEM form"),
-        (TLS(ca=key), f"{key} holds no certificate in PEM form"),
-        (TLS(ca=ca, cert=str(junk), key=key), f"{junk} holds no certificate in PEM form"),
-        (TLS(ca=ca, cert=cert, key=str(junk)), f"{junk} holds no private key in PEM form"),
-        (TLS(ca=ca, cert=cert, key=str(locked)), f"{locked} holds no private key in PEM form, without a password"),
+        (TLS(ca=str(junk)), f"{junk} holds no certificate in PEM format"),
+        (TLS(ca=key), f"{key} holds no certificate in PEM format"),
+        (TLS(ca=ca, cert=str(junk), key=key), f"{junk} holds no certificate in PEM format"),
+        (TLS(ca=ca, cert=cert, key=str(junk)), f"{junk} holds no unencrypted private key in PEM format"),
+        (TLS(ca=ca, cert=cert, key=str(locked)), f"{locked} holds no unencrypted private key in PEM format"),
         (TLS(ca=ca, cert=cert, key=other_key), f"the key in {other_key} does not belong to the certificate in {cert}"),
         (TLS(ca=ca, cert=other_cert, key=key), f"the key in {key} does not belong to the certificate in {other_cert}"),
     ):

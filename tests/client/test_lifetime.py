@@ -101,7 +101,7 @@ async def test_calls_that_wait_for_a_server_end_as_the_client_is_closed() -> Non
 
 async def test_a_client_that_is_closed_while_it_looks_for_a_cause_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     client = BookstoreClient("127.0.0.1:1", timeout_seconds=0.3)
-    look = client._error_of_no_connection  # what a call does at its deadline
+    look = client._transport._connection_error  # what a call does at its deadline
 
     async def look_and_be_closed() -> BookstoreError:
         closing = asyncio.create_task(client.close())
@@ -110,7 +110,7 @@ async def test_a_client_that_is_closed_while_it_looks_for_a_cause_says_so(monkey
         finally:
             await closing
 
-    monkeypatch.setattr(client, "_error_of_no_connection", look_and_be_closed)
+    monkeypatch.setattr(client._transport, "_connection_error", look_and_be_closed)
     with pytest.raises(ClientUnusable, match="closed"):
         await client.get_book(1)
 
@@ -223,7 +223,7 @@ async def test_a_forked_process_is_told_at_once_and_its_parent_goes_on(sqlite_se
 
     assert done.stdout.splitlines() == [
         "SERVING",
-        "This client belongs to the process that this one was forked from; make one in each.",
+        "This client belongs to the parent process. Create one client for each process.",
         "child 0",
         "SERVING",
     ], done.stderr

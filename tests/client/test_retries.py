@@ -218,7 +218,7 @@ async def test_what_has_not_begun_is_sent_again_whatever_it_is(
     [
         pytest.param(CallInterrupted("cut off"), "cut off", id="by a drain"),
         # With a request id, so a handler had it.
-        pytest.param(grpc.StatusCode.CANCELLED, "cancelled the call, which may have been done", id="cancelled"),
+        pytest.param(grpc.StatusCode.CANCELLED, "the call may have taken effect", id="cancelled"),
     ],
 )
 async def test_a_call_cut_off_in_its_midst_is_sent_again_only_if_that_is_safe(

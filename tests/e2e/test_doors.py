@@ -66,7 +66,7 @@ def test_who_has_no_certificate_does_not_come_in_and_is_told_of_tls(guarded: Gua
     for certificates in ((), guarded.certificates[:2]):
         refused = run_bookstore("list", "--server", guarded.server.address, *certificates)
         assert refused.status == 1
-        assert f"Cannot reach {guarded.server.address}: Socket closed. " in refused.errors
+        assert f"Could not connect to {guarded.server.address}: Socket closed. " in refused.errors
         assert "--tls" in refused.errors
         assert "--cert" in refused.errors
 
@@ -88,7 +88,7 @@ def test_who_is_refused_by_tls_is_told_why(tmp_path: Path, sqlite_url: str, star
         server = start(sqlite_url, "--tls-cert", cert, "--tls-key", key)
         refused = run_bookstore("health", "--server", server.address, "--ca", ca_of_client)
         assert refused.status == 1
-        assert refused.errors.startswith(f"Error: Cannot reach {server.address}: ")
+        assert refused.errors.startswith(f"Error: Could not connect to {server.address}: ")
         assert cause in refused.errors
         assert server.stop() == 0
 

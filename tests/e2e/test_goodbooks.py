@@ -31,8 +31,8 @@ def test_they_are_stored_once_and_exported_the_same(
     second = run_bookstore("import", goodbooks, "--rejects", rejects, "--server", server.address)
     third = run_bookstore("export", exported, "--server", server.address)
 
-    assert first == (1, "", "9,979 books stored, 9,979 of them new; 21 rows refused.\n")
-    assert second == (1, "", "9,979 books stored, 0 of them new; 21 rows refused.\n")
+    assert first == (1, "", "9,979 books stored, 9,979 of them new; 21 rows rejected.\n")
+    assert second == (1, "", "9,979 books stored, 0 of them new; 21 rows rejected.\n")
     assert third == (0, "", "9,979 books exported.\n")
     given = rows(goodbooks)
     assert rows(exported) == [

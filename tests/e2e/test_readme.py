@@ -46,7 +46,7 @@ def session(block: str) -> list[tuple[str, str]]:
     ]
 
 
-@pytest.mark.parametrize(("heading", "index"), [("Two commands", 1), ("In the browser", 0), ("With grpcurl", 0)])
+@pytest.mark.parametrize(("heading", "index"), [("Quick start", 1), ("JSON over HTTP", 0), ("grpcurl", 0)])
 def test_a_session_prints_what_the_readme_shows(server: Serving, heading: str, index: int) -> None:
     commands = session(blocks(heading, "console")[index])
     require(not any(command.startswith("curl ") for command, _ in commands) or shutil.which("curl"), "needs curl")
@@ -79,6 +79,6 @@ def test_the_python_examples_run(server: Serving) -> None:
             timeout=PATIENCE_SECONDS,
             check=True,
         ).stdout
-        for block in blocks("From Python", "python")
+        for block in blocks("Python", "python")
     ]
     assert printed == ["1 Dune Messiah 1969\n", "['Dune Messiah']\n"]

@@ -96,7 +96,7 @@ def test_an_import_outlasts_an_outage_longer_than_a_calls_deadline(
         process.kill()
 
     assert process.returncode == 0, errors
-    assert f"{rows:,} books stored, {rows:,} of them new; 0 rows refused." in errors
+    assert f"{rows:,} books stored, {rows:,} of them new; 0 rows rejected." in errors
     assert stored_count(sqlite_file) == rows
 
 

@@ -149,7 +149,7 @@ def test_a_variable_that_is_none_is_warned_of_by_name_and_its_value_is_kept(star
 
     asked = run_bookstore("health", "--server", server.address, variables={**unknown, **others})
     assert asked.status == 0
-    assert asked.errors == "Warning: BOOKSTORE_TLS_CLIENT_CAS is no variable of this command and does nothing.\n"
+    assert asked.errors == "Warning: BOOKSTORE_TLS_CLIENT_CAS is not a variable of this command and has no effect.\n"
 
 
 @pytest.mark.parametrize("worker_count", ["1", "2"])

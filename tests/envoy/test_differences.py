@@ -38,7 +38,7 @@ def _about(book: books_pb2.Book) -> str:
 
 REQUESTS: Mapping[str, Callable[[books_pb2.Book], Request]] = {
     "`POST /v1/books`": lambda _: Request("POST", "/v1/books", BOOK),
-    "a body with a field that is none": lambda _: Request(
+    "a body with an unknown field": lambda _: Request(
         "POST", "/v1/books:batchCreate", {"requests": [{"book": BOOK, "x": 1}]}
     ),
     "`GET` of a book with `If-None-Match`": lambda at: Request(
@@ -52,7 +52,7 @@ REQUESTS: Mapping[str, Callable[[books_pb2.Book], Request]] = {
     "`PUT` with `?updateMask=author`": lambda at: Request("PUT", f"{_about(at)}?updateMask=author", BOOK),
     "`GET` with a body": lambda at: Request("GET", _about(at), {}),
     "a parameter twice": lambda _: Request("GET", "/v1/books?pageSize=1&pageSize=2"),
-    "a verb that is not for this path": lambda at: Request("POST", _about(at), BOOK),
+    "a wrong verb for this path": lambda at: Request("POST", _about(at), BOOK),
     "`HEAD /v1/books`": lambda _: Request("HEAD", "/v1/books"),
     "`/v1/books/`, with a slash at the end": lambda _: Request("GET", "/v1/books/"),
     "`/v1/books%2F1`": lambda at: Request("GET", f"/v1/books%2F{at.id}"),

@@ -241,4 +241,4 @@ async def test_a_request_without_a_message_is_refused(tmp_path: Path) -> None:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await upload(iter(()), timeout=10)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert "no request of" in (caught.value.details() or "")
+    assert "not a valid message for" in (caught.value.details() or "")

@@ -1,15 +1,15 @@
-// The JSON API: calls, and what becomes of those that fail.
+// Calls of the JSON API, and their failures.
 
 import { askForToken, token } from "./token.js";
 
 const BASE = new URL("../v1/", import.meta.url);
-// Longer than servers let a call take unless they are told otherwise.
-const PATIENCE_MS = 40_000;
+// Longer than the server's default --max-call-seconds.
+const TIMEOUT_MS = 40_000;
 
-/** A call that failed, with what the server says of it; `status` is 0 where no answer came. */
+/** A failed call with the server's error; `status` is 0 without a response. */
 export class Failure extends Error {
   constructor(status, error, requestId, retryAfter) {
-    super(error.message || `The server answered with the status ${status}, and no more.`);
+    super(error.message || `The server returned the status ${status} without a message.`);
     const details = error.details ?? [];
     const detail = (type) => details.find((each) => each["@type"] === `type.googleapis.com/google.rpc.${type}`) ?? {};
     const { reason = "", metadata = {} } = detail("ErrorInfo");
@@ -20,63 +20,63 @@ export class Failure extends Error {
     this.requestId = detail("RequestInfo").requestId ?? requestId;
     this.retrySeconds = Number(retryAfter) || 1;
     if (metadata.scope && !this.message.includes(metadata.scope))
-      this.message += ` It needs the scope ${metadata.scope}.`;
+      this.message += ` The call requires the scope ${metadata.scope}.`;
   }
 
-  /** Whether the same call may succeed a little later. */
-  get passes() {
+  /** Whether the call can be retried later. */
+  get isRetryable() {
     return this.status === 429 || this.status === 503;
   }
 }
 
-/** Call the API and answer its JSON. Throws `Failure`, and `AbortError` when `signal` says so. */
+/** Call the API and return its JSON. Throws `Failure`, or `AbortError` when `signal` is aborted. */
 export async function call(verb, path, { query = {}, body, etag, signal } = {}) {
-  const asked = Object.entries(query).filter(([, value]) => value !== "");
-  const url = `${BASE}${path}${asked.length ? `?${new URLSearchParams(asked)}` : ""}`;
-  // Named here already, so that a call whose answer is lost can be found in the server's log.
+  const given = Object.entries(query).filter(([, value]) => value !== "");
+  const url = `${BASE}${path}${given.length ? `?${new URLSearchParams(given)}` : ""}`;
+  // Chosen here, so that a call whose response is lost can be found in the server's log.
   const requestId = newId();
   const headers = { "X-Request-Id": requestId };
   if (token()) headers.Authorization = `Bearer ${token()}`;
   if (body) headers["Content-Type"] = "application/json";
   if (etag) headers["If-Match"] = `"${etag}"`;
-  let answer, text;
+  let response, text;
   try {
-    const ended = AbortSignal.timeout(PATIENCE_MS);
-    answer = await fetch(url, {
+    const timeout = AbortSignal.timeout(TIMEOUT_MS);
+    response = await fetch(url, {
       method: verb,
       headers,
       body: body && JSON.stringify(body),
-      signal: signal ? AbortSignal.any([signal, ended]) : ended,
+      signal: signal ? AbortSignal.any([signal, timeout]) : timeout,
     });
-    text = await answer.text();
+    text = await response.text();
   } catch (error) {
     if (signal?.aborted) throw error;
-    const late = error.name === "TimeoutError";
+    const isTimeout = error.name === "TimeoutError";
     throw new Failure(
       0,
-      { message: late ? "The server does not answer." : "The server cannot be reached." },
+      { message: isTimeout ? "The server is not responding." : "Could not connect to the server." },
       requestId,
     );
   }
   const json = parsed(text);
-  if (answer.ok) return json;
+  if (response.ok) return json;
   const failure = new Failure(
-    answer.status,
+    response.status,
     json,
-    answer.headers.get("X-Request-Id") ?? requestId,
-    answer.headers.get("Retry-After"),
+    response.headers.get("X-Request-Id") ?? requestId,
+    response.headers.get("Retry-After"),
   );
-  if (answer.status === 401 && (await askForToken(failure.message)))
+  if (response.status === 401 && (await askForToken(failure.message)))
     return call(verb, path, { query, body, etag, signal });
   throw failure;
 }
 
-/** Answer a random UUID. `crypto.randomUUID` is there over HTTPS and on localhost alone. */
+/** Return a random UUID. `crypto.randomUUID` exists only over HTTPS and on localhost. */
 export function newId() {
   return uuid(crypto.getRandomValues(new Uint8Array(16)), 4);
 }
 
-/** Answer 16 bytes as a UUID of a version (RFC 9562). */
+/** Return 16 bytes as a UUID of the given version (RFC 9562). */
 export function uuid(bytes, version) {
   bytes[6] = (bytes[6] & 0x0f) | (version << 4);
   bytes[8] = (bytes[8] & 0x3f) | 0x80;
@@ -88,6 +88,6 @@ function parsed(text) {
   try {
     return JSON.parse(text);
   } catch {
-    return {}; // of a proxy between here and the server, perhaps
+    return {}; // perhaps from a proxy
   }
 }

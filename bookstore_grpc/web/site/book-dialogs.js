@@ -1,11 +1,11 @@
-// Adding, editing and deleting a book.
+// The dialogs that add, edit and delete a book.
 
 import { call, newId } from "./api.js";
 import { button, byId, element, failureBox, onClose, quoted, written, yearText } from "./elements.js";
 
 const LABELS = { name: "Title", author: "Author", release_year: "Year" };
 const FIELDS = Object.keys(LABELS);
-// As JSON spells them.
+// Their names in JSON.
 const JSON_NAMES = { name: "name", author: "author", release_year: "releaseYear" };
 
 const dialog = byId("book");
@@ -13,7 +13,7 @@ const form = dialog.querySelector("form");
 const conflict = dialog.querySelector(".conflict");
 const inputs = Object.fromEntries(FIELDS.map((field) => [field, form.elements[field]]));
 
-/** Ask for a new book, store it, and answer it; undefined when the person gave up. */
+/** Let the user enter a book, and store it. Returns it, or undefined when the dialog was cancelled. */
 export function createBook() {
   let requestId, sent;
   return openForm({
@@ -22,7 +22,7 @@ export function createBook() {
     values: { name: "", author: "", release_year: "" },
     async store(values) {
       const body = bodyOf(values, FIELDS);
-      // A retry of the same book makes no second one; another book needs another id.
+      // The idempotency key: a retry of the same book creates no second one; another book needs another key.
       if (JSON.stringify(body) !== sent) requestId = newId();
       sent = JSON.stringify(body);
       return call("POST", "books", { query: { requestId }, body });
@@ -30,7 +30,7 @@ export function createBook() {
   });
 }
 
-/** Let a book be edited, store what changes, and answer the book as it then is; undefined when the person gave up. */
+/** Let the user edit a book, and store the changes. Returns the new state, or undefined when cancelled. */
 export function editBook(book) {
   let known = book;
   return openForm({
@@ -51,7 +51,7 @@ export function editBook(book) {
             known = theirs;
             fill(valuesOf(theirs));
           },
-          // What only they have changed stays as they have it.
+          // Fields that only the other user changed keep their values.
           keepMine() {
             known = theirs;
             fill({ ...valuesOf(theirs), ...Object.fromEntries(changed.map((field) => [field, values[field]])) });
@@ -63,11 +63,11 @@ export function editBook(book) {
   });
 }
 
-/** Ask whether a book is to be deleted, delete it, and answer whether it is gone. */
+/** Delete a book after confirmation. Returns whether it is deleted. */
 export function deleteBook(book) {
-  const asked = byId("delete");
-  const place = asked.querySelector(".failure-place");
-  const submit = asked.querySelector("[type=submit]");
+  const confirmation = byId("delete");
+  const place = confirmation.querySelector(".failure-place");
+  const submit = confirmation.querySelector("[type=submit]");
   const say = (current, before = "") => {
     byId("delete-text").replaceChildren(
       before,
@@ -76,15 +76,15 @@ export function deleteBook(book) {
       written(current.author),
       ` (${yearText(current.releaseYear)}). This cannot be undone.`,
     );
-    submit.textContent = before ? "Delete it all the same" : "Delete";
+    submit.textContent = before ? "Delete it anyway" : "Delete";
   };
   let known = book;
   say(known);
   place.replaceChildren();
   return new Promise((resolve) => {
     let gone = false;
-    onClose(asked, () => resolve(gone));
-    asked.querySelector("form").onsubmit = busily(submit, async () => {
+    onClose(confirmation, () => resolve(gone));
+    confirmation.querySelector("form").onsubmit = busily(submit, async () => {
       place.replaceChildren();
       try {
         await call("DELETE", `books/${book.id}`, { etag: known.etag });
@@ -92,16 +92,16 @@ export function deleteBook(book) {
         try {
           if (failure.reason !== "ETAG_MISMATCH") throw failure;
           known = await call("GET", `books/${book.id}`);
-          say(known, "Somebody has changed it meanwhile. It is now ");
+          say(known, "Another user has changed it. It is now ");
           return;
         } catch (final) {
           if (final.status !== 404) return place.replaceChildren(failureBox(final));
         }
       }
       gone = true;
-      asked.close();
+      confirmation.close();
     });
-    asked.showModal();
+    confirmation.showModal();
   });
 }
 
@@ -142,7 +142,7 @@ function openForm({ title, action, values, store }) {
   });
 }
 
-/** Show at each field what is wrong with it, go to the first, and answer whether there was one. */
+/** Show the violation of each field and focus the first. Returns whether there is any. */
 function showViolations(found) {
   for (const field of FIELDS) {
     inputs[field].ariaInvalid = field in found ? "true" : null;
@@ -164,22 +164,22 @@ function showConflict(theirs, mine, changed, { takeTheirs, keepMine }) {
     );
     return row;
   });
-  const heads = ["", "Stored now", "Your change"].map((text) =>
+  const heads = ["", "Current", "Your change"].map((text) =>
     element(text ? "th" : "td", text ? { scope: "col" } : {}, text),
   );
-  const settle = (then) => () => {
+  const resolveWith = (then) => () => {
     conflict.hidden = true;
     inputs.name.focus();
     then();
   };
   conflict.replaceChildren(
-    element("h3", { id: "conflict-title" }, "Somebody has changed this book meanwhile"),
+    element("h3", { id: "conflict-title" }, "Another user has changed this book"),
     element("table", {}, element("thead", {}, element("tr", {}, ...heads)), element("tbody", {}, ...rows)),
     element(
       "div",
       { className: "buttons" },
-      button("Edit what is stored now", settle(takeTheirs)),
-      button("Overwrite with my change", settle(keepMine), { className: "danger" }),
+      button("Edit the current version", resolveWith(takeTheirs)),
+      button("Overwrite with my change", resolveWith(keepMine), { className: "danger" }),
     ),
   );
   conflict.hidden = false;
@@ -208,7 +208,7 @@ function valuesOf(book) {
   return { name: book.name, author: book.author, release_year: String(book.releaseYear) };
 }
 
-/** Do one thing at a time, and let the button show that it is being done. */
+/** Ignore submits while one is running, and mark the button as busy. */
 function busily(submit, work) {
   let busy = false;
   return async (event) => {

@@ -1,4 +1,4 @@
-// The catalogue: what is searched for, in which order and on which page, as the address says it.
+// The catalogue page. Filter, order and page are kept in the URL.
 
 import { call } from "./api.js";
 import { createBook, deleteBook, editBook } from "./book-dialogs.js";
@@ -15,7 +15,7 @@ const COLUMNS = [
 const ORDER = "id desc";
 const SIZE = "50";
 const TYPING_MS = 250;
-// Pages that "Previous" leads back over; the browser's own history leads further.
+// The most pages that "Previous" goes back; the browser's history goes further.
 const TRAIL_MAX = 500;
 
 const filter = byId("filter");
@@ -25,15 +25,15 @@ const [first, previous, next] = ["first", "previous", "next"].map(byId);
 const day = new Intl.DateTimeFormat(undefined, { dateStyle: "medium" });
 const moment = new Intl.DateTimeFormat(undefined, { dateStyle: "full", timeStyle: "medium" });
 
-// What is on the screen, and what is on its way there. `trail` has, for each page before, its token and how many books
-// stand before it.
+// The view on the screen, and the one being loaded. `trail` has, for each previous page, its token and the number of
+// books before it.
 let shown;
 let wanted;
 let nextToken = "";
 let loading;
 let typing;
 
-/** Read from the address what it asks for. */
+/** Return the view that the URL describes. */
 function viewFromAddress() {
   const query = new URLSearchParams(location.search);
   const { trail = [], before = 0 } = history.state ?? {};
@@ -56,16 +56,16 @@ function addressOf({ filter, order, size, page }) {
   return `${location.pathname}${query.size ? `?${query}` : ""}`;
 }
 
-/** Show a view, and when it has come enter it into the history as `enter` says ("pushState", "replaceState", none). */
+/** Load and show a view, then enter it into the history by the method `enter` ("pushState", "replaceState" or none). */
 async function show(view, enter) {
   wanted = view;
   loading?.abort();
   const { signal } = (loading = new AbortController());
   results.ariaBusy = "true";
-  let answer;
+  let page;
   try {
     const query = { filter: view.filter, orderBy: view.order, pageSize: view.size, pageToken: view.page };
-    answer = await call("GET", "books", { query, signal });
+    page = await call("GET", "books", { query, signal });
   } catch (failure) {
     if (signal.aborted) return false;
     wanted = shown;
@@ -73,7 +73,7 @@ async function show(view, enter) {
     return false;
   }
   if (signal.aborted) return false;
-  const { books = [], nextPageToken = "" } = answer;
+  const { books = [], nextPageToken = "" } = page;
   shown = view;
   nextToken = nextPageToken;
   results.ariaBusy = null;
@@ -89,7 +89,7 @@ async function show(view, enter) {
   return true;
 }
 
-/** Begin anew from the first page of another filter, order or size. */
+/** Show the first page with another filter, order or page size. */
 function turnTo(changes, enter = "pushState") {
   return show({ ...(wanted ?? viewFromAddress()), isTyped: false, ...changes, page: "", trail: [], before: 0 }, enter);
 }
@@ -97,7 +97,7 @@ function turnTo(changes, enter = "pushState") {
 function search({ isTyped = false } = {}) {
   const sought = filter.value.trim();
   if (isTyped && sought === wanted?.filter) return showFilterError();
-  // One search is one step of the history, however it was typed.
+  // A search is one history entry, however many keystrokes it took.
   const enter = isTyped && history.state?.isTyped ? "replaceState" : "pushState";
   return turnTo({ filter: sought, isTyped }, enter);
 }
@@ -113,20 +113,20 @@ function showFailure(failure, view, enter) {
     showFilterError(failure, view.filter);
     return;
   }
-  const isOurs = failure.status === 400; // the address is wrong, and stays so
-  const way = isOurs
-    ? button("Show the whole catalogue", () => leave({}))
+  const isPermanent = failure.status === 400; // the URL is invalid
+  const action = isPermanent
+    ? button("Show the whole catalogue", () => reset({}))
     : button("Try again", () => show(view, enter));
-  byId("failure").replaceChildren(failureBox(failure, way));
+  byId("failure").replaceChildren(failureBox(failure, action));
 }
 
-/** Leave whatever is in the address, and show the catalogue from its beginning. */
-function leave(changes) {
+/** Show the first page of the catalogue, ignoring the URL, with `changes` only. */
+function reset(changes) {
   fillFilter(changes.filter ?? "");
   return turnTo({ filter: "", order: ORDER, size: SIZE, ...changes });
 }
 
-/** Say beside the field what is wrong with a filter, and where; nothing for one that is right. */
+/** Show the error of a filter and its position, or clear it without a failure. */
 function showFilterError(failure, text) {
   const place = byId("filter-error");
   filter.ariaInvalid = failure ? "true" : null;
@@ -140,7 +140,7 @@ function showFilterError(failure, text) {
     const around = [characters.slice(from, column).join(""), mark, characters.slice(column + 1, column + 60).join("")];
     parts.push(element("p", { className: "where", attributes: { "aria-hidden": "true" } }, ...around));
   }
-  const literally = button("Search for this text as it stands", () => {
+  const literally = button("Search for this exact text", () => {
     fillFilter(`"${text.replace(/["\\*]/g, "\\$&")}"`);
     search();
     filter.focus();
@@ -166,7 +166,7 @@ function showBooks(books) {
   byId("empty").replaceChildren(...(books.length ? [] : emptiness()));
   const { before, page, trail } = shown;
   const isAll = !page && !nextToken;
-  const isAnywhere = page && !before; // a page that somebody has shared
+  const isAnywhere = page && !before; // opened from a shared link
   const [from, to] = [before + 1, before + books.length].map((each) => each.toLocaleString("en"));
   byId("range").textContent = isAll || isAnywhere ? countText(books.length, "book") : `Books ${from} to ${to}`;
   first.ariaDisabled = String(!page);
@@ -206,17 +206,17 @@ function emptiness() {
   if (shown.filter) {
     return [
       element("p", { className: "large" }, "No book matches this search."),
-      button("Show all books", () => leave({})),
+      button("Show all books", () => reset({})),
     ];
   }
   if (shown.page)
     return [
-      element("p", { className: "large" }, "There is nothing more on this page."),
-      button("To the first page", () => turnTo({})),
+      element("p", { className: "large" }, "This page has no books."),
+      button("Go to the first page", () => turnTo({})),
     ];
   return [
     element("p", { className: "large" }, "The catalogue is empty."),
-    element("p", {}, "Add a book by hand, or many from a CSV file."),
+    element("p", {}, "Add a book, or import a CSV file."),
     element(
       "div",
       { className: "buttons" },
@@ -233,10 +233,10 @@ async function create() {
     "Added ",
     quoted(book.name),
     ". ",
-    button("Show it", () => leave({ filter: `id = ${book.id}` })),
+    button("Show it", () => reset({ filter: `id = ${book.id}` })),
   );
   await refresh();
-  // The button of an empty catalogue is gone, and with it the focus.
+  // The button of the empty catalogue had the focus and is removed.
   if (document.activeElement === document.body) focusRow(book.id);
 }
 
@@ -265,7 +265,7 @@ async function importFile() {
   await refresh();
 }
 
-/** Show the same page as it now is. */
+/** Reload the current view. */
 function refresh() {
   return show(shown ?? viewFromAddress());
 }
@@ -277,7 +277,7 @@ function focusRow(id) {
 
 function step(control, view) {
   control.addEventListener("click", async () => {
-    // From a page that is about to be replaced no step leads anywhere.
+    // Ignore clicks while another view is loading.
     if (control.ariaDisabled === "true" || wanted !== shown) return;
     if ((await show(view(), "pushState")) && results.getBoundingClientRect().top < 0) results.scrollIntoView();
   });
@@ -303,7 +303,7 @@ step(next, () => {
   const { page, before, trail, count } = shown;
   return { ...shown, page: nextToken, before: before + count, trail: [...trail, { page, before }].slice(-TRAIL_MAX) };
 });
-// As a link it would enter the history, and that is for views.
+// The history is for views: do not add an entry for this link.
 document.querySelector(".skip").addEventListener("click", (event) => {
   event.preventDefault();
   results.focus();

@@ -1,6 +1,6 @@
-// CSV (RFC 4180) into rows, in the way of Python's csv, so that `bookstore import` and this page count rows alike.
+// Reads CSV (RFC 4180) as Python's csv does, so that `bookstore import` and this page number rows alike.
 
-/** Read rows one by one: the line each starts at, its cells, and how many characters have been read by then. */
+/** Yield each row: the line it starts at, its cells, and the number of characters read so far. */
 export function* readCsv(text) {
   let at = 0;
   let line = 1;
@@ -22,7 +22,7 @@ export function* readCsv(text) {
         }
         line += cell.match(/\r\n|\r|\n/g)?.length ?? 0;
       }
-      // Without quotes, or behind those that have closed.
+      // Unquoted text, also after a closing quote.
       const rest = /[^,\r\n]*/y;
       rest.lastIndex = at;
       cell += rest.exec(text)[0];
@@ -38,7 +38,7 @@ export function* readCsv(text) {
   }
 }
 
-/** Write rows as CSV. */
+/** Return rows as CSV. */
 export function csvText(rows) {
   const cell = (value) => (/[",\r\n]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value);
   return rows.map((row) => `${row.map((value) => cell(String(value))).join(",")}\r\n`).join("");

@@ -1,4 +1,4 @@
-// The page at /docs: Swagger UI, set up for this server, and what it lacks for those who use no mouse.
+// The page at /docs: Swagger UI configured for this server, with accessibility fixes.
 
 const docs = document.getElementById("docs");
 
@@ -7,7 +7,7 @@ const follow = () => document.documentElement.classList.toggle("dark-mode", dark
 dark.addEventListener("change", follow);
 follow();
 
-// What Swagger UI leaves without a name that a screen reader could say.
+// Elements of Swagger UI without an accessible name.
 const operation = (element) => element.closest(".opblock").id.split("-").at(-1);
 const names = {
   ".copy-to-clipboard button": () => "Copy",
@@ -16,33 +16,33 @@ const names = {
   ".responses-table[role=region]": (element) => `Responses of ${operation(element)}`,
   ".close-modal": () => "Close",
 };
-// Where its headings leave out a level.
+// Headings that skip a level.
 const levels = { ".modal-ux h3": 2, ".modal-ux h4": 3, ".modal-ux h6": 4 };
 
-const mend = () => {
+const fix = () => {
   for (const [selector, name] of Object.entries(names)) {
     for (const element of docs.querySelectorAll(`${selector}:not([aria-label])`)) element.ariaLabel = name(element);
   }
   for (const [selector, level] of Object.entries(levels)) {
     for (const heading of docs.querySelectorAll(selector)) heading.ariaLevel = level;
   }
-  // Buttons of the dialog have names that differ from what stands on them.
+  // Buttons of the dialog whose accessible names differ from their text.
   for (const button of docs.querySelectorAll(".modal-btn")) button.removeAttribute("aria-label");
-  for (const code of docs.querySelectorAll("pre.microlight")) code.tabIndex = 0; // what scrolls, does so by keyboard
+  for (const code of docs.querySelectorAll("pre.microlight")) code.tabIndex = 0; // scrollable by keyboard
 };
-new MutationObserver(mend).observe(docs, { childList: true, subtree: true });
+new MutationObserver(fix).observe(docs, { childList: true, subtree: true });
 docs.addEventListener("keydown", ({ key }) => key === "Escape" && docs.querySelector(".close-modal")?.click());
 
 const plugin = ({ React, getComponent }) => ({
   components: {
-    // It has inputs for all integers and looks, with a warning, for one that is for these.
+    // Swagger UI warns that it has no input for int64 strings.
     JsonSchema_integer_int64: (props) => React.createElement(getComponent("JsonSchema_string"), props),
   },
   wrapComponents: {
-    // The heading between the page's and those of the services.
+    // The missing heading level between the page and the services.
     operations: (Original) => (props) =>
       React.createElement("section", null, React.createElement("h2", null, "Operations"), React.createElement(Original, props)),
-    // Its link would stand in a button, which leads to the same place.
+    // Its link would be nested in a button with the same target.
     DeepLink: () => ({ text }) => React.createElement("span", null, text),
   },
 });
@@ -51,7 +51,7 @@ SwaggerUIBundle({
   url: "openapi.json",
   domNode: docs,
   plugins: [plugin],
-  validatorUrl: null, // it would send the document elsewhere
+  validatorUrl: null, // the default sends the document to another server
   deepLinking: true,
   displayRequestDuration: true,
   defaultModelsExpandDepth: 0,

@@ -1,8 +1,8 @@
-// Small pieces of the page: elements, notices, dialogs, and how books are written.
+// Page elements: notices, dialogs, and formatted values of books.
 
 export const byId = (id) => document.getElementById(id);
 
-/** Make an element. Data comes in as text and properties alone, never as markup. */
+/** Create an element. Data is set as text and properties only, never as markup. */
 export function element(tag, properties = {}, ...children) {
   const { dataset = {}, attributes = {}, ...rest } = properties;
   const made = Object.assign(document.createElement(tag), rest);
@@ -16,12 +16,12 @@ export function button(text, onclick, properties = {}) {
   return element("button", { type: "button", onclick, ...properties }, text);
 }
 
-/** Text that somebody has written: in its own direction, whatever stands around it. */
+/** Return an element for text of users, with its own writing direction. */
 export function written(text, tag = "bdi") {
   return element(tag, { dir: "auto" }, text);
 }
 
-/** "The Iliad" with its marks, as an isolated piece of a sentence. */
+/** Return an element for a quoted title, with its own writing direction. */
 export function quoted(text) {
   return element("q", { dir: "auto" }, text);
 }
@@ -36,7 +36,7 @@ export function countText(count, noun) {
 
 let fading;
 
-/** Tell what has happened, for some seconds, or for as long as the keyboard is in it. */
+/** Show a notice for some seconds, or while it has the focus. */
 export function notify(...parts) {
   const place = byId("notice");
   const clear = () => place.replaceChildren();
@@ -48,7 +48,7 @@ export function notify(...parts) {
   fade();
 }
 
-/** Answer what a person can know and do about a failure. */
+/** Return an element that describes a failure and offers `buttons`. */
 export function failureBox(failure, ...buttons) {
   const box = element("div", { className: "failure", role: "alert" }, element("p", {}, failure.message));
   if (failure.status === 0 || failure.status >= 500) {
@@ -56,7 +56,7 @@ export function failureBox(failure, ...buttons) {
       element(
         "p",
         { className: "hint" },
-        "The request, for whoever runs this server: ",
+        "Request id for the operator of this server: ",
         element("code", {}, failure.requestId),
       ),
     );
@@ -65,7 +65,7 @@ export function failureBox(failure, ...buttons) {
   return box;
 }
 
-/** Let buttons of the class "close" close a dialog, and do `then` once when it is closed in whatever way. */
+/** Make buttons of the class "close" close a dialog, and call `then` once when it is closed in any way. */
 export function onClose(dialog, then) {
   for (const each of dialog.querySelectorAll("button.close")) each.onclick = () => dialog.close();
   dialog.onclose = () => {

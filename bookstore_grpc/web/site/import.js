@@ -1,29 +1,29 @@
-// Importing a CSV file: in batches, with ids that make sending them again safe.
+// Imports a CSV file in batches, with idempotency keys that make retries safe.
 
 import { call, Failure, newId, uuid } from "./api.js";
 import { csvText, readCsv } from "./csv.js";
 import { button, byId, countText, element, failureBox, onClose, written } from "./elements.js";
 
 const FIELDS = ["name", "author", "release_year"];
-// The same as `bookstore import` has: a file that either has imported, the other stores no second time.
+// The namespace of `bookstore import` too: a file imported by one is not stored again by the other.
 const NAMESPACE = "5d0dbb0e-6d0c-4c53-8d4c-2f1f2bd4d9a7";
 const BATCH_ROWS = 500;
-// Well under what the server accepts, even where every character takes six bytes of JSON.
+// Well below the server's limit, even if every character takes six bytes of JSON.
 const BATCH_CHARACTERS = 1_000_000;
-const TRIES = 8;
-const REFUSALS_SHOWN = 100;
+const ATTEMPTS_MAX = 8;
+const REJECTS_SHOWN = 100;
 
 const dialog = byId("import-dialog");
 const form = dialog.querySelector("form");
 const input = byId("import-file");
 const progress = byId("import-progress");
-const [running, told, place, refusedPart] = [".running", ".told", ".failure-place", ".refused"].map((each) =>
+const [running, message, place, rejectedPart] = [".running", ".message", ".failure-place", ".rejected"].map((each) =>
   dialog.querySelector(each),
 );
 const close = dialog.querySelector(".close");
 const submit = dialog.querySelector("[type=submit]");
 
-/** Let a person import files, for as long as the dialog is open. */
+/** Open the dialog that imports files. Resolves when it is closed. */
 export function importBooks() {
   let run;
   form.reset();
@@ -33,7 +33,7 @@ export function importBooks() {
       run?.abort();
       resolve();
     });
-    // Escape and the button stop an import first, and only then close.
+    // Escape and the button stop a running import, and close the dialog otherwise.
     close.onclick = () => (run ? run.abort() : dialog.close());
     dialog.oncancel = (event) => {
       if (run && event.target === dialog) event.preventDefault();
@@ -59,7 +59,7 @@ export function importBooks() {
         say(work.summary);
       } catch (error) {
         if (run.signal.aborted) {
-          const again = work.isRepeatable ? "Import the same file again to go on: nothing is stored twice." : "";
+          const again = work.isRepeatable ? "Import the same file again to continue: nothing is stored twice." : "";
           say(`Stopped. ${work.summary} ${again}`);
         } else {
           say(work.summary);
@@ -73,7 +73,7 @@ export function importBooks() {
           );
         }
       } finally {
-        offerRefused(work.refused);
+        offerRejected(work.rejected);
         run = undefined;
         close.textContent = "Close";
         submit.hidden = input.disabled = false;
@@ -86,11 +86,11 @@ export function importBooks() {
   });
 }
 
-/** One file on its way into the catalogue. After a failure `run` goes on where it was. */
+/** The import of one file. After a failure, `run` continues where it stopped. */
 class Import {
   stored = 0;
-  fresh = 0;
-  refused = [];
+  created = 0;
+  rejected = [];
   isRepeatable = Boolean(crypto.subtle);
   at = 0;
   #entries;
@@ -102,11 +102,11 @@ class Import {
   }
 
   get summary() {
-    const stored = `${countText(this.stored, "book")} stored, ${this.fresh.toLocaleString("en")} of them new`;
-    const said = `${stored}; ${countText(this.refused.length, "row")} refused.`;
+    const stored = `${countText(this.stored, "book")} stored, ${this.created.toLocaleString("en")} of them new`;
+    const summary = `${stored}; ${countText(this.rejected.length, "row")} rejected.`;
     return this.isRepeatable
-      ? said
-      : `${said} This page did not come over HTTPS: the same file again would be stored again.`;
+      ? summary
+      : `${summary} Without HTTPS, importing the same file again would store its books again.`;
   }
 
   async run(signal) {
@@ -116,7 +116,7 @@ class Import {
       await this.#store(signal);
       progress.value = this.at;
       say(`${countText(this.stored, "book")} stored so far.`);
-      showRefused(this.refused);
+      showRejected(this.rejected);
     }
     progress.value = this.at;
   }
@@ -130,10 +130,10 @@ class Import {
     } catch {
       throw new Error("The file is not UTF-8 text. Spreadsheets can save it as “CSV UTF-8”.");
     }
-    return entries(text, digest, this.refused);
+    return entries(text, digest, this.rejected);
   }
 
-  /** Take rows for the next batch, and answer whether there were any. */
+  /** Add rows to the next batch. Returns whether there are any. */
   async #fill() {
     let characters = 0;
     while (!this.#batch.length || (this.#batch.length < BATCH_ROWS && characters < BATCH_CHARACTERS)) {
@@ -147,19 +147,19 @@ class Import {
     return this.#batch.length > 0;
   }
 
-  /** Store the batch: what the server refuses is noted and left out, and the rest is sent again. */
+  /** Store the batch. Rows that the server rejects are recorded and removed, and the others are sent again. */
   async #store(signal) {
     let size = BATCH_ROWS;
     while (this.#batch.length) {
       const part = this.#batch.slice(0, size);
       const requests = part.map(({ book, requestId }) => ({ book, requestId }));
       try {
-        const { books } = await patiently(
+        const { books } = await withRetries(
           () => call("POST", "books:batchCreate", { body: { requests }, signal }),
           signal,
         );
         this.stored += books.length;
-        this.fresh += books.filter((book) => BigInt(book.id) > this.#highestId).length;
+        this.created += books.filter((book) => BigInt(book.id) > this.#highestId).length;
         this.#batch.splice(0, part.length);
       } catch (failure) {
         const reasons = failure.status === 413 ? new Map([[0, failure.message]]) : reasonsByIndex(failure);
@@ -168,26 +168,26 @@ class Import {
           size = part.length >> 1;
           continue;
         }
-        // An answer holds as many violations as fit, so the last row's may not be all there: ask again.
+        // The response may list only some violations of the last row: send it again.
         if (failure.metadata.omitted_count && reasons.size > 1) reasons.delete(Math.max(...reasons.keys()));
-        for (const [index, reason] of reasons) this.#refuse(part[index], reason);
+        for (const [index, reason] of reasons) this.#reject(part[index], reason);
         this.#batch = this.#batch.filter((_, index) => !reasons.has(index));
       }
     }
   }
 
-  #refuse({ line, values }, reason) {
-    this.refused.push({ line, values, reason });
+  #reject({ line, values }, reason) {
+    this.rejected.push({ line, values, reason });
   }
 }
 
-/** Answer the rows of a file that can be sent; the others are refused as they are met. */
-function* entries(text, digest, refused) {
+/** Yield the entries of a file that can be sent; other rows are rejected. */
+function* entries(text, digest, rejected) {
   const rows = readCsv(text);
   const header = (rows.next().value?.cells ?? []).map((title) => title.trim().toLowerCase());
   const missing = FIELDS.filter((field) => !header.includes(field));
   if (missing.length) {
-    throw new Error(`The first line must name the columns ${FIELDS.join(", ")}; it lacks ${missing.join(", ")}.`);
+    throw new Error(`The first line must name the columns ${FIELDS.join(", ")}; missing: ${missing.join(", ")}.`);
   }
   let number = 0;
   for (const { line, cells, at } of rows) {
@@ -200,8 +200,8 @@ function* entries(text, digest, refused) {
     else if (given && !/^[+-]?[0-9]+$/.test(year))
       reason = `release_year: is '${given.slice(0, 40)}', not a whole number`;
     else if (given && Number(year) !== (Number(year) | 0))
-      reason = `release_year: is ${year.slice(0, 20)}, out of all range`;
-    if (reason) refused.push({ line, values, reason });
+      reason = `release_year: is ${year.slice(0, 20)}, out of range`;
+    if (reason) rejected.push({ line, values, reason });
     else
       yield {
         line,
@@ -213,14 +213,14 @@ function* entries(text, digest, refused) {
   }
 }
 
-/** Do what is refused for a while again when the server says. */
-async function patiently(work, signal) {
-  for (let tries = 1; ; tries++) {
+/** Call `work`, and retry after the delay that the server asks for. */
+async function withRetries(work, signal) {
+  for (let attempts = 1; ; attempts++) {
     try {
       return await work();
     } catch (failure) {
-      if (!failure.passes || tries === TRIES) throw failure;
-      say(`The server asks for a pause of ${countText(failure.retrySeconds, "second")}.`);
+      if (!failure.isRetryable || attempts === ATTEMPTS_MAX) throw failure;
+      say(`The server is busy. Retrying in ${countText(failure.retrySeconds, "second")}.`);
       await pause(failure.retrySeconds * 1_000, signal);
     }
   }
@@ -244,13 +244,13 @@ function reasonsByIndex(failure) {
   return reasons;
 }
 
-/** Answer an id that every book stored from now on is above. */
+/** Return the highest id so far. Books stored from now on have higher ids. */
 async function highestId(signal) {
   const { books = [] } = await call("GET", "books", { query: { orderBy: "id desc", pageSize: 1 }, signal });
   return BigInt(books[0]?.id ?? 0);
 }
 
-/** Derive the id of a row from its file and its place in it (RFC 9562, version 5). */
+/** Derive the idempotency key of a row from its file and position (RFC 9562, version 5). */
 async function requestId(text) {
   if (!text) return newId();
   const namespace = NAMESPACE.match(/[0-9a-f]{2}/g).map((byte) => parseInt(byte, 16));
@@ -262,26 +262,26 @@ function hex(buffer) {
   return Array.from(new Uint8Array(buffer), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
-/** Show the first of the rows that were refused. */
-function showRefused(refused) {
-  const count = refused.length;
-  refusedPart.hidden = !count;
-  const body = refusedPart.querySelector("tbody");
-  for (const { line, reason } of refused.slice(body.rows.length, REFUSALS_SHOWN)) {
+/** Show the first of the rejected rows. */
+function showRejected(rejected) {
+  const count = rejected.length;
+  rejectedPart.hidden = !count;
+  const body = rejectedPart.querySelector("tbody");
+  for (const { line, reason } of rejected.slice(body.rows.length, REJECTS_SHOWN)) {
     body.append(element("tr", {}, element("td", {}, line), written(reason, "td")));
   }
-  byId("refused-title").textContent =
-    `${countText(count, "row")} refused${count > REFUSALS_SHOWN ? `, ${REFUSALS_SHOWN} of them here` : ""}`;
+  byId("rejected-title").textContent =
+    `${countText(count, "row")} rejected${count > REJECTS_SHOWN ? `, the first ${REJECTS_SHOWN} are shown` : ""}`;
 }
 
-/** Let all of them be downloaded, as `bookstore import --rejects` writes them. */
-function offerRefused(refused) {
-  // The server's refusals of a batch come after those of the page, which are found as the batch is filled.
-  refused.sort((one, other) => one.line - other.line);
-  refusedPart.querySelector("tbody").replaceChildren();
-  showRefused(refused);
-  const link = refusedPart.querySelector("a");
-  const rows = refused.map(({ line, reason, values }) => [line, reason, ...FIELDS.map((field) => values[field])]);
+/** Offer all rejected rows as a download, in the format of `bookstore import --rejects`. */
+function offerRejected(rejected) {
+  // Rows that this page rejects come before those that the server rejects in the same batch.
+  rejected.sort((one, other) => one.line - other.line);
+  rejectedPart.querySelector("tbody").replaceChildren();
+  showRejected(rejected);
+  const link = rejectedPart.querySelector("a");
+  const rows = rejected.map(({ line, reason, values }) => [line, reason, ...FIELDS.map((field) => values[field])]);
   URL.revokeObjectURL(link.href);
   link.hidden = false;
   link.href = URL.createObjectURL(new Blob([csvText([["line", "reason", ...FIELDS], ...rows])], { type: "text/csv" }));
@@ -289,14 +289,14 @@ function offerRefused(refused) {
 
 function clear() {
   place.replaceChildren();
-  refusedPart.querySelector("tbody").replaceChildren();
-  refusedPart.hidden = refusedPart.querySelector("a").hidden = running.hidden = true;
+  rejectedPart.querySelector("tbody").replaceChildren();
+  rejectedPart.hidden = rejectedPart.querySelector("a").hidden = running.hidden = true;
   progress.value = 0;
   say("");
 }
 
 function say(text) {
-  told.textContent = text;
+  message.textContent = text;
 }
 
 function keepOpen(event) {

@@ -1,4 +1,4 @@
-// The bearer token of this tab, and the dialog that asks for one.
+// The bearer token of this tab, and its dialog.
 
 import { byId, onClose } from "./elements.js";
 
@@ -9,15 +9,15 @@ const field = byId("token-value");
 const forget = byId("forget-token");
 let asking;
 
-/** Answer the token that calls carry; empty for none. */
+/** Return the token that is sent with calls, or "". */
 export function token() {
   return sessionStorage.getItem(KEY) ?? "";
 }
 
-/** Ask for a token and answer whether one was given. Calls that fail together ask once. */
+/** Ask the user for a token. Returns whether one was given. Concurrent failed calls ask once. */
 export function askForToken(why) {
   asking ??= new Promise((resolve) => {
-    dialog.querySelector(".told").textContent = why;
+    dialog.querySelector(".message").textContent = why;
     field.value = "";
     dialog.returnValue = "";
     form.onsubmit = () => {

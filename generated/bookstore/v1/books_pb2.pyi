@@ -3,39 +3,41 @@
 isort:skip_file
 The book catalogue: create, read, list, update and delete books.
 
-Rules that hold for every RPC:
+Rules that apply to every RPC:
 
-* Text is stored in Unicode normal form C, without white space at its ends. Limits count code points
-  after that. Text that is then empty, or that holds a control character (category Cc), is refused.
-* Every status of the service that is not OK carries a `google.rpc.ErrorInfo` with the domain
-  `bookstore.v1` and a reason, and a `google.rpc.RequestInfo` with the id of the call. The reasons are listed at each
-  RPC; any RPC may besides end with UNAVAILABLE (`DATABASE_UNAVAILABLE`, `SERVER_DRAINING` or `CALL_INTERRUPTED`, with
+* Text is stored in Unicode normalization form C without leading and trailing white space. Limits count code points
+  of the result. Text that is then empty, or that contains a control character (category Cc), is rejected.
+* Every status of the service other than OK has a `google.rpc.ErrorInfo` with the domain `bookstore.v1` and a reason,
+  and a `google.rpc.RequestInfo` with the id of the call. The reasons are listed at each RPC. In addition, any RPC
+  may return UNAVAILABLE (`DATABASE_UNAVAILABLE`, `SERVER_DRAINING` or `CALL_INTERRUPTED`, with
   `google.rpc.RetryInfo`), DEADLINE_EXCEEDED (`DEADLINE_EXCEEDED`), INTERNAL (`INTERNAL`), INVALID_ARGUMENT
-  (`MALFORMED_MESSAGE`: the bytes are no such request), UNIMPLEMENTED (`METHOD_UNKNOWN`) or RESOURCE_EXHAUSTED
-  (`REQUEST_TOO_LARGE`, or beyond a limit of calls `TOO_MANY_REQUESTS`, with the `limit`, and `google.rpc.RetryInfo`).
-* Each violation in a `google.rpc.BadRequest` has a reason of its own: `REQUIRED` (absent or empty), `TOO_LONG`,
+  (`MALFORMED_MESSAGE`: the request cannot be parsed), UNIMPLEMENTED (`METHOD_UNKNOWN`) or RESOURCE_EXHAUSTED
+  (`REQUEST_TOO_LARGE`, or `TOO_MANY_REQUESTS` when a limit on calls is exceeded, with the `limit` in its metadata
+  and `google.rpc.RetryInfo`).
+* Each violation in a `google.rpc.BadRequest` has its own reason: `REQUIRED` (absent or empty), `TOO_LONG`,
   `TOO_MANY`, `OUT_OF_RANGE`, `CONTROL_CHARACTER`, `INVALID_TYPE`, `INVALID_UUID`, `INVALID_SYNTAX`,
-  `INVALID_OPERATOR` (one that is not for this field), `INVALID_TOKEN` (of a page), `UNKNOWN_FIELD`, `DUPLICATE` or
-  `CONFLICT` (with another part of the request). There may be more of them one day.
-* A status and its details take less than 4 KiB of headers. Where a list of violations or of missing books does not fit
-  in, the first ones are there, and the `omitted_count` in the metadata of the `ErrorInfo` says how many are not. Of a
-  long text the middle may be missing, with a `…` in its place.
-* A server may ask who calls. It then answers UNAUTHENTICATED (`TOKEN_MISSING`, `TOKEN_INVALID`) where it is not
-  told by `authorization: Bearer TOKEN` or a certificate, and PERMISSION_DENIED (`SCOPE_MISSING`, with the
-  `scope`) to a caller without `books.read` (GetBook, ListBooks, BatchGetBooks) or `books.write` (the others).
-  This is decided before a request is read, whatever is in it.
+  `INVALID_OPERATOR` (not supported by this field), `INVALID_TOKEN` (of a page), `UNKNOWN_FIELD`, `DUPLICATE` or
+  `CONFLICT` (with another part of the request). Future versions may add reasons.
+* A status and its details take less than 4 KiB of headers. If a list of violations or of missing books does not fit,
+  it is truncated, and `omitted_count` in the metadata of the `ErrorInfo` is the number of missing entries. In a long
+  text the middle may be replaced by `…`.
+* A server may require authentication. It then returns UNAUTHENTICATED (`TOKEN_MISSING`, `TOKEN_INVALID`) without a
+  valid `authorization: Bearer TOKEN` or client certificate, and PERMISSION_DENIED (`SCOPE_MISSING`, with the
+  `scope`) to a caller without `books.read` (GetBook, ListBooks, BatchGetBooks) or `books.write` (all others). This
+  is checked before the request is read, whatever it contains.
 * Over HTTP, INVALID_ARGUMENT may have the reason `MEDIA_TYPE_UNSUPPORTED` (415), `REQUEST_TOO_LARGE` is 413,
-  PERMISSION_DENIED `HOST_UNKNOWN` (403: the request was meant for another host), and UNIMPLEMENTED `METHOD_UNKNOWN`
-  (404) and `VERB_NOT_ALLOWED` (405) for a path, and a verb at a path, that stand for no RPC.
-* A call that ends with `TOO_MANY_REQUESTS` or `SERVER_DRAINING` has not begun, whatever it is, and may be sent again.
-  So may one that gRPC itself ends with CANCELLED, without details, at a busy or ending server.
-* After any other UNAVAILABLE, or DEADLINE_EXCEEDED, a create may be sent again with its `request_id`; whether an
-  update or a delete has happened is seen by reading the book. `CALL_INTERRUPTED`: the server ended amidst the call.
-* The metadata key `x-request-id` names a call: letters, digits and `._-`, at most 128 of them. The server
-  makes one where none comes, and returns it in the trailing metadata.
-* A request may hold 8 MiB, or less where the server is set up so; one that is longer by more than 8 MiB gRPC itself
-  refuses with RESOURCE_EXHAUSTED, without details. A page stays below the 4 MiB that clients accept unless told otherwise. The
-  answer of a batch may not: for a thousand of the longest books a client has to accept 8 MiB.
+  PERMISSION_DENIED may be `HOST_UNKNOWN` (403: the Host header is not one of the server's), and UNIMPLEMENTED is
+  `METHOD_UNKNOWN` (404) for an unknown path and `VERB_NOT_ALLOWED` (405) for a path without that HTTP method.
+* A call that fails with `TOO_MANY_REQUESTS` or `SERVER_DRAINING` has not started and can be retried, whatever it is.
+  The same holds for CANCELLED without details, which gRPC itself returns at a busy server or one that shuts down.
+* After any other UNAVAILABLE, or DEADLINE_EXCEEDED, a create can be retried with its idempotency key (`request_id`).
+  Whether an update or a delete took effect can be seen by reading the book. `CALL_INTERRUPTED`: the server shut down
+  during the call.
+* The metadata key `x-request-id` identifies a call: at most 128 letters, digits and `._-`. The server generates an
+  id if the caller sends none, and returns it in the trailing metadata.
+* A request may have 8 MiB, or less if the server is configured so. A request that exceeds the limit by more than 8
+  MiB is rejected by gRPC itself with RESOURCE_EXHAUSTED, without details. A page stays below the 4 MiB that clients
+  accept by default. The response of a batch may not: for a thousand of the longest books a client must accept 8 MiB.
 """
 
 from collections import abc as _abc
@@ -57,7 +59,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Book(_message.Message):
-    """A book of the catalogue."""
+    """A book in the catalogue."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -69,26 +71,24 @@ class Book(_message.Message):
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     id: _builtins.int
-    """Assigned by the server, never reused."""
+    """The id, assigned by the server and never reused."""
     name: _builtins.str
     """The title, 1 to 500 code points."""
     author: _builtins.str
-    """Who wrote it, 1 to 1,000 code points."""
+    """The author, 1 to 1,000 code points."""
     release_year: _builtins.int
-    """The year of the first release, -5000 to 9999, negative before the common era. 0 is a value; absent is
-    an error.
-    """
+    """The year of the first release, -5000 to 9999, negative for BCE. 0 is a valid year; an absent year is an error."""
     etag: _builtins.str
-    """Stands for this state of the book. Sent back on an update or a delete, it guards against overwriting a
-    change that the caller has not seen.
+    """Identifies this version of the book (AIP-154). Sent with an update or a delete, it prevents overwriting a change
+    that the caller has not seen (optimistic concurrency).
     """
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """When the book was created: UTC, to the microsecond."""
+        """When the book was created (UTC, microseconds)."""
 
     @_builtins.property
     def update_time(self) -> _timestamp_pb2.Timestamp:
-        """When a stored value last changed: UTC, to the microsecond."""
+        """When a stored value last changed (UTC, microseconds)."""
 
     def __init__(
         self,
@@ -120,8 +120,9 @@ class CreateBookRequest(_message.Message):
     BOOK_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """A UUID that makes a retry safe, in its usual form (36 characters) and not the nil UUID. For at least 24 hours the same id with
-    the same book answers the book that the first call made, as it made it; with another book it is refused.
+    """Idempotency key (AIP-155): a UUID in its usual form (36 characters), not the nil UUID. For at least 24 hours a
+    repeated create with the same key and the same book returns the book as the first call created it; with another
+    book it is rejected.
     """
     @_builtins.property
     def book(self) -> Global___Book:
@@ -174,27 +175,27 @@ class ListBooksRequest(_message.Message):
     FILTER_FIELD_NUMBER: _builtins.int
     ORDER_BY_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """The most books to answer: 0 or absent means 50, above 1,000 means 1,000, negative is an error. A page may
-    hold fewer; only an empty `next_page_token` tells the end.
+    """The maximum number of books to return: 0 or absent means 50, above 1,000 means 1,000, negative is an error. A page
+    may have fewer books; only an empty `next_page_token` marks the last page.
     """
     page_token: _builtins.str
-    """The `next_page_token` of the page before; empty for the first page. `filter` and `order_by` must be those
-    of the page before, `page_size` may differ.
+    """The `next_page_token` of the previous page; empty for the first page. `filter` and `order_by` must be those of the
+    previous page; `page_size` may differ.
     """
     filter: _builtins.str
-    """Which books (AIP-160); empty for all. At most 2,000 characters, 100 terms and 20 levels of parentheses.
+    """A filter (AIP-160); empty for all books. At most 2,000 characters, 100 terms and 20 levels of parentheses.
 
-    * `field = value`, `!=`, `<`, `<=`, `>`, `>=` on every field but `etag`: exact, text by code point, times
-      as RFC 3339 strings (`create_time >= "2026-01-31T00:00:00Z"`).
-    * `*` at either end of a text compared with `=` or `!=` stands for anything (`name = "The *"`).
-    * `field:value` on `name` and `author`: contains, ignoring case by the rules of Unicode.
+    * `field = value`, `!=`, `<`, `<=`, `>`, `>=` on every field except `etag`: exact comparison, text by code point,
+      times as RFC 3339 strings (`create_time >= "2026-01-31T00:00:00Z"`).
+    * `*` at either end of a text compared with `=` or `!=` matches anything (`name = "The *"`).
+    * `field:value` on `name` and `author`: contains, ignoring case (Unicode case folding).
     * A bare word or quoted text: `name` or `author` contains it, ignoring case.
-    * `AND` (which may be left out), `OR` (binds tighter than `AND`), `NOT` or `-`, and parentheses.
-    * In quoted text (single or double quotes) `\\` stands before a quote, a `\\` or a `*` that is meant as such.
+    * `AND` (optional), `OR` (binds tighter than `AND`), `NOT` or `-`, and parentheses.
+    * In quoted text (single or double quotes) `\\` escapes a quote, a `\\` or a `*`.
     """
     order_by: _builtins.str
-    """The order: fields of Book (all but `etag`), separated by commas, each optionally followed by `asc` or
-    `desc`. Text orders by code point; ties break by id. Empty means by id.
+    """The order: fields of Book (except `etag`), separated by commas, each optionally followed by `asc` or `desc`. Text
+    is ordered by code point, and ties by id. Empty means by id.
     """
     def __init__(
         self,
@@ -214,14 +215,14 @@ Global___ListBooksRequest: _TypeAlias = ListBooksRequest  # noqa: Y015
 
 @_typing.final
 class ListBooksResponse(_message.Message):
-    """The answer of ListBooks."""
+    """The response of ListBooks."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     BOOKS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Leads to the next page; empty at the end and only there. Opaque and safe in a URL."""
+    """The token of the next page; empty on the last page only. Opaque and URL-safe."""
     @_builtins.property
     def books(self) -> _containers.RepeatedCompositeFieldContainer[Global___Book]:
         """The books of this page."""
@@ -250,14 +251,14 @@ class UpdateBookRequest(_message.Message):
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def book(self) -> Global___Book:
-        """The new values, and in `id` the book to change. With `etag` set, the book changes only if it still is in
-        that state.
+        """The new values, with the `id` of the book to update. With `etag`, the book is updated only if that is its current
+        etag.
         """
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Which fields change. Absent: those present in `book` (text that is not empty; a release year that is set).
-        `*` replaces name, author and release year. Output-only fields are ignored, unknown ones refused.
+        """The fields to update. Absent: those present in `book` (non-empty text; a release year that is set). `*` replaces
+        name, author and release year. Output-only fields are ignored, unknown fields are rejected.
         """
 
     def __init__(
@@ -285,7 +286,7 @@ class DeleteBookRequest(_message.Message):
     id: _builtins.int
     """The book's id, positive."""
     etag: _builtins.str
-    """When set, the book is deleted only if this is its current etag."""
+    """If set, the book is deleted only if this is its current etag."""
     def __init__(
         self,
         *,
@@ -326,14 +327,14 @@ Global___BatchGetBooksRequest: _TypeAlias = BatchGetBooksRequest  # noqa: Y015
 
 @_typing.final
 class BatchGetBooksResponse(_message.Message):
-    """The answer of BatchGetBooks."""
+    """The response of BatchGetBooks."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     BOOKS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def books(self) -> _containers.RepeatedCompositeFieldContainer[Global___Book]:
-        """The books, in the order in which their ids were given."""
+        """The books, in the order of the given ids."""
 
     def __init__(
         self,
@@ -357,7 +358,7 @@ class BatchCreateBooksRequest(_message.Message):
     REQUESTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___CreateBookRequest]:
-        """1 to 1,000 requests, each with its own `request_id` if it has one."""
+        """1 to 1,000 requests, each with its own optional `request_id`."""
 
     def __init__(
         self,
@@ -374,7 +375,7 @@ Global___BatchCreateBooksRequest: _TypeAlias = BatchCreateBooksRequest  # noqa: 
 
 @_typing.final
 class BatchCreateBooksResponse(_message.Message):
-    """The answer of BatchCreateBooks."""
+    """The response of BatchCreateBooks."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

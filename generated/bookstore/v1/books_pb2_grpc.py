@@ -78,12 +78,12 @@ class BookServiceServicer:
     """
 
     def CreateBook(self, request, context):
-        """Stores a new book and answers it.
+        """Stores a new book and returns it.
 
-        With a `request_id` a retry is safe: the same id never makes a second book.
+        With an idempotency key (`request_id`) a retry is safe: the same key never creates a second book.
 
-        INVALID_ARGUMENT `INVALID_FIELD`: a field breaks its rule; `BadRequest` lists every violation.
-        ALREADY_EXISTS `REQUEST_ID_REUSED`: the `request_id` has made another book; the metadata has it as
+        INVALID_ARGUMENT `INVALID_FIELD`: a field is invalid; `BadRequest` lists every violation.
+        ALREADY_EXISTS `REQUEST_ID_REUSED`: the `request_id` was used for another book; the metadata has it as
         `create_request_id`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -91,7 +91,7 @@ class BookServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetBook(self, request, context):
-        """Answers one book.
+        """Returns one book.
 
         INVALID_ARGUMENT `INVALID_FIELD`: the id is not positive.
         NOT_FOUND `BOOK_NOT_FOUND`: there is no such book; `ResourceInfo` names it.
@@ -101,12 +101,12 @@ class BookServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListBooks(self, request, context):
-        """Answers a page of the books that match a filter, in a given order.
+        """Returns a page of the books that match a filter, in a given order.
 
-        A walk over the pages neither repeats nor skips a book that was there throughout, whatever is created
-        or deleted meanwhile.
+        Paging is by key (keyset pagination): a book that exists throughout is neither repeated nor skipped, whatever is
+        created or deleted in the meantime.
 
-        INVALID_ARGUMENT `INVALID_FIELD`, `INVALID_FILTER` (its metadata has the `column`, counted from 1),
+        INVALID_ARGUMENT `INVALID_FIELD`, `INVALID_FILTER` (with the `column`, counted from 1, in its metadata),
         `INVALID_ORDER_BY`, `INVALID_PAGE_TOKEN`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -114,48 +114,48 @@ class BookServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateBook(self, request, context):
-        """Changes a book and answers it as it is then.
+        """Updates a book and returns it.
 
-        Two updates of different fields at the same time both survive. An update that changes nothing leaves
-        `etag` and `update_time` as they are.
+        Concurrent updates of different fields both take effect. An update that changes nothing leaves `etag` and
+        `update_time` unchanged. With `book.etag` the update uses optimistic concurrency.
 
-        Over HTTP, PATCH without a mask changes the fields that the body has, and PUT is an update with the mask `*`.
+        Over HTTP, PATCH without a mask updates the fields in the body, and PUT is an update with the mask `*`.
 
-        INVALID_ARGUMENT `INVALID_FIELD`: a field breaks its rule, or the mask names an unknown field.
+        INVALID_ARGUMENT `INVALID_FIELD`: a field is invalid, or the mask names an unknown field.
         NOT_FOUND `BOOK_NOT_FOUND`: there is no such book.
-        ABORTED `ETAG_MISMATCH`: `book.etag` is set and is not the current one; `ResourceInfo` names the book.
+        ABORTED `ETAG_MISMATCH`: `book.etag` is set and is not the current etag; `ResourceInfo` names the book.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteBook(self, request, context):
-        """Deletes a book. Its id is not given again.
+        """Deletes a book. Its id is never reused.
 
         INVALID_ARGUMENT `INVALID_FIELD`: the id is not positive.
         NOT_FOUND `BOOK_NOT_FOUND`: there is no such book.
-        ABORTED `ETAG_MISMATCH`: `etag` is set and is not the current one; `ResourceInfo` names the book.
+        ABORTED `ETAG_MISMATCH`: `etag` is set and is not the current etag; `ResourceInfo` names the book.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def BatchGetBooks(self, request, context):
-        """Answers several books, in the order in which their ids are given.
+        """Returns several books, in the order of the given ids.
 
         INVALID_ARGUMENT `INVALID_FIELD`: no ids, more than 1,000, or one that is not positive.
-        NOT_FOUND `BOOK_NOT_FOUND`: one `ResourceInfo` for each missing book (as many as fit into the details).
+        NOT_FOUND `BOOK_NOT_FOUND`: with one `ResourceInfo` for each missing book, as many as fit.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def BatchCreateBooks(self, request, context):
-        """Stores several new books, all or none, and answers them in the order of the requests.
+        """Stores several new books atomically and returns them in the order of the requests.
 
-        INVALID_ARGUMENT `INVALID_FIELD`: no requests, more than 1,000, or a field that breaks its rule, named
-        by its path (`requests[3].book.author`); `BadRequest` lists as many violations as fit into the details.
-        ALREADY_EXISTS `REQUEST_ID_REUSED`: a `request_id` has made another book; the metadata has it as
+        INVALID_ARGUMENT `INVALID_FIELD`: no requests, more than 1,000, or an invalid field, named by
+        its path (`requests[3].book.author`); `BadRequest` lists as many violations as fit.
+        ALREADY_EXISTS `REQUEST_ID_REUSED`: a `request_id` was used for another book; the metadata has it as
         `create_request_id`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

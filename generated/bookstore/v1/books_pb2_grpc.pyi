@@ -3,39 +3,41 @@
 isort:skip_file
 The book catalogue: create, read, list, update and delete books.
 
-Rules that hold for every RPC:
+Rules that apply to every RPC:
 
-* Text is stored in Unicode normal form C, without white space at its ends. Limits count code points
-  after that. Text that is then empty, or that holds a control character (category Cc), is refused.
-* Every status of the service that is not OK carries a `google.rpc.ErrorInfo` with the domain
-  `bookstore.v1` and a reason, and a `google.rpc.RequestInfo` with the id of the call. The reasons are listed at each
-  RPC; any RPC may besides end with UNAVAILABLE (`DATABASE_UNAVAILABLE`, `SERVER_DRAINING` or `CALL_INTERRUPTED`, with
+* Text is stored in Unicode normalization form C without leading and trailing white space. Limits count code points
+  of the result. Text that is then empty, or that contains a control character (category Cc), is rejected.
+* Every status of the service other than OK has a `google.rpc.ErrorInfo` with the domain `bookstore.v1` and a reason,
+  and a `google.rpc.RequestInfo` with the id of the call. The reasons are listed at each RPC. In addition, any RPC
+  may return UNAVAILABLE (`DATABASE_UNAVAILABLE`, `SERVER_DRAINING` or `CALL_INTERRUPTED`, with
   `google.rpc.RetryInfo`), DEADLINE_EXCEEDED (`DEADLINE_EXCEEDED`), INTERNAL (`INTERNAL`), INVALID_ARGUMENT
-  (`MALFORMED_MESSAGE`: the bytes are no such request), UNIMPLEMENTED (`METHOD_UNKNOWN`) or RESOURCE_EXHAUSTED
-  (`REQUEST_TOO_LARGE`, or beyond a limit of calls `TOO_MANY_REQUESTS`, with the `limit`, and `google.rpc.RetryInfo`).
-* Each violation in a `google.rpc.BadRequest` has a reason of its own: `REQUIRED` (absent or empty), `TOO_LONG`,
+  (`MALFORMED_MESSAGE`: the request cannot be parsed), UNIMPLEMENTED (`METHOD_UNKNOWN`) or RESOURCE_EXHAUSTED
+  (`REQUEST_TOO_LARGE`, or `TOO_MANY_REQUESTS` when a limit on calls is exceeded, with the `limit` in its metadata
+  and `google.rpc.RetryInfo`).
+* Each violation in a `google.rpc.BadRequest` has its own reason: `REQUIRED` (absent or empty), `TOO_LONG`,
   `TOO_MANY`, `OUT_OF_RANGE`, `CONTROL_CHARACTER`, `INVALID_TYPE`, `INVALID_UUID`, `INVALID_SYNTAX`,
-  `INVALID_OPERATOR` (one that is not for this field), `INVALID_TOKEN` (of a page), `UNKNOWN_FIELD`, `DUPLICATE` or
-  `CONFLICT` (with another part of the request). There may be more of them one day.
-* A status and its details take less than 4 KiB of headers. Where a list of violations or of missing books does not fit
-  in, the first ones are there, and the `omitted_count` in the metadata of the `ErrorInfo` says how many are not. Of a
-  long text the middle may be missing, with a `…` in its place.
-* A server may ask who calls. It then answers UNAUTHENTICATED (`TOKEN_MISSING`, `TOKEN_INVALID`) where it is not
-  told by `authorization: Bearer TOKEN` or a certificate, and PERMISSION_DENIED (`SCOPE_MISSING`, with the
-  `scope`) to a caller without `books.read` (GetBook, ListBooks, BatchGetBooks) or `books.write` (the others).
-  This is decided before a request is read, whatever is in it.
+  `INVALID_OPERATOR` (not supported by this field), `INVALID_TOKEN` (of a page), `UNKNOWN_FIELD`, `DUPLICATE` or
+  `CONFLICT` (with another part of the request). Future versions may add reasons.
+* A status and its details take less than 4 KiB of headers. If a list of violations or of missing books does not fit,
+  it is truncated, and `omitted_count` in the metadata of the `ErrorInfo` is the number of missing entries. In a long
+  text the middle may be replaced by `…`.
+* A server may require authentication. It then returns UNAUTHENTICATED (`TOKEN_MISSING`, `TOKEN_INVALID`) without a
+  valid `authorization: Bearer TOKEN` or client certificate, and PERMISSION_DENIED (`SCOPE_MISSING`, with the
+  `scope`) to a caller without `books.read` (GetBook, ListBooks, BatchGetBooks) or `books.write` (all others). This
+  is checked before the request is read, whatever it contains.
 * Over HTTP, INVALID_ARGUMENT may have the reason `MEDIA_TYPE_UNSUPPORTED` (415), `REQUEST_TOO_LARGE` is 413,
-  PERMISSION_DENIED `HOST_UNKNOWN` (403: the request was meant for another host), and UNIMPLEMENTED `METHOD_UNKNOWN`
-  (404) and `VERB_NOT_ALLOWED` (405) for a path, and a verb at a path, that stand for no RPC.
-* A call that ends with `TOO_MANY_REQUESTS` or `SERVER_DRAINING` has not begun, whatever it is, and may be sent again.
-  So may one that gRPC itself ends with CANCELLED, without details, at a busy or ending server.
-* After any other UNAVAILABLE, or DEADLINE_EXCEEDED, a create may be sent again with its `request_id`; whether an
-  update or a delete has happened is seen by reading the book. `CALL_INTERRUPTED`: the server ended amidst the call.
-* The metadata key `x-request-id` names a call: letters, digits and `._-`, at most 128 of them. The server
-  makes one where none comes, and returns it in the trailing metadata.
-* A request may hold 8 MiB, or less where the server is set up so; one that is longer by more than 8 MiB gRPC itself
-  refuses with RESOURCE_EXHAUSTED, without details. A page stays below the 4 MiB that clients accept unless told otherwise. The
-  answer of a batch may not: for a thousand of the longest books a client has to accept 8 MiB.
+  PERMISSION_DENIED may be `HOST_UNKNOWN` (403: the Host header is not one of the server's), and UNIMPLEMENTED is
+  `METHOD_UNKNOWN` (404) for an unknown path and `VERB_NOT_ALLOWED` (405) for a path without that HTTP method.
+* A call that fails with `TOO_MANY_REQUESTS` or `SERVER_DRAINING` has not started and can be retried, whatever it is.
+  The same holds for CANCELLED without details, which gRPC itself returns at a busy server or one that shuts down.
+* After any other UNAVAILABLE, or DEADLINE_EXCEEDED, a create can be retried with its idempotency key (`request_id`).
+  Whether an update or a delete took effect can be seen by reading the book. `CALL_INTERRUPTED`: the server shut down
+  during the call.
+* The metadata key `x-request-id` identifies a call: at most 128 letters, digits and `._-`. The server generates an
+  id if the caller sends none, and returns it in the trailing metadata.
+* A request may have 8 MiB, or less if the server is configured so. A request that exceeds the limit by more than 8
+  MiB is rejected by gRPC itself with RESOURCE_EXHAUSTED, without details. A page stays below the 4 MiB that clients
+  accept by default. The response of a batch may not: for a thousand of the longest books a client must accept 8 MiB.
 """
 
 from bookstore.v1 import books_pb2 as _books_pb2
@@ -70,60 +72,60 @@ class BookServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> BookServiceAsyncStub: ...
     CreateBook: _grpc.UnaryUnaryMultiCallable[_books_pb2.CreateBookRequest, _books_pb2.Book]
-    """Stores a new book and answers it.
+    """Stores a new book and returns it.
 
-    With a `request_id` a retry is safe: the same id never makes a second book.
+    With an idempotency key (`request_id`) a retry is safe: the same key never creates a second book.
 
-    INVALID_ARGUMENT `INVALID_FIELD`: a field breaks its rule; `BadRequest` lists every violation.
-    ALREADY_EXISTS `REQUEST_ID_REUSED`: the `request_id` has made another book; the metadata has it as
+    INVALID_ARGUMENT `INVALID_FIELD`: a field is invalid; `BadRequest` lists every violation.
+    ALREADY_EXISTS `REQUEST_ID_REUSED`: the `request_id` was used for another book; the metadata has it as
     `create_request_id`.
     """
     GetBook: _grpc.UnaryUnaryMultiCallable[_books_pb2.GetBookRequest, _books_pb2.Book]
-    """Answers one book.
+    """Returns one book.
 
     INVALID_ARGUMENT `INVALID_FIELD`: the id is not positive.
     NOT_FOUND `BOOK_NOT_FOUND`: there is no such book; `ResourceInfo` names it.
     """
     ListBooks: _grpc.UnaryUnaryMultiCallable[_books_pb2.ListBooksRequest, _books_pb2.ListBooksResponse]
-    """Answers a page of the books that match a filter, in a given order.
+    """Returns a page of the books that match a filter, in a given order.
 
-    A walk over the pages neither repeats nor skips a book that was there throughout, whatever is created
-    or deleted meanwhile.
+    Paging is by key (keyset pagination): a book that exists throughout is neither repeated nor skipped, whatever is
+    created or deleted in the meantime.
 
-    INVALID_ARGUMENT `INVALID_FIELD`, `INVALID_FILTER` (its metadata has the `column`, counted from 1),
+    INVALID_ARGUMENT `INVALID_FIELD`, `INVALID_FILTER` (with the `column`, counted from 1, in its metadata),
     `INVALID_ORDER_BY`, `INVALID_PAGE_TOKEN`.
     """
     UpdateBook: _grpc.UnaryUnaryMultiCallable[_books_pb2.UpdateBookRequest, _books_pb2.Book]
-    """Changes a book and answers it as it is then.
+    """Updates a book and returns it.
 
-    Two updates of different fields at the same time both survive. An update that changes nothing leaves
-    `etag` and `update_time` as they are.
+    Concurrent updates of different fields both take effect. An update that changes nothing leaves `etag` and
+    `update_time` unchanged. With `book.etag` the update uses optimistic concurrency.
 
-    Over HTTP, PATCH without a mask changes the fields that the body has, and PUT is an update with the mask `*`.
+    Over HTTP, PATCH without a mask updates the fields in the body, and PUT is an update with the mask `*`.
 
-    INVALID_ARGUMENT `INVALID_FIELD`: a field breaks its rule, or the mask names an unknown field.
+    INVALID_ARGUMENT `INVALID_FIELD`: a field is invalid, or the mask names an unknown field.
     NOT_FOUND `BOOK_NOT_FOUND`: there is no such book.
-    ABORTED `ETAG_MISMATCH`: `book.etag` is set and is not the current one; `ResourceInfo` names the book.
+    ABORTED `ETAG_MISMATCH`: `book.etag` is set and is not the current etag; `ResourceInfo` names the book.
     """
     DeleteBook: _grpc.UnaryUnaryMultiCallable[_books_pb2.DeleteBookRequest, _empty_pb2.Empty]
-    """Deletes a book. Its id is not given again.
+    """Deletes a book. Its id is never reused.
 
     INVALID_ARGUMENT `INVALID_FIELD`: the id is not positive.
     NOT_FOUND `BOOK_NOT_FOUND`: there is no such book.
-    ABORTED `ETAG_MISMATCH`: `etag` is set and is not the current one; `ResourceInfo` names the book.
+    ABORTED `ETAG_MISMATCH`: `etag` is set and is not the current etag; `ResourceInfo` names the book.
     """
     BatchGetBooks: _grpc.UnaryUnaryMultiCallable[_books_pb2.BatchGetBooksRequest, _books_pb2.BatchGetBooksResponse]
-    """Answers several books, in the order in which their ids are given.
+    """Returns several books, in the order of the given ids.
 
     INVALID_ARGUMENT `INVALID_FIELD`: no ids, more than 1,000, or one that is not positive.
-    NOT_FOUND `BOOK_NOT_FOUND`: one `ResourceInfo` for each missing book (as many as fit into the details).
+    NOT_FOUND `BOOK_NOT_FOUND`: with one `ResourceInfo` for each missing book, as many as fit.
     """
     BatchCreateBooks: _grpc.UnaryUnaryMultiCallable[_books_pb2.BatchCreateBooksRequest, _books_pb2.BatchCreateBooksResponse]
-    """Stores several new books, all or none, and answers them in the order of the requests.
+    """Stores several new books atomically and returns them in the order of the requests.
 
-    INVALID_ARGUMENT `INVALID_FIELD`: no requests, more than 1,000, or a field that breaks its rule, named
-    by its path (`requests[3].book.author`); `BadRequest` lists as many violations as fit into the details.
-    ALREADY_EXISTS `REQUEST_ID_REUSED`: a `request_id` has made another book; the metadata has it as
+    INVALID_ARGUMENT `INVALID_FIELD`: no requests, more than 1,000, or an invalid field, named by
+    its path (`requests[3].book.author`); `BadRequest` lists as many violations as fit.
+    ALREADY_EXISTS `REQUEST_ID_REUSED`: a `request_id` was used for another book; the metadata has it as
     `create_request_id`.
     """
 
@@ -133,60 +135,60 @@ class BookServiceAsyncStub(BookServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateBook: _aio.UnaryUnaryMultiCallable[_books_pb2.CreateBookRequest, _books_pb2.Book]  # type: ignore[assignment]
-    """Stores a new book and answers it.
+    """Stores a new book and returns it.
 
-    With a `request_id` a retry is safe: the same id never makes a second book.
+    With an idempotency key (`request_id`) a retry is safe: the same key never creates a second book.
 
-    INVALID_ARGUMENT `INVALID_FIELD`: a field breaks its rule; `BadRequest` lists every violation.
-    ALREADY_EXISTS `REQUEST_ID_REUSED`: the `request_id` has made another book; the metadata has it as
+    INVALID_ARGUMENT `INVALID_FIELD`: a field is invalid; `BadRequest` lists every violation.
+    ALREADY_EXISTS `REQUEST_ID_REUSED`: the `request_id` was used for another book; the metadata has it as
     `create_request_id`.
     """
     GetBook: _aio.UnaryUnaryMultiCallable[_books_pb2.GetBookRequest, _books_pb2.Book]  # type: ignore[assignment]
-    """Answers one book.
+    """Returns one book.
 
     INVALID_ARGUMENT `INVALID_FIELD`: the id is not positive.
     NOT_FOUND `BOOK_NOT_FOUND`: there is no such book; `ResourceInfo` names it.
     """
     ListBooks: _aio.UnaryUnaryMultiCallable[_books_pb2.ListBooksRequest, _books_pb2.ListBooksResponse]  # type: ignore[assignment]
-    """Answers a page of the books that match a filter, in a given order.
+    """Returns a page of the books that match a filter, in a given order.
 
-    A walk over the pages neither repeats nor skips a book that was there throughout, whatever is created
-    or deleted meanwhile.
+    Paging is by key (keyset pagination): a book that exists throughout is neither repeated nor skipped, whatever is
+    created or deleted in the meantime.
 
-    INVALID_ARGUMENT `INVALID_FIELD`, `INVALID_FILTER` (its metadata has the `column`, counted from 1),
+    INVALID_ARGUMENT `INVALID_FIELD`, `INVALID_FILTER` (with the `column`, counted from 1, in its metadata),
     `INVALID_ORDER_BY`, `INVALID_PAGE_TOKEN`.
     """
     UpdateBook: _aio.UnaryUnaryMultiCallable[_books_pb2.UpdateBookRequest, _books_pb2.Book]  # type: ignore[assignment]
-    """Changes a book and answers it as it is then.
+    """Updates a book and returns it.
 
-    Two updates of different fields at the same time both survive. An update that changes nothing leaves
-    `etag` and `update_time` as they are.
+    Concurrent updates of different fields both take effect. An update that changes nothing leaves `etag` and
+    `update_time` unchanged. With `book.etag` the update uses optimistic concurrency.
 
-    Over HTTP, PATCH without a mask changes the fields that the body has, and PUT is an update with the mask `*`.
+    Over HTTP, PATCH without a mask updates the fields in the body, and PUT is an update with the mask `*`.
 
-    INVALID_ARGUMENT `INVALID_FIELD`: a field breaks its rule, or the mask names an unknown field.
+    INVALID_ARGUMENT `INVALID_FIELD`: a field is invalid, or the mask names an unknown field.
     NOT_FOUND `BOOK_NOT_FOUND`: there is no such book.
-    ABORTED `ETAG_MISMATCH`: `book.etag` is set and is not the current one; `ResourceInfo` names the book.
+    ABORTED `ETAG_MISMATCH`: `book.etag` is set and is not the current etag; `ResourceInfo` names the book.
     """
     DeleteBook: _aio.UnaryUnaryMultiCallable[_books_pb2.DeleteBookRequest, _empty_pb2.Empty]  # type: ignore[assignment]
-    """Deletes a book. Its id is not given again.
+    """Deletes a book. Its id is never reused.
 
     INVALID_ARGUMENT `INVALID_FIELD`: the id is not positive.
     NOT_FOUND `BOOK_NOT_FOUND`: there is no such book.
-    ABORTED `ETAG_MISMATCH`: `etag` is set and is not the current one; `ResourceInfo` names the book.
+    ABORTED `ETAG_MISMATCH`: `etag` is set and is not the current etag; `ResourceInfo` names the book.
     """
     BatchGetBooks: _aio.UnaryUnaryMultiCallable[_books_pb2.BatchGetBooksRequest, _books_pb2.BatchGetBooksResponse]  # type: ignore[assignment]
-    """Answers several books, in the order in which their ids are given.
+    """Returns several books, in the order of the given ids.
 
     INVALID_ARGUMENT `INVALID_FIELD`: no ids, more than 1,000, or one that is not positive.
-    NOT_FOUND `BOOK_NOT_FOUND`: one `ResourceInfo` for each missing book (as many as fit into the details).
+    NOT_FOUND `BOOK_NOT_FOUND`: with one `ResourceInfo` for each missing book, as many as fit.
     """
     BatchCreateBooks: _aio.UnaryUnaryMultiCallable[_books_pb2.BatchCreateBooksRequest, _books_pb2.BatchCreateBooksResponse]  # type: ignore[assignment]
-    """Stores several new books, all or none, and answers them in the order of the requests.
+    """Stores several new books atomically and returns them in the order of the requests.
 
-    INVALID_ARGUMENT `INVALID_FIELD`: no requests, more than 1,000, or a field that breaks its rule, named
-    by its path (`requests[3].book.author`); `BadRequest` lists as many violations as fit into the details.
-    ALREADY_EXISTS `REQUEST_ID_REUSED`: a `request_id` has made another book; the metadata has it as
+    INVALID_ARGUMENT `INVALID_FIELD`: no requests, more than 1,000, or an invalid field, named by
+    its path (`requests[3].book.author`); `BadRequest` lists as many violations as fit.
+    ALREADY_EXISTS `REQUEST_ID_REUSED`: a `request_id` was used for another book; the metadata has it as
     `create_request_id`.
     """
 
@@ -199,12 +201,12 @@ class BookServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _books_pb2.CreateBookRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_books_pb2.Book, _abc.Awaitable[_books_pb2.Book]]:
-        """Stores a new book and answers it.
+        """Stores a new book and returns it.
 
-        With a `request_id` a retry is safe: the same id never makes a second book.
+        With an idempotency key (`request_id`) a retry is safe: the same key never creates a second book.
 
-        INVALID_ARGUMENT `INVALID_FIELD`: a field breaks its rule; `BadRequest` lists every violation.
-        ALREADY_EXISTS `REQUEST_ID_REUSED`: the `request_id` has made another book; the metadata has it as
+        INVALID_ARGUMENT `INVALID_FIELD`: a field is invalid; `BadRequest` lists every violation.
+        ALREADY_EXISTS `REQUEST_ID_REUSED`: the `request_id` was used for another book; the metadata has it as
         `create_request_id`.
         """
 
@@ -214,7 +216,7 @@ class BookServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _books_pb2.GetBookRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_books_pb2.Book, _abc.Awaitable[_books_pb2.Book]]:
-        """Answers one book.
+        """Returns one book.
 
         INVALID_ARGUMENT `INVALID_FIELD`: the id is not positive.
         NOT_FOUND `BOOK_NOT_FOUND`: there is no such book; `ResourceInfo` names it.
@@ -226,12 +228,12 @@ class BookServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _books_pb2.ListBooksRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_books_pb2.ListBooksResponse, _abc.Awaitable[_books_pb2.ListBooksResponse]]:
-        """Answers a page of the books that match a filter, in a given order.
+        """Returns a page of the books that match a filter, in a given order.
 
-        A walk over the pages neither repeats nor skips a book that was there throughout, whatever is created
-        or deleted meanwhile.
+        Paging is by key (keyset pagination): a book that exists throughout is neither repeated nor skipped, whatever is
+        created or deleted in the meantime.
 
-        INVALID_ARGUMENT `INVALID_FIELD`, `INVALID_FILTER` (its metadata has the `column`, counted from 1),
+        INVALID_ARGUMENT `INVALID_FIELD`, `INVALID_FILTER` (with the `column`, counted from 1, in its metadata),
         `INVALID_ORDER_BY`, `INVALID_PAGE_TOKEN`.
         """
 
@@ -241,16 +243,16 @@ class BookServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _books_pb2.UpdateBookRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_books_pb2.Book, _abc.Awaitable[_books_pb2.Book]]:
-        """Changes a book and answers it as it is then.
+        """Updates a book and returns it.
 
-        Two updates of different fields at the same time both survive. An update that changes nothing leaves
-        `etag` and `update_time` as they are.
+        Concurrent updates of different fields both take effect. An update that changes nothing leaves `etag` and
+        `update_time` unchanged. With `book.etag` the update uses optimistic concurrency.
 
-        Over HTTP, PATCH without a mask changes the fields that the body has, and PUT is an update with the mask `*`.
+        Over HTTP, PATCH without a mask updates the fields in the body, and PUT is an update with the mask `*`.
 
-        INVALID_ARGUMENT `INVALID_FIELD`: a field breaks its rule, or the mask names an unknown field.
+        INVALID_ARGUMENT `INVALID_FIELD`: a field is invalid, or the mask names an unknown field.
         NOT_FOUND `BOOK_NOT_FOUND`: there is no such book.
-        ABORTED `ETAG_MISMATCH`: `book.etag` is set and is not the current one; `ResourceInfo` names the book.
+        ABORTED `ETAG_MISMATCH`: `book.etag` is set and is not the current etag; `ResourceInfo` names the book.
         """
 
     @_abc_1.abstractmethod
@@ -259,11 +261,11 @@ class BookServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _books_pb2.DeleteBookRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
-        """Deletes a book. Its id is not given again.
+        """Deletes a book. Its id is never reused.
 
         INVALID_ARGUMENT `INVALID_FIELD`: the id is not positive.
         NOT_FOUND `BOOK_NOT_FOUND`: there is no such book.
-        ABORTED `ETAG_MISMATCH`: `etag` is set and is not the current one; `ResourceInfo` names the book.
+        ABORTED `ETAG_MISMATCH`: `etag` is set and is not the current etag; `ResourceInfo` names the book.
         """
 
     @_abc_1.abstractmethod
@@ -272,10 +274,10 @@ class BookServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _books_pb2.BatchGetBooksRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_books_pb2.BatchGetBooksResponse, _abc.Awaitable[_books_pb2.BatchGetBooksResponse]]:
-        """Answers several books, in the order in which their ids are given.
+        """Returns several books, in the order of the given ids.
 
         INVALID_ARGUMENT `INVALID_FIELD`: no ids, more than 1,000, or one that is not positive.
-        NOT_FOUND `BOOK_NOT_FOUND`: one `ResourceInfo` for each missing book (as many as fit into the details).
+        NOT_FOUND `BOOK_NOT_FOUND`: with one `ResourceInfo` for each missing book, as many as fit.
         """
 
     @_abc_1.abstractmethod
@@ -284,11 +286,11 @@ class BookServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _books_pb2.BatchCreateBooksRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_books_pb2.BatchCreateBooksResponse, _abc.Awaitable[_books_pb2.BatchCreateBooksResponse]]:
-        """Stores several new books, all or none, and answers them in the order of the requests.
+        """Stores several new books atomically and returns them in the order of the requests.
 
-        INVALID_ARGUMENT `INVALID_FIELD`: no requests, more than 1,000, or a field that breaks its rule, named
-        by its path (`requests[3].book.author`); `BadRequest` lists as many violations as fit into the details.
-        ALREADY_EXISTS `REQUEST_ID_REUSED`: a `request_id` has made another book; the metadata has it as
+        INVALID_ARGUMENT `INVALID_FIELD`: no requests, more than 1,000, or an invalid field, named by
+        its path (`requests[3].book.author`); `BadRequest` lists as many violations as fit.
+        ALREADY_EXISTS `REQUEST_ID_REUSED`: a `request_id` was used for another book; the metadata has it as
         `create_request_id`.
         """
 
