@@ -14,7 +14,7 @@ from grpc_health.v1 import health_pb2
 from bookstore_grpc.errors import ClientUnusable
 from bookstore_grpc.limits import MESSAGE_MAX_BYTES
 from bookstore_grpc.metadata import AUTHORIZATION_KEY, Metadata
-from bookstore_grpc.net.loopback import is_local
+from bookstore_grpc.net.address import is_local
 
 _OPTIONS = (
     # Calls go to all servers of a name in turn. What is sent again is for `retries`: gRPC's own policies know neither

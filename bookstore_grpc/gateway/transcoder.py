@@ -26,8 +26,8 @@ from bookstore_grpc.gateway.context import HttpContext
 from bookstore_grpc.gateway.requests import RequestDecoder
 from bookstore_grpc.gateway.responses import Answer, AnswerEncoder, refusal
 from bookstore_grpc.metadata import REQUEST_ID_KEY
+from bookstore_grpc.net.address import is_loopback
 from bookstore_grpc.net.asgi import Receive, Scope, Send
-from bookstore_grpc.net.loopback import is_loopback
 
 Guard = Callable[[str, Any], AbstractAsyncContextManager[Call]]
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from bookstore_grpc.calls.call import Call, Outcome
+from bookstore_grpc.net.address import Address
 from bookstore_grpc.net.connection_limit import Shortage, source_of
 
 LOOK_SECONDS = 0.5
@@ -63,7 +64,7 @@ class Crowding:
         With a backlog of calls that nobody has taken up yet, only those that have been silent for long: the others may
         wait for such a call.
         """
-        ports = {int(address.rpartition(":")[2]) for address in addresses if not address.startswith("unix:")}
+        ports = {address.port for address in map(Address.parse, addresses) if not address.is_unix}
         if not ports or not await asyncio.to_thread(self._may_be_crowded):
             return
         busy = {call.context.peer().rpartition(":")[2] for call in self._calls.values()}

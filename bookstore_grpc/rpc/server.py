@@ -19,8 +19,9 @@ from bookstore_grpc.calls.admission import Admission
 from bookstore_grpc.calls.call import Gate, Observer
 from bookstore_grpc.errors import StartupError, Unavailable
 from bookstore_grpc.limits import MESSAGE_MAX_BYTES
-from bookstore_grpc.net.addresses import cannot_listen
+from bookstore_grpc.net.address import Address
 from bookstore_grpc.net.file_descriptors import DescriptorsExhausted
+from bookstore_grpc.net.listening import cannot_listen
 from bookstore_grpc.rpc.health import Health
 from bookstore_grpc.rpc.interceptor import CallInterceptor
 from bookstore_grpc.service.servicer import BOOK_SERVICE
@@ -186,16 +187,16 @@ def _counted(make_server: Callable[[], grpc.aio.Server]) -> "tuple[grpc.aio.Serv
 
 def bind(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None = None) -> str:
     """Let a server listen on an address, and answer it with its real port. Raises `StartupError`."""
-    _refuse_socket_in_use(address)
+    parsed = Address.parse(address)
+    _refuse_socket_in_use(parsed)
     try:
-        if credentials is None or address.startswith("unix:"):
+        if credentials is None or parsed.is_unix:
             port = server.add_insecure_port(address)
         else:
             port = server.add_secure_port(address, credentials)
     except RuntimeError as error:
-        raise cannot_listen(address) from error
-    host, colon, wanted = address.rpartition(":")
-    return f"{host}{colon}{port}" if wanted == "0" else address
+        raise cannot_listen(parsed) from error
+    return address if parsed.is_unix else str(parsed.with_port(port))
 
 
 class _ReflectionServicer(reflection.aio.ReflectionServicer):
@@ -207,11 +208,10 @@ class _ReflectionServicer(reflection.aio.ReflectionServicer):
         return super()._file_containing_symbol(request, symbol)  # type: ignore[misc]  # not in its stubs
 
 
-def _refuse_socket_in_use(address: str) -> None:
+def _refuse_socket_in_use(address: Address) -> None:
     """Raise `StartupError` if a server answers on this unix socket; gRPC would take it over without a word."""
-    path = address.removeprefix("unix:")
-    if path == address or not os.path.exists(path):
+    if not address.is_unix or not os.path.exists(address.path):
         return
     with socket.socket(socket.AF_UNIX) as probe:
-        if probe.connect_ex(path) == 0:
+        if probe.connect_ex(address.path) == 0:
             raise StartupError(f"Cannot listen on {address}: another server does. Choose another with --listen.")

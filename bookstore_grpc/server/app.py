@@ -21,10 +21,10 @@ from bookstore_grpc.dal.database import Database
 from bookstore_grpc.dal.driver_errors import startup_errors
 from bookstore_grpc.dal.engines import parse_database_url
 from bookstore_grpc.errors import StartupError
-from bookstore_grpc.net.addresses import bound_socket, check_addresses, check_channelz_address, shown_address
+from bookstore_grpc.net.address import Address
 from bookstore_grpc.net.connection_limit import Room, Shortage
 from bookstore_grpc.net.file_descriptors import raise_descriptor_limit
-from bookstore_grpc.net.loopback import is_local
+from bookstore_grpc.net.listening import bound_socket, warn_of_plaintext
 from bookstore_grpc.net.periodic import repeated
 from bookstore_grpc.rpc.idle_connections import LOOK_SECONDS, Crowding
 from bookstore_grpc.rpc.server import Server
@@ -34,6 +34,7 @@ from bookstore_grpc.server.memory import SpareMemory
 from bookstore_grpc.server.security import Doors, doors
 from bookstore_grpc.server.settings import Settings
 from bookstore_grpc.server.signals import ignore_hangup
+from bookstore_grpc.server.verification import plaintext_addresses
 from bookstore_grpc.service.servicer import BOOK_SERVICE, BookServicer
 from bookstore_grpc.telemetry.call_log import CallLog
 from bookstore_grpc.telemetry.logs import flush_logs
@@ -155,14 +156,8 @@ async def running_server(
     """
     is_worker = tell_supervisor is not None
     if not is_worker:
-        check_addresses(
-            settings.listen,
-            http_address=settings.http_listen,
-            encrypted=settings.is_encrypted,
-            insecure=settings.insecure,
-        )
-    if settings.channelz_listen:
-        check_channelz_address(settings.channelz_listen, worker_count=settings.worker_count)
+        settings.verify()
+        warn_of_plaintext(plaintext_addresses(settings))
     bounds = connection_bounds(settings, raise_descriptor_limit())
     async with AsyncExitStack() as stack:
         way_in = await stack.enter_async_context(doors(settings))
@@ -333,7 +328,7 @@ async def _traces(settings: Settings, database: Database) -> AsyncIterator["Trac
         yield Traces(
             tracer,
             ratio=settings.trace_ratio,
-            server=server_attributes(settings.listen[0]),
+            server=server_attributes(Address.parse(settings.listen[0])),
             database=database_attributes(database.dialect, name=name, host=database.url.host, port=database.url.port),
         )
 
@@ -382,7 +377,8 @@ async def _http(
             f"HTTP needs more than the server (no module {error.name!r}): pip install 'bookstore-grpc[http]'."
         ) from error
     # Only by its name does a browser know this machine's loopback from a stranger's host that has become it.
-    is_private = is_local(settings.http_listen) or bool(settings.http_hosts)
+    address = Address.parse(settings.http_listen)
+    is_private = address.is_local or bool(settings.http_hosts)
     application = http_application(
         servicer,
         BOOK_SERVICE,
@@ -392,10 +388,10 @@ async def _http(
         hosts=settings.http_hosts if is_private else None,
         needs_token=way_in.key_set is not None,
     )
-    bound = bound_socket(settings.http_listen, shares_port=shares_port)
+    bound = bound_socket(address, shares_port=shares_port)
     tls = way_in.certificates.tls_context() if way_in.certificates else None
     async with serving_http(application, bound, room=room, tls=tls):
-        yield shown_address(settings.http_listen, bound)
+        yield str(address.with_port(bound.getsockname()[1]))
 
 
 def _channelz(settings: Settings) -> AbstractAsyncContextManager[str]:

@@ -12,6 +12,7 @@ from bookstore_grpc.limits import (
     HTTP_CONNECTIONS_MAX,
     PROBE_CONNECTIONS_MAX,
 )
+from bookstore_grpc.net.address import Address
 from bookstore_grpc.net.file_descriptors import FILES_OF_SQLITE
 from bookstore_grpc.server.settings import Settings
 
@@ -63,12 +64,13 @@ def _within(wanted: int, available: float) -> int:
 
 def _count_listeners(addresses: Sequence[str]) -> int:
     """Answer how many sockets gRPC will listen on: one for each address that a name stands for."""
-    return sum(1 if address.startswith("unix:") else _count_addresses(address) for address in addresses)
+    return sum(_count_sockets(Address.parse(address)) for address in addresses)
 
 
-def _count_addresses(address: str) -> int:
-    host = address.rpartition(":")[0].strip("[]")
+def _count_sockets(address: Address) -> int:
+    if address.is_unix:
+        return 1
     try:
-        return len({where for *_, where in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)})
+        return len({where for *_, where in socket.getaddrinfo(address.host, None, type=socket.SOCK_STREAM)})
     except (OSError, UnicodeError):
         return 1  # whoever listens says what is wrong with it

@@ -1,13 +1,13 @@
 """What guards the way in, built from the Settings: certificates, and the gate that asks who calls."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from bookstore_grpc.calls.call import Gate
-from bookstore_grpc.errors import StartupError
 from bookstore_grpc.net.periodic import repeated
 from bookstore_grpc.server.settings import Settings
+from bookstore_grpc.server.verification import parsed_client_scopes
 
 # Imported where they are needed: a server without certificates and tokens starts without their packages.
 if TYPE_CHECKING:
@@ -50,21 +50,15 @@ async def doors(settings: Settings) -> AsyncIterator[Doors]:
 
 
 def _certificates(settings: Settings) -> "Certificates | None":
-    if bool(settings.tls_cert) != bool(settings.tls_key):
-        raise StartupError("TLS needs both --tls-cert and --tls-key.")
-    if settings.tls_client_ca and not settings.tls_cert:
-        raise StartupError("--tls-client-ca is for TLS: give --tls-cert and --tls-key as well.")
     if not settings.is_encrypted:
         return None
-    if settings.insecure:
-        raise StartupError("--insecure and --tls-cert contradict each other; leave one out.")
     from bookstore_grpc.net.tls import Certificates
 
     return Certificates(cert=settings.tls_cert, key=settings.tls_key, client_ca=settings.tls_client_ca)
 
 
 def _gates(settings: Settings, key_set: "KeySet | None") -> Sequence[Gate]:
-    client_scopes = _client_scopes(settings)
+    client_scopes = parsed_client_scopes(settings)
     if key_set is None and not client_scopes:
         return ()
     from bookstore_grpc.auth.authentication import Authentication
@@ -85,31 +79,9 @@ def _gates(settings: Settings, key_set: "KeySet | None") -> Sequence[Gate]:
 
 def _key_set(settings: Settings) -> "KeySet | None":
     if not (settings.jwks_file or settings.jwks_url):
-        if settings.token_issuer or settings.token_audience:
-            raise StartupError("Tokens cannot be checked without keys: give --jwks-file or --jwks-url.")
         return None
-    if settings.jwks_file and settings.jwks_url:
-        raise StartupError("The keys of tokens come from one place: give either --jwks-file or --jwks-url.")
-    if not (settings.token_issuer and settings.token_audience):
-        raise StartupError(
-            "Tokens are checked for whom they come from and whom they are meant for: "
-            "give --token-issuer and --token-audience."
-        )
     from bookstore_grpc.auth.jwks import key_set_from_file, key_set_from_url
 
     if settings.jwks_file:
         return key_set_from_file(settings.jwks_file)
     return key_set_from_url(settings.jwks_url)
-
-
-def _client_scopes(settings: Settings) -> Mapping[str, frozenset[str]]:
-    if settings.client_scopes and not settings.tls_client_ca:
-        raise StartupError("--client-scopes is for callers with certificates: give --tls-client-ca as well.")
-    scopes: dict[str, frozenset[str]] = {}
-    for entry in settings.client_scopes:
-        name, _, listed = entry.rpartition("=")
-        given = frozenset(scope for scope in listed.split(",") if scope)
-        if not name or not given:
-            raise StartupError(f"--client-scopes {entry!r} is not of the form NAME=books.read,books.write.")
-        scopes[name] = scopes.get(name, frozenset()) | given
-    return scopes

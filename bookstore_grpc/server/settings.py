@@ -8,8 +8,10 @@ import os
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Literal
 
+from bookstore_grpc.errors import StartupError
 from bookstore_grpc.limits import MESSAGE_MAX_BYTES
 from bookstore_grpc.metadata import DEFAULT_SERVER
+from bookstore_grpc.server.verification import problems_of
 
 ENVIRONMENT_PREFIX = "BOOKSTORE_"
 
@@ -225,6 +227,17 @@ class Settings:
     log_format: Literal["auto", "json", "console"] = _setting(
         "auto", "json, console (readable), or auto: console on a terminal, json elsewhere."
     )
+
+    def verify(self) -> None:
+        """Raise `StartupError` with every setting that cannot be used or contradicts another.
+
+        Called before anything is built, bound or forked.
+        """
+        problems = problems_of(self)
+        if len(problems) == 1:
+            raise StartupError(problems[0])
+        if problems:
+            raise StartupError("\n- ".join([f"{len(problems)} settings cannot be used:", *problems]))
 
     @property
     def is_encrypted(self) -> bool:

@@ -21,12 +21,14 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from bookstore_grpc.errors import StartupError
-from bookstore_grpc.net.addresses import check_addresses, reserved
+from bookstore_grpc.net.address import Address
 from bookstore_grpc.net.file_descriptors import raise_descriptor_limit
+from bookstore_grpc.net.listening import reserved, warn_of_plaintext
 from bookstore_grpc.net.periodic import repeated
 from bookstore_grpc.server.connection_bounds import probe_connections
 from bookstore_grpc.server.settings import Settings
 from bookstore_grpc.server.signals import ignore_hangup
+from bookstore_grpc.server.verification import plaintext_addresses
 from bookstore_grpc.telemetry.logs import configure_logging
 
 if TYPE_CHECKING:
@@ -51,17 +53,14 @@ async def serve(settings: Settings, *, kill_margin_seconds: float = 15) -> bool:
     Raises `StartupError` where the service cannot start as it is set up, and `ModuleNotFoundError` where a worker lacks
     a package.
     """
-    check_addresses(
-        settings.listen,
-        http_address=settings.http_listen,
-        encrypted=settings.is_encrypted,
-        insecure=settings.insecure,
-    )
+    settings.verify()
+    warn_of_plaintext(plaintext_addresses(settings))
     async with AsyncExitStack() as stack:
-        shared = replace(settings, listen=stack.enter_context(reserved(settings.listen)))
+        listen = stack.enter_context(reserved([Address.parse(text) for text in settings.listen]))
+        shared = replace(settings, listen=tuple(map(str, listen)))
         if settings.http_listen:
-            (http_address,) = stack.enter_context(reserved((settings.http_listen,)))
-            shared = replace(shared, http_listen=http_address)
+            (http_address,) = stack.enter_context(reserved([Address.parse(settings.http_listen)]))
+            shared = replace(shared, http_listen=str(http_address))
         supervisor = _Supervisor(shared)
         if settings.metrics_listen:
             await stack.enter_async_context(supervisor.serving_metrics())

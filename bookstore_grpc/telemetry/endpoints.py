@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import structlog
 
-from bookstore_grpc.net.addresses import bound_socket, shown_address
+from bookstore_grpc.net.address import Address
 from bookstore_grpc.net.connection_limit import Room
 from bookstore_grpc.net.http_server import serving_http
-from bookstore_grpc.net.loopback import is_local
+from bookstore_grpc.net.listening import bound_socket
 
 _log = structlog.stdlib.get_logger("bookstore_grpc.telemetry.endpoints")
 
@@ -31,11 +31,12 @@ class Probes(NamedTuple):
 @asynccontextmanager
 async def serving_probes(address: str, probes: Probes, *, room: Room) -> AsyncIterator[str]:
     """Answer on HOST:PORT while the block runs, and tell the address with its real port. Raises `StartupError`."""
-    bound = bound_socket(address)
-    if not is_local(address):
+    parsed = Address.parse(address)
+    bound = bound_socket(parsed)
+    if not parsed.is_local:
         _log.warning("metrics can be read by other machines", address=address)
     async with serving_http(_application(probes), bound, room=room):
-        yield shown_address(address, bound)
+        yield str(parsed.with_port(bound.getsockname()[1]))
 
 
 def _application(probes: Probes) -> Callable[..., Any]:

@@ -24,7 +24,7 @@ from opentelemetry.trace import Tracer
 from opentelemetry.util.types import AttributeValue
 
 from bookstore_grpc.errors import StartupError
-from bookstore_grpc.net.loopback import is_loopback
+from bookstore_grpc.net.address import is_loopback
 
 _log = structlog.stdlib.get_logger("bookstore_grpc.telemetry.otlp")
 
@@ -43,15 +43,9 @@ _PARSER_LOGGERS = ("opentelemetry.trace.span", "opentelemetry.trace.propagation.
 async def exporting_spans(endpoint: str) -> AsyncIterator[Tracer]:
     """Answer what makes spans, and send them to a collector; at the end those that wait, if that does not take long.
 
-    All of them: whoever makes a span has decided that it is wanted. Raises `StartupError` for a URL or a variable that
-    cannot be used.
+    All of them: whoever makes a span has decided that it is wanted. Raises `StartupError` for a variable that cannot
+    be used.
     """
-    if not _is_url(endpoint):
-        # What was given is not repeated: it may hold a key.
-        raise StartupError(
-            "--trace-endpoint is no URL such as http://127.0.0.1:4317, without path and query. "
-            "A key belongs in OTEL_EXPORTER_OTLP_HEADERS."
-        )
     exporter = _Exporter(endpoint)
     with ExitStack() as stack:
         for name in _EXPORT_LOGGERS:
@@ -149,15 +143,6 @@ def _provider(exporter: _Exporter) -> TracerProvider:
         raise StartupError(f"{_VARIABLES}: {exporter.heard}")
     exporter.is_begun = True
     return provider
-
-
-def _is_url(endpoint: str) -> bool:
-    try:
-        url = urlsplit(endpoint)
-        is_bare = url.path in ("", "/") and not url.query and not url.fragment and url.username is None
-        return url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0 and is_bare
-    except ValueError:
-        return False
 
 
 def _resource() -> Resource:

@@ -28,6 +28,7 @@ from opentelemetry.util.types import AttributeValue
 from bookstore_grpc.calls.call import HEALTH_PREFIX, UNKNOWN_METHOD, Call, Outcome
 from bookstore_grpc.dal.driver_errors import driver_error
 from bookstore_grpc.metadata import TRACEPARENT_KEY, TRACESTATE_KEY
+from bookstore_grpc.net.address import Address
 
 _PROPAGATOR = TraceContextTextMapPropagator()
 # Whatever else a call ends with is its caller's doing, says the convention.
@@ -150,12 +151,11 @@ class Traces:
                     caller.add_link(span.get_span_context())
 
 
-def server_attributes(address: str) -> Mapping[str, AttributeValue]:
-    """Answer what tells which server has answered, from an address that it listens on."""
-    if address.startswith("unix:"):
-        return {"server.address": address.removeprefix("unix:")}
-    host, _, port = address.rpartition(":")
-    return {"server.address": host.strip("[]")} | ({"server.port": int(port)} if int(port) else {})
+def server_attributes(address: Address) -> Mapping[str, AttributeValue]:
+    """Return the attributes that identify the server, from an address that it listens on."""
+    if address.is_unix:
+        return {"server.address": address.path}
+    return {"server.address": address.host} | ({"server.port": address.port} if address.port else {})
 
 
 def database_attributes(

@@ -8,7 +8,6 @@ import yaml
 
 from bookstore_grpc.cli import main
 from bookstore_grpc.net import http_server as connections
-from bookstore_grpc.net.addresses import check_addresses
 from bookstore_grpc.rpc import server
 from bookstore_grpc.server import app
 from bookstore_grpc.telemetry import otlp as trace_export
@@ -61,12 +60,7 @@ def test_the_server_takes_the_values_and_would_listen_there(way: Callable[[], Wa
     variables = way().variables
     assert variables
     settings = settings_from(variables)
-    check_addresses(
-        settings.listen,
-        http_address=settings.http_listen,
-        encrypted=settings.is_encrypted,
-        insecure=settings.insecure,
-    )
+    settings.verify()
 
 
 @pytest.mark.parametrize("way", WAYS)

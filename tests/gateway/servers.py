@@ -8,9 +8,10 @@ from typing import Any
 from google.protobuf.descriptor import ServiceDescriptor
 
 from bookstore_grpc.limits import HTTP_CONNECTIONS_MAX, MESSAGE_MAX_BYTES
-from bookstore_grpc.net.addresses import bound_socket, shown_address
+from bookstore_grpc.net.address import Address
 from bookstore_grpc.net.connection_limit import Room
 from bookstore_grpc.net.http_server import serving_http
+from bookstore_grpc.net.listening import bound_socket
 from bookstore_grpc.rpc.server import Server
 from bookstore_grpc.server.app import running_server
 from bookstore_grpc.service.servicer import BOOK_SERVICE
@@ -43,7 +44,8 @@ async def http_server_with(
         application = http_application(
             servicer, service, guard=server.guard, max_request_bytes=max_request_bytes, origins=(), hosts=None
         )
-        bound = bound_socket(FREE_PORT)
-        server.http_address = shown_address(FREE_PORT, bound)
+        address = Address.parse(FREE_PORT)
+        bound = bound_socket(address)
+        server.http_address = str(address.with_port(bound.getsockname()[1]))
         async with serving_http(application, bound, room=room or Room(HTTP_CONNECTIONS_MAX, name="http")):
             yield server
