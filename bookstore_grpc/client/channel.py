@@ -15,6 +15,7 @@ from bookstore_grpc.errors import ClientUnusable
 from bookstore_grpc.limits import MESSAGE_MAX_BYTES
 from bookstore_grpc.metadata import AUTHORIZATION_KEY, Metadata
 from bookstore_grpc.net.address import is_local
+from bookstore_grpc.net.file_stamp import file_stamp
 
 _OPTIONS = (
     # Calls go to all servers of a name in turn. What is sent again is for `retries`: gRPC's own policies know neither
@@ -61,8 +62,7 @@ class TokenFile:
     def __call__(self) -> str:
         """Answer the token."""
         try:
-            stat = os.stat(self._path)
-            seen = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+            seen = file_stamp(self._path)
             if seen != self._seen:
                 # What is no text is no token either.
                 with open(self._path, encoding="utf-8", errors="replace") as file:

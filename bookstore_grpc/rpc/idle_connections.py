@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from bookstore_grpc.calls.call import Call, Outcome
 from bookstore_grpc.net.address import Address
-from bookstore_grpc.net.connection_limit import Shortage, source_of
+from bookstore_grpc.net.connection_limit import ClosedConnections, source_of
 
 LOOK_SECONDS = 0.5
 
@@ -44,7 +44,7 @@ class Crowding:
     """
 
     def __init__(self, most: int) -> None:
-        self.shortage = Shortage(most, name="grpc")
+        self.shortage = ClosedConnections(most, name="grpc")
         self._most_kept = int(most * _FULL_SHARE)
         self._growth_least = int(most * _GROWTH_SHARE)
         self._settled_count = 0  # of descriptors, when no listener had too many connections
@@ -71,7 +71,7 @@ class Crowding:
         silent_least_ms = _SILENT_LEAST_IN_BACKLOG_MS if has_backlog else _SILENT_LEAST_MS
         closed = await asyncio.to_thread(self._relieve, ports, busy, silent_least_ms)
         if closed:
-            self.shortage.closed(closed)
+            self.shortage.add(closed)
 
     def _may_be_crowded(self) -> bool:
         count = _count_descriptors()

@@ -1,73 +1,83 @@
-"""What guards the way in, built from the Settings: certificates, and the gate that asks who calls."""
+"""TLS certificates and the authentication of callers, built from the settings."""
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from bookstore_grpc.calls.call import Gate
-from bookstore_grpc.net.periodic import repeated
+from bookstore_grpc.net.periodic import PeriodicTask
+from bookstore_grpc.server.components import Component, Step
 from bookstore_grpc.server.settings import Settings
 from bookstore_grpc.server.verification import parsed_client_scopes
 
-# Imported where they are needed: a server without certificates and tokens starts without their packages.
+# Imported only where they are needed: a server without certificates and tokens starts without their packages.
 if TYPE_CHECKING:
-    from bookstore_grpc.auth.jwks import KeySet
-    from bookstore_grpc.net.tls import Certificates
+    from bookstore_grpc.auth.jwks import JWKS
+    from bookstore_grpc.net.tls import CertificateReloader
 
-# Handshakes look too; this is for those who watch the log and the metrics while nobody comes.
+# Handshakes check the files too; this is for the log and the metrics while nobody connects.
 _CERTIFICATES_SECONDS = 10
 
 
-class Doors(NamedTuple):
-    """What stands in the way in: certificates, the gate that asks who calls, and the keys that it asks by."""
+class Security(NamedTuple):
+    """The certificates, the keys of tokens, and the checks of callers that use them."""
 
-    certificates: "Certificates | None" = None
-    gates: Sequence[Gate] = ()
-    key_set: "KeySet | None" = None
+    certificates: "CertificateReloader | None"
+    jwks: "JWKS | None"
+    gates: Sequence[Gate]
 
     def refresh_failures(self) -> dict[str, int]:
-        """Answer how often what is in use could not be read anew, by what it is."""
-        found = {"certificates": self.certificates, "keys": self.key_set}
+        """Return how often certificates and keys could not be read again."""
+        found = {"certificates": self.certificates, "keys": self.jwks}
         return {what: source.refresh_failures for what, source in found.items() if source}
 
-
-@asynccontextmanager
-async def doors(settings: Settings) -> AsyncIterator[Doors]:
-    """Answer the doors that are wanted, and keep what they are made of fresh. Raises `StartupError`."""
-    async with AsyncExitStack() as stack:
-        certificates = _certificates(settings)
-        if certificates:
-            await stack.enter_async_context(
-                repeated(certificates.refresh, every_seconds=_CERTIFICATES_SECONDS, what="certificates")
+    def components(self, settings: Settings) -> list[Component]:
+        """Return what keeps certificates and keys up to date."""
+        components: list[Component] = []
+        if self.certificates:
+            refresh = self.certificates.refresh
+            components.append(PeriodicTask("certificates", refresh, every_seconds=_CERTIFICATES_SECONDS))
+        if self.jwks:
+            components.append(Step(start=self.jwks.load))
+            components.append(
+                PeriodicTask("keys of tokens", self.jwks.refresh, every_seconds=settings.jwks_refresh_seconds)
             )
-        key_set = _key_set(settings)
-        if key_set:
-            await key_set.load()
-            await stack.enter_async_context(
-                repeated(key_set.refresh, every_seconds=settings.jwks_refresh_seconds, what="keys of tokens")
-            )
-        yield Doors(certificates, _gates(settings, key_set), key_set)
+        return components
 
 
-def _certificates(settings: Settings) -> "Certificates | None":
+def build_security(settings: Settings) -> Security:
+    """Read the certificates. Raises `StartupError` for files that cannot be used."""
+    certificates = _certificates(settings)
+    jwks = _jwks(settings)
+    return Security(certificates, jwks, _gates(settings, jwks))
+
+
+def _certificates(settings: Settings) -> "CertificateReloader | None":
     if not settings.is_encrypted:
         return None
-    from bookstore_grpc.net.tls import Certificates
+    from bookstore_grpc.net.tls import CertificateReloader
 
-    return Certificates(cert=settings.tls_cert, key=settings.tls_key, client_ca=settings.tls_client_ca)
+    return CertificateReloader(cert=settings.tls_cert, key=settings.tls_key, client_ca=settings.tls_client_ca)
 
 
-def _gates(settings: Settings, key_set: "KeySet | None") -> Sequence[Gate]:
+def _jwks(settings: Settings) -> "JWKS | None":
+    if not (settings.jwks_file or settings.jwks_url):
+        return None
+    from bookstore_grpc.auth.jwks import jwks_from_file, jwks_from_url
+
+    return jwks_from_file(settings.jwks_file) if settings.jwks_file else jwks_from_url(settings.jwks_url)
+
+
+def _gates(settings: Settings, jwks: "JWKS | None") -> Sequence[Gate]:
     client_scopes = parsed_client_scopes(settings)
-    if key_set is None and not client_scopes:
+    if jwks is None and not client_scopes:
         return ()
     from bookstore_grpc.auth.authentication import Authentication
     from bookstore_grpc.auth.tokens import TokenVerifier
 
     tokens = None
-    if key_set is not None:
+    if jwks is not None:
         tokens = TokenVerifier(
-            key_set,
+            jwks,
             issuer=settings.token_issuer,
             audience=settings.token_audience,
             algorithms=settings.token_algorithms,
@@ -75,13 +85,3 @@ def _gates(settings: Settings, key_set: "KeySet | None") -> Sequence[Gate]:
         )
     is_health_open = settings.health_access == "open"
     return (Authentication(tokens=tokens, client_scopes=client_scopes, is_health_open=is_health_open),)
-
-
-def _key_set(settings: Settings) -> "KeySet | None":
-    if not (settings.jwks_file or settings.jwks_url):
-        return None
-    from bookstore_grpc.auth.jwks import key_set_from_file, key_set_from_url
-
-    if settings.jwks_file:
-        return key_set_from_file(settings.jwks_file)
-    return key_set_from_url(settings.jwks_url)

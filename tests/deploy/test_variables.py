@@ -7,9 +7,9 @@ import pytest
 import yaml
 
 from bookstore_grpc.cli import main
-from bookstore_grpc.net import http_server as connections
+from bookstore_grpc.compat import uvicorn as connections
 from bookstore_grpc.rpc import server
-from bookstore_grpc.server import app
+from bookstore_grpc.server import app, commands
 from bookstore_grpc.telemetry import otlp as trace_export
 from tests.deploy.files import (
     DEPLOY,
@@ -28,10 +28,10 @@ from tests.deploy.files import (
 # What comes after the last call: gRPC's own stop, the probes' port, traces and connections, a thread that hangs.
 _ENDING_SECONDS = (
     server._STOP_MARGIN_SECONDS
-    + connections._STOP_SECONDS
+    + connections.STOP_SECONDS
     + trace_export._FLUSH_SECONDS
     + app._CLOSE_SECONDS
-    + app._HANGING_SECONDS
+    + commands._HANGING_SECONDS
 )
 
 
