@@ -1,1 +1,1 @@
-"""Who calls, and what they may do: bearer tokens, JWKS, scopes and names in client certificates."""
+"""Authentication and authorization of callers: bearer tokens, JWKS, scopes, names in client certificates."""

@@ -1,4 +1,4 @@
-"""The gate that asks who calls and whether they may: decided before the request is read, let alone a book looked up."""
+"""Authentication and authorization, before the request is read."""
 
 from collections.abc import Mapping
 
@@ -11,7 +11,7 @@ from bookstore_grpc.metadata import AUTHORIZATION_KEY
 
 READ, WRITE = "books.read", "books.write"
 
-# The standard methods that read (AIP-131, 132, 231). Whatever else there is, or comes to be, writes.
+# The standard methods that read (AIP-131, 132, 231). Every other method counts as one that writes.
 _READING = ("Get", "List", "BatchGet")
 _SCHEME = "bearer"  # RFC 6750; in any case, RFC 9110, 11.1
 _SHOWN_NAME_MAX_CHARACTERS = 200
@@ -24,9 +24,9 @@ SCOPES_BY_METHOD = {
 
 
 class Authentication:
-    """Lets pass who has the scope that a method asks for; what is not a method of ours asks for any known caller.
+    """Requires the scope of a method; methods of other services, such as reflection, require any known caller.
 
-    Callers are known by a token or by a name in their certificate, to which `client_scopes` gives scopes; a caller
+    Callers are known by a token or by a name in their certificate, to which `client_scopes` assigns scopes; a caller
     with both has the scopes of both. Raises `TokenMissing`, `TokenInvalid` and `ScopeMissing`.
     """
 
@@ -42,7 +42,7 @@ class Authentication:
         self._is_health_open = is_health_open
 
     async def __call__(self, call: Call) -> None:
-        """Find out who calls, and let them pass or raise."""
+        """Set the caller of the call, or raise."""
         if self._is_health_open and call.method.startswith(HEALTH_PREFIX):
             return
         caller = await self._caller(call)
@@ -61,7 +61,7 @@ class Authentication:
         caller = by_token or by_certificate
         if caller is None:
             if self._client_scopes:
-                # An operator sees in the log what to give scopes to. Whoever got the certificate may have chosen it.
+                # The log then shows operators which name to assign scopes to. The client may have chosen a long one.
                 call.caller = next(iter(call.context.certificate_names()), "")[:_SHOWN_NAME_MAX_CHARACTERS]
             raise TokenMissing(
                 f"Say who calls: send a token as the metadata {AUTHORIZATION_KEY}: Bearer TOKEN."
@@ -77,7 +77,7 @@ class Authentication:
         scheme, _, token = str(values[0]).partition(" ")
         if len(values) > 1 or scheme.lower() != _SCHEME:
             raise TokenInvalid(f"The metadata {AUTHORIZATION_KEY} is to be one: Bearer TOKEN.")
-        assert self._tokens is not None  # noqa: S101  else nobody would ask
+        assert self._tokens is not None  # noqa: S101  the caller has checked that
         return await self._tokens.caller(token.strip())
 
     def _caller_by_certificate(self, call: Call) -> Caller | None:

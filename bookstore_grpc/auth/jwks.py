@@ -1,6 +1,7 @@
-"""The keys that tokens are checked by: a JWKS (RFC 7517) in a file or behind a URL, read again as it changes.
+"""The JWKS (RFC 7517) that tokens are checked with: from a file or a URL, refreshed as it changes.
 
-What cannot be used is left out with a line in the log: keys that are secret, weak or meant for something else.
+Keys that are secret, weak or not for signatures are left out, each with a line in the log. Why PyJWT's client is not
+used: docs/decisions/0016.
 """
 
 import asyncio
@@ -17,7 +18,6 @@ from urllib.parse import urlsplit
 import structlog
 
 from bookstore_grpc.errors import StartupError
-from bookstore_grpc.net.loopback import is_loopback
 
 _log = structlog.stdlib.get_logger("bookstore_grpc.keys")
 
@@ -31,21 +31,21 @@ _RSA_LEAST_BITS = 2_048
 _MOST_BYTES = 1024 * 1024
 _FETCH_SECONDS = 5  # without a byte
 _READ_SECONDS = 10  # in all
-# How soon a key that nobody knows may send for the keys again.
+# The least time between two refreshes for unknown keys.
 _UNKNOWN_KEY_SECONDS = 10
 _UNKNOWN_KEY_WAIT_SECONDS = 1
 
 
 class Key(NamedTuple):
-    """A public key, the name that tokens call it by, and the algorithms that it may be used with."""
+    """A public key, its id in tokens (kid), and the algorithms that it may be used with."""
 
     name: str
     public_key: Any
     algorithms: frozenset[str]
 
 
-class KeySet:
-    """Keys that are kept fresh. While they cannot be read anew the old ones stay, however long that is."""
+class JWKS:
+    """Keys that are refreshed. While that fails the old ones stay in use, however long."""
 
     def __init__(self, read: Callable[[], bytes], *, source: str) -> None:
         self.keys: Sequence[Key] = ()
@@ -65,16 +65,16 @@ class KeySet:
             raise StartupError(f"Cannot read the keys of tokens from {self._source}: {error}.") from error
 
     async def look_for_unknown_key(self) -> None:
-        """Read the keys again because a token names one that is not there.
+        """Refresh the keys because a token names an unknown one.
 
-        Not often and not for long, for anyone can name one: a caller who comes meanwhile does not wait.
+        Bounded, because any client can name one: at most one refresh in 10 seconds, which a call waits for 1 second.
         """
         if self._is_refreshing() or time.monotonic() < self._asked_at + _UNKNOWN_KEY_SECONDS:
             return
         await asyncio.wait([self._begin_to_refresh()], timeout=_UNKNOWN_KEY_WAIT_SECONDS)
 
     async def refresh(self) -> None:
-        """Read the keys again. Each failure is counted, and the first of several is logged."""
+        """Refresh the keys. Every failure is counted, and the first of several in a row is logged."""
         if not self._is_refreshing():
             await asyncio.wait([self._begin_to_refresh()])
 
@@ -82,7 +82,7 @@ class KeySet:
         return self._refreshing is not None and not self._refreshing.done()
 
     def _begin_to_refresh(self) -> asyncio.Task[None]:
-        # One at a time: an older answer must not come after a newer one.
+        # One at a time: an older response must not replace a newer one.
         self._asked_at = time.monotonic()
         self._refreshing = asyncio.create_task(self._refresh())
         return self._refreshing
@@ -107,32 +107,25 @@ class KeySet:
             return
         keys = keys_from_jwks(text)
         self._text = text
-        if keys != self.keys:  # to change them makes every token be checked anew
+        if keys != self.keys:  # changed keys invalidate the cache of verified tokens
             self.keys = keys
             _log.info("keys read", source=self._source, keys=[key.name for key in keys])
 
 
-def key_set_from_file(path: str) -> KeySet:
-    """Make the key set of a JWKS file."""
+def jwks_from_file(path: str) -> JWKS:
+    """Return the JWKS of a file."""
 
     def read() -> bytes:
         with open(path, "rb") as file:
             return _bounded(file.read(_MOST_BYTES + 1))
 
-    return KeySet(read, source=path)
+    return JWKS(read, source=path)
 
 
-def key_set_from_url(url: str) -> KeySet:
-    """Make the key set of a JWKS URL. Raises `StartupError` unless it is https, or http on this machine."""
+def jwks_from_url(url: str) -> JWKS:
+    """Return the JWKS of a URL, which is https, or http on this machine."""
     parts = urlsplit(url)
-    host = parts.hostname or ""
-    is_private = parts.scheme == "https" or (parts.scheme == "http" and is_loopback(host))
-    if not host or not is_private or parts.username is not None:
-        # What was given is not repeated: it may hold a password.
-        raise StartupError(
-            "The keys of tokens cannot come from what --jwks-url says: give a URL of https without user and password."
-        )
-    # From where the URL says and nowhere else; in plaintext not by way of a proxy either, which could be anywhere.
+    # Without redirects; and in plaintext without a proxy, which could be on another machine.
     proxies = [urllib.request.ProxyHandler({})] if parts.scheme == "http" else []
     opener = urllib.request.build_opener(_NoRedirects(), *proxies)
 
@@ -141,14 +134,14 @@ def key_set_from_url(url: str) -> KeySet:
             with opener.open(url, timeout=_FETCH_SECONDS) as response:
                 return _bounded(response.read(_MOST_BYTES + 1))
         except HTTPError as error:
-            error.close()  # it is the answer too
+            error.close()  # it is the response too
             raise
 
-    return KeySet(read, source=f"{parts.scheme}://{parts.netloc}")
+    return JWKS(read, source=f"{parts.scheme}://{parts.netloc}")
 
 
 def keys_from_jwks(text: bytes) -> Sequence[Key]:
-    """Read the public keys of a JWKS. Raises `ValueError` where there is none that can be used."""
+    """Return the public keys of a JWKS. Raises `ValueError` if none can be used."""
     try:
         listed = json.loads(text)["keys"]
     except (KeyError, TypeError, ValueError, RecursionError) as error:
@@ -194,24 +187,24 @@ def _key_from_jwk(jwk: Any) -> Key:
 
 
 def _default_algorithm(jwk: dict[str, Any]) -> str | None:
-    return "RS256" if jwk["kty"] == "RSA" else None  # what an EC or OKP key is for follows from its curve
+    return "RS256" if jwk["kty"] == "RSA" else None  # for EC and OKP it follows from the curve
 
 
 async def _in_thread(read: Callable[[], bytes]) -> bytes:
-    """Read in a thread that nobody has to wait for: an origin that sends a byte now and then would hold up the end."""
+    """Read in a daemon thread: an issuer that sends a byte now and then must not delay the end of the process."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[bytes] = loop.create_future()
 
-    def settle(set_outcome: Callable[[Any], None], outcome: object) -> None:
+    def resolve(set_outcome: Callable[[Any], None], outcome: object) -> None:
         if not done.done():
             set_outcome(outcome)
 
     def run() -> None:
         with suppress(RuntimeError):  # the loop has ended
             try:
-                loop.call_soon_threadsafe(settle, done.set_result, read())
+                loop.call_soon_threadsafe(resolve, done.set_result, read())
             except Exception as error:
-                loop.call_soon_threadsafe(settle, done.set_exception, error)
+                loop.call_soon_threadsafe(resolve, done.set_exception, error)
 
     threading.Thread(target=run, daemon=True, name="keys").start()
     return await done

@@ -1,4 +1,4 @@
-"""Bearer tokens: JWTs (RFC 7519) signed by an issuer whose keys are known, and remembered until they expire."""
+"""Bearer tokens: JWTs (RFC 7519), verified with the keys of a JWKS and cached until they expire."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import jwt
 from jwt import exceptions
 
-from bookstore_grpc.auth.jwks import Key, KeySet
+from bookstore_grpc.auth.jwks import JWKS, Key
 from bookstore_grpc.errors import TokenInvalid
 from bookstore_grpc.limits import KEPT_TOKENS_MAX, TOKEN_MAX_CHARACTERS
 
-# As RFC 9068 (2.2) has them, and what is checked besides: nbf and iat where they are given.
+# Required by RFC 9068, 2.2. Also checked, where present: nbf and iat.
 _REQUIRED_CLAIMS = ["exp", "iss", "aud", "sub"]
 _SENTENCES: dict[type[Exception], str] = {
     exceptions.ExpiredSignatureError: "The token has expired; get a new one.",
@@ -28,7 +28,7 @@ _UNKNOWN_KEY = "The token is signed with a key that is not known here."
 
 
 class Caller(NamedTuple):
-    """Who makes a call, what they may do, and until when (in Unix seconds) that has been found out."""
+    """The name and scopes of a caller, and until when (in Unix seconds) they are valid."""
 
     name: str
     scopes: frozenset[str]
@@ -36,11 +36,11 @@ class Caller(NamedTuple):
 
 
 class TokenVerifier:
-    """Finds the caller that a token names. `now` answers Unix seconds."""
+    """Verifies tokens and returns their callers. `now` returns Unix seconds."""
 
     def __init__(
         self,
-        key_set: KeySet,
+        jwks: JWKS,
         *,
         issuer: str,
         audience: str,
@@ -48,21 +48,21 @@ class TokenVerifier:
         leeway_seconds: float,
         now: Callable[[], float] = time.time,
     ) -> None:
-        self._key_set = key_set
+        self._jwks = jwks
         self._issuer = issuer
         self._audience = audience
         self._algorithms = frozenset(algorithms)
         self._leeway_seconds = leeway_seconds
         self._now = now
         self._kept: dict[str, Caller] = {}
-        self._kept_keys = key_set.keys
+        self._kept_keys = jwks.keys
 
     async def caller(self, token: str) -> Caller:
-        """Answer the caller. Raises `TokenInvalid`, which tells nothing that is in the token."""
-        if self._kept_keys is not self._key_set.keys:
-            # A key may have been withdrawn.
+        """Return the caller. Raises `TokenInvalid`, whose message repeats nothing of the token."""
+        if self._kept_keys is not self._jwks.keys:
+            # A key may have been revoked.
             self._kept.clear()
-            self._kept_keys = self._key_set.keys
+            self._kept_keys = self._jwks.keys
         caller = self._kept.get(token)
         if caller is not None and self._now() < caller.until:
             return caller
@@ -80,12 +80,12 @@ class TokenVerifier:
             raise TokenInvalid(_SENTENCES[exceptions.InvalidAlgorithmError])
         keys = self._keys(header, algorithm)
         if not keys:
-            await self._key_set.look_for_unknown_key()
+            await self._jwks.look_for_unknown_key()
             keys = self._keys(header, algorithm)
         return self._caller_by_any(keys, token, algorithm)
 
     def _keys(self, header: dict[str, Any], algorithm: str) -> Sequence[Key]:
-        fitting = [key for key in self._key_set.keys if algorithm in key.algorithms]
+        fitting = [key for key in self._jwks.keys if algorithm in key.algorithms]
         if "kid" in header:
             return [key for key in fitting if key.name == header["kid"]]
         return fitting if len(fitting) == 1 else []
@@ -119,7 +119,7 @@ class TokenVerifier:
 
 
 def _scopes(claims: dict[str, Any]) -> frozenset[str]:
-    """Answer the scopes of `scope` (RFC 8693, 4.2), and of `scp`, as which some issuers send them."""
+    """Return the scopes of `scope` (RFC 8693, 4.2) and of `scp`, which some issuers send instead."""
     found: set[str] = set()
     for value in (claims.get("scope"), claims.get("scp")):
         if isinstance(value, str):

@@ -1,4 +1,4 @@
-"""Flags and their variables, of which none may be given and empty."""
+"""Flags with environment variables, neither of which may be empty."""
 
 import os
 from collections.abc import Mapping
@@ -9,14 +9,14 @@ from click.core import ParameterSource
 
 
 class OptionWithVariable(click.Option):
-    """A flag that has a variable. Given, neither may be blank: click would take an empty variable for none.
+    """A flag with an environment variable, neither of which may be blank; click would ignore an empty variable.
 
-    It is nearly always a secret or a path that whoever starts the command has failed to fill in, and the default would
-    then be another database, or a door without its guard.
+    It is nearly always a secret or a path that was not filled in, and the default would then be another database, or
+    a server without authentication.
     """
 
     def consume_value(self, ctx: click.Context, opts: Mapping[str, Any]) -> tuple[Any, ParameterSource]:
-        """Answer what was given, or end with a usage error."""
+        """Return what was given. Raises `click.UsageError` if it is blank."""
         value, source = super().consume_value(ctx, opts)
         if source is ParameterSource.COMMANDLINE:
             if any(_is_blank(text) for text in (value if self.multiple else (value,))):
@@ -27,7 +27,7 @@ class OptionWithVariable(click.Option):
 
 
 def empty_variable(name: str) -> click.UsageError:
-    """Answer the error of a variable that is there and says nothing."""
+    """Return the error for a variable that is set and empty."""
     return click.UsageError(f"The variable {name} is empty: give it a value, or unset it.")
 
 

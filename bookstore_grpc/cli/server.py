@@ -83,24 +83,24 @@ class _NumberOrAuto(click.IntRange):
 def serve(context: click.Context, /, **values: Any) -> None:
     """Serve the catalogue until SIGTERM or SIGINT.
 
-    A SQLite database is made and migrated as needed. On the others `bookstore migrate` comes first.
+    A SQLite database is created and migrated automatically. For the others run `bookstore migrate` first.
     """
     settings = Settings(**values)
-    # Until the event loop takes signals: the first process of a container would not notice SIGTERM.
+    # Until the event loop handles signals: the first process of a container would ignore SIGTERM.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
     with _server_side(context, settings):
         if settings.worker_count > 1:
-            from bookstore_grpc.server import supervisor as workers
+            from bookstore_grpc.server import supervisor
 
-            if not asyncio.run(workers.serve(settings)):
+            if not asyncio.run(supervisor.serve(settings)):
                 context.exit(1)
         else:
             import uvloop
 
-            from bookstore_grpc.server import app
+            from bookstore_grpc.server import commands
 
-            uvloop.run(app.serve(settings))
+            uvloop.run(commands.serve(settings))
 
 
 @click.command()
@@ -112,12 +112,12 @@ def migrate(context: click.Context, /, *, sql: bool, **values: Any) -> None:
     settings = Settings(**values)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with _server_side(context, settings):
-        from bookstore_grpc.server import app
+        from bookstore_grpc.server import commands
 
         if sql:
-            click.echo(app.migration_sql(settings), nl=False)
+            click.echo(commands.migration_sql(settings), nl=False)
         else:
-            click.echo(f"The tables are at revision {asyncio.run(app.migrate(settings))}.")
+            click.echo(f"The tables are at revision {asyncio.run(commands.migrate(settings))}.")
 
 
 @click.command()
@@ -128,14 +128,14 @@ def migrate(context: click.Context, /, *, sql: bool, **values: Any) -> None:
 def backup(context: click.Context, /, *, path: Path, force: bool, **values: Any) -> None:
     """Copy a SQLite database to FILE, also while servers use it.
 
-    FILE appears when it is whole and checked. It holds everything that was answered before the copy began. On
+    FILE appears when it is complete and checked. It holds everything that was stored before the copy began. On
     PostgreSQL use pg_dump, on MariaDB mariadb-dump.
     """
     settings = Settings(**values)
-    # Whoever schedules backups ends them so; half a copy must not stay.
+    # Schedulers end a backup with SIGTERM; half a copy must not stay.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with _server_side(context, settings):
-        from bookstore_grpc.server import app
+        from bookstore_grpc.server import commands
 
         with click.progressbar(length=1, file=sys.stderr, label="Copying", hidden=not sys.stderr.isatty()) as bar:
 
@@ -143,13 +143,13 @@ def backup(context: click.Context, /, *, path: Path, force: bool, **values: Any)
                 bar.length = total
                 bar.update(done - bar.pos)
 
-            books = app.back_up(settings, path, force=force, on_progress=show)
+            books = commands.back_up(settings, path, force=force, on_progress=show)
         click.echo(f"{count_with_noun(books, 'book')} in {path}.")
 
 
 @contextmanager
 def _server_side(context: click.Context, settings: Settings) -> Iterator[None]:
-    """Set up logs, and say in a sentence what keeps the server from starting."""
+    """Set up logs, and turn what keeps the server from starting into an error of the command."""
     try:
         from bookstore_grpc.telemetry.logs import configure_logging, warn_of_variables
 

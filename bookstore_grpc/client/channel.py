@@ -14,7 +14,8 @@ from grpc_health.v1 import health_pb2
 from bookstore_grpc.errors import ClientUnusable
 from bookstore_grpc.limits import MESSAGE_MAX_BYTES
 from bookstore_grpc.metadata import AUTHORIZATION_KEY, Metadata
-from bookstore_grpc.net.loopback import is_local
+from bookstore_grpc.net.address import is_local
+from bookstore_grpc.net.file_stamp import file_stamp
 
 _OPTIONS = (
     # Balance calls over all addresses of a name. Retries are done in `retries`: gRPC's own policies know neither
@@ -62,8 +63,7 @@ class TokenFile:
     def __call__(self) -> str:
         """Return the current token."""
         try:
-            stat = os.stat(self._path)
-            seen = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+            seen = file_stamp(self._path)
             if seen != self._seen:
                 # Bytes that are not UTF-8 then fail the check of the token.
                 with open(self._path, encoding="utf-8", errors="replace") as file:

@@ -7,7 +7,7 @@ header shows the difference.
 from collections.abc import Collection
 
 from bookstore_grpc.errors import HostUnknown, quoted
-from bookstore_grpc.net.loopback import is_loopback
+from bookstore_grpc.net.address import is_loopback
 
 
 class HostCheck:

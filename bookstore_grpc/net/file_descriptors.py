@@ -1,4 +1,4 @@
-"""File descriptors: raising the limit of open files, and telling when none are left."""
+"""File descriptors: raising the limit of open files, and detecting that none are left."""
 
 import errno
 import os
@@ -7,18 +7,18 @@ import resource
 from bookstore_grpc.limits import DESCRIPTORS_MAX
 
 _NONE_LEFT = (errno.EMFILE, errno.ENFILE)
-# SQLite has the file, its log and the log's index open for each connection.
+# For each connection SQLite opens the file, its WAL and the WAL's index.
 FILES_OF_SQLITE = 3
 
 
 class DescriptorsExhausted(OSError):
-    """The process, or the system, has as many files open as it may."""
+    """The limit of open files, of the process or of the system, is reached."""
 
 
 def raise_descriptor_limit() -> int:
-    """Let the process open as many files as the system lets it, within reason, and answer how many these are.
+    """Raise the soft limit of open files to the hard one, within reason, and return it.
 
-    Many systems begin a process with 1,024, for the sake of programs that use `select`, and allow it more.
+    Many systems start a process with 1,024, because of programs that use `select`, and allow it more.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = DESCRIPTORS_MAX if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS_MAX)
@@ -32,10 +32,10 @@ def raise_descriptor_limit() -> int:
 
 
 def named_exhaustion(error: Exception) -> Exception:
-    """Answer an error that was met in opening a file or a connection, by its name if descriptors had run out.
+    """Return `DescriptorsExhausted` if that caused an error in opening a file or a connection, else the error itself.
 
-    Some say so themselves, or have a cause that does. SQLite says that it cannot open the file, whatever the reason, so
-    it is tried whether others can be opened.
+    Some errors say so, or have a cause that does. SQLite only says that it cannot open the file, so whether others can
+    be opened is tried.
     """
     if not (_says_so(error) or _are_few_left()):
         return error
@@ -53,7 +53,7 @@ def _says_so(error: BaseException | None) -> bool:
 
 
 def _are_few_left() -> bool:
-    """Tell whether there are fewer than SQLite needs for a connection."""
+    """Return whether fewer are left than SQLite needs for a connection."""
     opened = []
     try:
         for _ in range(FILES_OF_SQLITE):

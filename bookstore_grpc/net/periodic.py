@@ -1,34 +1,40 @@
-"""Work that is done again and again beside a block, and ends with it."""
+"""Periodic background work."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import structlog
 
 _log = structlog.stdlib.get_logger("bookstore_grpc.net.periodic")
 
 
-@asynccontextmanager
-async def repeated(
-    work: Callable[[], Awaitable[None] | None], *, every_seconds: float, what: str
-) -> AsyncIterator[None]:
-    """Do `work` every so often while the block runs. What it raises is logged, and the next time may be better."""
-    task = asyncio.create_task(_repeat(work, every_seconds, what))
-    try:
-        yield
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+class PeriodicTask:
+    """Runs `work` at an interval from its start to its stop. An exception is logged, and the next run is tried."""
 
+    def __init__(self, name: str, work: Callable[[], Awaitable[None] | None], *, every_seconds: float) -> None:
+        self._name = name
+        self._work = work
+        self._every_seconds = every_seconds
+        self._task: asyncio.Task[None] | None = None
 
-async def _repeat(work: Callable[[], Awaitable[None] | None], every_seconds: float, what: str) -> None:
-    while True:
-        await asyncio.sleep(every_seconds)
-        try:
-            waiting = work()
-            if waiting is not None:
-                await waiting
-        except Exception:  # nobody who calls is to pay for it
-            _log.warning("background work failed", work=what, exc_info=True)
+    async def start(self) -> None:
+        """Begin; the first run is after one interval."""
+        self._task = asyncio.create_task(self._repeat())
+
+    async def stop(self) -> None:
+        """Cancel the run under way, and start no other."""
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+
+    async def _repeat(self) -> None:
+        while True:
+            await asyncio.sleep(self._every_seconds)
+            try:
+                waiting = self._work()
+                if waiting is not None:
+                    await waiting
+            except Exception:  # no caller may be affected by it
+                _log.warning("background work failed", work=self._name, exc_info=True)

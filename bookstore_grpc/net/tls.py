@@ -1,7 +1,6 @@
-"""TLS: the server's certificate, and the authority that callers' must come from, read again when the files change."""
+"""TLS: a certificate reloader for the server's certificate and the CA of client certificates."""
 
 import errno
-import os
 import ssl
 import threading
 import time
@@ -14,6 +13,7 @@ import grpc
 import structlog
 
 from bookstore_grpc.errors import StartupError
+from bookstore_grpc.net.file_stamp import file_stamp
 
 _log = structlog.stdlib.get_logger("bookstore_grpc.credentials")
 
@@ -21,38 +21,37 @@ _Seen = tuple[tuple[int, ...] | None, ...]
 
 
 class _Usable(NamedTuple):
-    """What fits together, and from when until when its certificate is valid, in Unix seconds."""
+    """A configuration that fits together, and the validity of its certificate in Unix seconds."""
 
     configuration: grpc.ServerCertificateConfiguration
     begins_at: float
     ends_at: float
 
 
-class Certificates:
-    """The files, and the newest of their contents that can be used.
+class CertificateReloader:
+    """Reads the files again when they change, and keeps the newest contents that can be used.
 
-    A handshake gets what the files then hold; connections that are there live on. New contents that do not fit
-    together, as when one of two files has been replaced and the other not yet, or whose certificate is not valid at
-    this time, leave the old ones in use.
+    Each handshake uses the newest; open connections go on. New contents that do not fit together, as when one of two
+    files has been replaced and the other not yet, or whose certificate is not valid now, leave the old ones in use.
 
-    At the start there is nothing better than a certificate that has expired, so that is served, with a warning: who
-    looks at dates refuses it by itself, by its own clock, and others, as many a proxy, need not go without.
+    At the start an expired certificate is served, with a warning: clients that check its dates reject it, and others,
+    such as many proxies, can still connect.
 
-    Raises `StartupError` if at first there is nothing that can be used. TLS 1.2 is the least that gRPC speaks. `clock`
-    answers Unix seconds.
+    Raises `StartupError` if at the start nothing can be used. TLS 1.2 is the oldest version that gRPC accepts. `clock`
+    returns Unix seconds.
     """
 
     def __init__(self, *, cert: str, key: str, client_ca: str = "", clock: Callable[[], float] = time.time) -> None:
         self._paths = [path for path in (cert, key, client_ca) if path]
         self._requires_client_certificates = bool(client_ca)
         self._clock = clock
-        self._lock = threading.Lock()  # handshakes come on threads of gRPC's own
+        self._lock = threading.Lock()  # gRPC runs handshakes on threads of its own
         self._version = 0
         self._has_warned = False
         self._failure = ""
         self.refresh_failures = 0
         try:
-            self._seen = self._look()
+            self._seen = self._stamps()
             self._in_use = self._read()
         except Exception as error:  # cryptography has more kinds of its own than can be foreseen
             raise StartupError(f"Cannot serve with TLS: {_sentence(error)}.") from error
@@ -60,11 +59,11 @@ class Certificates:
 
     @property
     def expires_at(self) -> float:
-        """When the certificate in use ends, in Unix seconds."""
+        """When the certificate in use expires, in Unix seconds."""
         return self._in_use.ends_at
 
     def server_credentials(self) -> grpc.ServerCredentials:
-        """Answer credentials for one address, which ask for the newest contents at each handshake there."""
+        """Return credentials for one address; each handshake there uses the newest contents."""
         handed = self._version
 
         def newer_configuration() -> grpc.ServerCertificateConfiguration | None:
@@ -83,7 +82,7 @@ class Certificates:
         )
 
     def tls_context(self) -> ssl.SSLContext:
-        """Answer a context for HTTP, whose handshakes get the newest contents likewise. Raises `StartupError`."""
+        """Return a context for HTTP; each handshake uses the newest contents. Raises `StartupError`."""
         try:
             made, newest = self._version, self._new_tls_context()
         except (OSError, ssl.SSLError) as error:
@@ -94,7 +93,7 @@ class Certificates:
             with self._lock:
                 self._read_again()
                 if made != self._version:
-                    # Should the files have changed again, the next handshake finds out.
+                    # If the files have changed again meanwhile, the next handshake reads them.
                     with suppress(OSError, ssl.SSLError):
                         made, newest = self._version, self._new_tls_context()
             return newest
@@ -110,24 +109,24 @@ class Certificates:
         if client_ca:
             context.verify_mode = ssl.CERT_REQUIRED
             context.load_verify_locations(client_ca[0])
-        if self._look() != self._seen:
-            raise OSError(errno.EAGAIN, "it has changed meanwhile", cert)  # to others than have been checked
+        if self._stamps() != self._seen:
+            raise OSError(errno.EAGAIN, "it has changed meanwhile", cert)  # the new contents are unchecked
         return context
 
     def refresh(self) -> None:
-        """Read the files again if they have changed or could not be used.
+        """Read the files again if they have changed or could not be used. For periodic checks.
 
-        For one who looks every so often: each look at what cannot be used is counted, and the first is logged.
+        Every check of files that cannot be used is counted, and the first of several in a row is logged.
         """
         with self._lock:
             self._warn_of_dates()
-            # What was wrong may have been a right or the time, which the files do not show.
+            # The reason may have been a permission or the time, which the stamps of the files do not show.
             self._read_again(always=bool(self._failure))
             if self._failure:
                 self.refresh_failures += 1
 
     def _read_again(self, *, always: bool = False) -> None:
-        seen = self._look()
+        seen = self._stamps()
         if seen == self._seen and not always:
             return
         self._seen = seen
@@ -147,8 +146,8 @@ class Certificates:
         self._has_warned = False
         self._version += 1
 
-    def _look(self) -> _Seen:
-        return tuple(_signature(path) for path in self._paths)
+    def _stamps(self) -> _Seen:
+        return tuple(_stamp(path) for path in self._paths)
 
     def _read(self) -> _Usable:
         contents = [_contents(path) for path in self._paths]
@@ -168,17 +167,17 @@ class Certificates:
         return ""
 
     def _warn_of_dates(self) -> None:
-        """Log once of what is in use that it is not valid at this time, also when that comes later."""
+        """Log once if the certificate in use is not valid now; it may also expire later."""
         if not self._has_warned and (reason := self._why_not_valid(self._in_use)):
             self._has_warned = True
             _log.warning("callers will refuse the certificate", cause=reason)
 
 
 class _RenewedContext(ssl.SSLContext):
-    """Begins each handshake in the context that there is then.
+    """Uses the newest context for each handshake.
 
-    A context that only borrowed another's certificate (`sni_callback`) would go on to resume the sessions of clients
-    whose authority is no longer trusted.
+    One that only switched certificates (`sni_callback`) would still resume the sessions of clients whose CA is no
+    longer trusted.
     """
 
     def __new__(cls, _newest: Callable[[], ssl.SSLContext]) -> Self:
@@ -188,16 +187,15 @@ class _RenewedContext(ssl.SSLContext):
         self._newest = newest
 
     def wrap_bio(self, *arguments: Any, **options: Any) -> ssl.SSLObject:
-        """Begin a handshake, as event loops do."""
+        """Begin a handshake; event loops call this."""
         return self._newest().wrap_bio(*arguments, **options)
 
 
-def _signature(path: str) -> tuple[int, ...] | None:
+def _stamp(path: str) -> tuple[int, ...] | None:
     try:
-        stat = os.stat(path)  # of what a link leads to: Kubernetes swaps links
+        return file_stamp(path)
     except OSError:
         return None
-    return (stat.st_mtime_ns, stat.st_size, stat.st_ino)
 
 
 def _contents(path: str) -> bytes:
@@ -206,7 +204,11 @@ def _contents(path: str) -> bytes:
 
 
 def _check(paths: Sequence[str], contents: Sequence[bytes]) -> tuple[float, float]:
-    """Answer from when until when the certificate is valid. Raises `ValueError` unless the contents fit together."""
+    """Return the validity of the certificate. Raises `ValueError` unless the contents fit together.
+
+    It checks the very bytes that gRPC gets. The client has a check of its own (`client/channel.py`), of files and by
+    `ssl`, because its base install has no cryptography.
+    """
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
     from cryptography.x509 import load_pem_x509_certificates
 

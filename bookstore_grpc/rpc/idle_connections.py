@@ -14,7 +14,8 @@ from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from bookstore_grpc.calls.call import Call, Outcome
-from bookstore_grpc.net.connection_limit import Shortage, source_of
+from bookstore_grpc.net.address import Address
+from bookstore_grpc.net.connection_limit import ClosedConnections, source_of
 
 CHECK_SECONDS = 0.5
 
@@ -43,7 +44,7 @@ class IdleConnectionEviction:
     """
 
     def __init__(self, most: int) -> None:
-        self.shortage = Shortage(most, name="grpc")
+        self.closed = ClosedConnections(most, name="grpc")
         self._most_kept = int(most * _KEPT_SHARE)
         self._growth_least = int(most * _GROWTH_SHARE)
         self._normal_count = 0  # of descriptors, when no listener had too many connections
@@ -63,14 +64,14 @@ class IdleConnectionEviction:
         While gRPC holds back calls, only those are closed that have been idle for long: the others may wait for the
         response to such a call.
         """
-        ports = {int(address.rpartition(":")[2]) for address in addresses if not address.startswith("unix:")}
+        ports = {address.port for address in map(Address.parse, addresses) if not address.is_unix}
         if not ports or not await asyncio.to_thread(self._may_be_near_bound):
             return
         busy = {call.context.peer().rpartition(":")[2] for call in self._calls.values()}
         idle_least_ms = _IDLE_LEAST_WITH_BACKLOG_MS if has_backlog else _IDLE_LEAST_MS
         closed = await asyncio.to_thread(self._evict, ports, busy, idle_least_ms)
         if closed:
-            self.shortage.closed(closed)
+            self.closed.add(closed)
 
     def _may_be_near_bound(self) -> bool:
         count = _count_descriptors()

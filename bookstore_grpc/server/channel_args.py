@@ -1,7 +1,7 @@
-"""What gRPC's core is told of limits and keepalive, in its own words.
+"""gRPC's channel arguments for limits and keepalive, from the settings.
 
-Flow control, buffers and frames are as gRPC has them: larger ones made no difference that could be told from noise,
-neither for single books nor for pages of 1,000 (docs/performance.md).
+Flow control, buffers and frames keep gRPC's defaults: larger ones made no measurable difference, neither for single
+books nor for pages of 1,000 (docs/performance.md).
 """
 
 from collections.abc import Sequence
@@ -18,37 +18,37 @@ _HANDSHAKE_SECONDS = 10
 def server_options(
     settings: Settings, *, shares_ports: bool, max_connections: int = GRPC_CONNECTIONS_MAX
 ) -> Sequence[tuple[str, int]]:
-    """Answer the options of a server; those that all say `shares_ports` may listen on the same addresses.
+    """Return the options of a server. Servers that all have `shares_ports` may listen on the same addresses.
 
-    Each listener takes `max_connections`.
+    `max_connections` is for each listener.
     """
     return (
-        # By gRPC's default two servers share a port without a word, and each answers some of the calls.
+        # By default two servers share a port without notice, and each gets some of the connections.
         ("grpc.so_reuseport", int(shares_ports)),
-        # By default the core keeps account of everything, whether anybody asks or not; the metrics ask for arrivals.
+        # On by default, and costs something; the metrics read the number of received calls from it.
         ("grpc.enable_channelz", int(bool(settings.channelz_listen or settings.metrics_listen))),
-        # A little too long: the service refuses it itself, with details. Far too long: it is not taken in at all.
+        # Slightly too long: the service rejects it itself, with details. Far too long: gRPC rejects it unread.
         ("grpc.max_receive_message_length", min(settings.max_message_bytes + MESSAGE_MAX_BYTES, _INT32_MAX)),
-        # Above the first gRPC refuses more and more often, above the second always.
+        # Above the first gRPC rejects with growing probability, above the second always.
         ("grpc.max_metadata_size", settings.max_metadata_bytes),
         ("grpc.absolute_max_metadata_size", settings.max_metadata_bytes),
         ("grpc.max_concurrent_streams", settings.max_calls_per_connection),
-        # Else the core counts streams until their memory is freed and resets those of clients that keep to the limit
+        # Otherwise the core counts streams until their memory is freed and resets those of clients within the limit
         # (docs/decisions/0014).
         ("grpc.http.overload_protection", 0),
         ("grpc.server.max_pending_requests", settings.max_waiting_calls),
         ("grpc.server.max_pending_requests_hard_limit", settings.max_waiting_calls),
-        # What goes beyond is accepted and closed at once, which its client takes for a server that is away.
+        # Beyond it a connection is accepted and closed at once, which its client takes for an unavailable server.
         ("grpc.max_allowed_incoming_connections", max_connections),
-        # gRPC's default lets a connection say nothing for two minutes.
+        # By default a connection may stay silent for two minutes.
         ("grpc.server_handshake_timeout_ms", _HANDSHAKE_SECONDS * 1_000),
         ("grpc.max_connection_idle_ms", _milliseconds(settings.max_connection_idle_seconds) or _NEVER_MS),
         ("grpc.max_connection_age_ms", _milliseconds(settings.max_connection_age_seconds) or _NEVER_MS),
         ("grpc.max_connection_age_grace_ms", _milliseconds(settings.max_connection_age_grace_seconds)),
-        # Clients may keep connections alive in idle times too; gRPC's default punishes that.
+        # Clients may send keepalive pings while idle too; by default that closes the connection.
         ("grpc.http2.min_recv_ping_interval_without_data_ms", _milliseconds(settings.keepalive_least_seconds)),
         ("grpc.keepalive_permit_without_calls", 1),
-        # Find out when a client has gone without saying so.
+        # Detect clients that have disconnected without closing the connection.
         ("grpc.keepalive_time_ms", _milliseconds(settings.keepalive_seconds)),
         ("grpc.keepalive_timeout_ms", _milliseconds(settings.keepalive_timeout_seconds)),
     )

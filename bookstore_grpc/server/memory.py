@@ -1,25 +1,22 @@
-"""Memory that the C library keeps for later, though nobody may ever need so much again."""
+"""Returning memory that glibc keeps after a flood of requests to the system (docs/decisions/0017)."""
 
 import ctypes
 import mmap
 from contextlib import suppress
 
-# Of growth. To look for what is free takes a hundredth of a second for some 100 MB, in which no call goes on.
+# The growth that is worth a trim, which takes 10 ms for some 100 MB, and no call proceeds meanwhile.
 _WORTH_BYTES = 32 * 2**20
 
 
 class SpareMemory:
-    """Returns to the system what a flood of requests has taken, where the C library can (glibc's).
-
-    By itself glibc returns little of that, for it was taken in many places.
-    """
+    """Calls glibc's `malloc_trim` after the process has grown; does nothing with another C library."""
 
     def __init__(self) -> None:
         self._trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         self._resident_bytes = _resident_bytes()
 
     def give_back(self) -> None:
-        """Return what is free, if the process has grown by much since the last time."""
+        """Return free memory to the system if the process has grown much since the last trim."""
         if self._trim is None or _resident_bytes() < self._resident_bytes + _WORTH_BYTES:
             return
         self._trim(0)
@@ -29,4 +26,4 @@ class SpareMemory:
 def _resident_bytes() -> int:
     with suppress(OSError), open("/proc/self/statm", "rb") as file:
         return int(file.read().split()[1]) * mmap.PAGESIZE
-    return 0  # a system without it
+    return 0  # a system without /proc

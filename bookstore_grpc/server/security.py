@@ -1,79 +1,83 @@
-"""What guards the way in, built from the Settings: certificates, and the gate that asks who calls."""
+"""TLS certificates and the authentication of callers, built from the settings."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from bookstore_grpc.calls.call import Check
-from bookstore_grpc.errors import StartupError
-from bookstore_grpc.net.periodic import repeated
+from bookstore_grpc.net.periodic import PeriodicTask
+from bookstore_grpc.server.components import Component, Step
 from bookstore_grpc.server.settings import Settings
+from bookstore_grpc.server.verification import parsed_client_scopes
 
-# Imported where they are needed: a server without certificates and tokens starts without their packages.
+# Imported only where they are needed: a server without certificates and tokens starts without their packages.
 if TYPE_CHECKING:
-    from bookstore_grpc.auth.jwks import KeySet
-    from bookstore_grpc.net.tls import Certificates
+    from bookstore_grpc.auth.jwks import JWKS
+    from bookstore_grpc.net.tls import CertificateReloader
 
-# Handshakes look too; this is for those who watch the log and the metrics while nobody comes.
+# Handshakes check the files too; this is for the log and the metrics while nobody connects.
 _CERTIFICATES_SECONDS = 10
 
 
-class Doors(NamedTuple):
-    """What stands in the way in: certificates, the gate that asks who calls, and the keys that it asks by."""
+class Security(NamedTuple):
+    """The certificates, the keys of tokens, and the checks of callers that use them."""
 
-    certificates: "Certificates | None" = None
-    checks: Sequence[Check] = ()
-    key_set: "KeySet | None" = None
+    certificates: "CertificateReloader | None"
+    jwks: "JWKS | None"
+    checks: Sequence[Check]
 
     def refresh_failures(self) -> dict[str, int]:
-        """Answer how often what is in use could not be read anew, by what it is."""
-        found = {"certificates": self.certificates, "keys": self.key_set}
+        """Return how often certificates and keys could not be read again."""
+        found = {"certificates": self.certificates, "keys": self.jwks}
         return {what: source.refresh_failures for what, source in found.items() if source}
 
-
-@asynccontextmanager
-async def doors(settings: Settings) -> AsyncIterator[Doors]:
-    """Answer the doors that are wanted, and keep what they are made of fresh. Raises `StartupError`."""
-    async with AsyncExitStack() as stack:
-        certificates = _certificates(settings)
-        if certificates:
-            await stack.enter_async_context(
-                repeated(certificates.refresh, every_seconds=_CERTIFICATES_SECONDS, what="certificates")
+    def components(self, settings: Settings) -> list[Component]:
+        """Return what keeps certificates and keys up to date."""
+        components: list[Component] = []
+        if self.certificates:
+            refresh = self.certificates.refresh
+            components.append(PeriodicTask("certificates", refresh, every_seconds=_CERTIFICATES_SECONDS))
+        if self.jwks:
+            components.append(Step(start=self.jwks.load))
+            components.append(
+                PeriodicTask("keys of tokens", self.jwks.refresh, every_seconds=settings.jwks_refresh_seconds)
             )
-        key_set = _key_set(settings)
-        if key_set:
-            await key_set.load()
-            await stack.enter_async_context(
-                repeated(key_set.refresh, every_seconds=settings.jwks_refresh_seconds, what="keys of tokens")
-            )
-        yield Doors(certificates, _checks(settings, key_set), key_set)
+        return components
 
 
-def _certificates(settings: Settings) -> "Certificates | None":
-    if bool(settings.tls_cert) != bool(settings.tls_key):
-        raise StartupError("TLS needs both --tls-cert and --tls-key.")
-    if settings.tls_client_ca and not settings.tls_cert:
-        raise StartupError("--tls-client-ca is for TLS: give --tls-cert and --tls-key as well.")
+def build_security(settings: Settings) -> Security:
+    """Read the certificates. Raises `StartupError` for files that cannot be used."""
+    certificates = _certificates(settings)
+    jwks = _jwks(settings)
+    return Security(certificates, jwks, _checks(settings, jwks))
+
+
+def _certificates(settings: Settings) -> "CertificateReloader | None":
     if not settings.is_encrypted:
         return None
-    if settings.insecure:
-        raise StartupError("--insecure and --tls-cert contradict each other; leave one out.")
-    from bookstore_grpc.net.tls import Certificates
+    from bookstore_grpc.net.tls import CertificateReloader
 
-    return Certificates(cert=settings.tls_cert, key=settings.tls_key, client_ca=settings.tls_client_ca)
+    return CertificateReloader(cert=settings.tls_cert, key=settings.tls_key, client_ca=settings.tls_client_ca)
 
 
-def _checks(settings: Settings, key_set: "KeySet | None") -> Sequence[Check]:
-    client_scopes = _client_scopes(settings)
-    if key_set is None and not client_scopes:
+def _jwks(settings: Settings) -> "JWKS | None":
+    if not (settings.jwks_file or settings.jwks_url):
+        return None
+    from bookstore_grpc.auth.jwks import jwks_from_file, jwks_from_url
+
+    return jwks_from_file(settings.jwks_file) if settings.jwks_file else jwks_from_url(settings.jwks_url)
+
+
+def _checks(settings: Settings, jwks: "JWKS | None") -> Sequence[Check]:
+    client_scopes = parsed_client_scopes(settings)
+    if jwks is None and not client_scopes:
         return ()
     from bookstore_grpc.auth.authentication import Authentication
     from bookstore_grpc.auth.tokens import TokenVerifier
 
     tokens = None
-    if key_set is not None:
+    if jwks is not None:
         tokens = TokenVerifier(
-            key_set,
+            jwks,
             issuer=settings.token_issuer,
             audience=settings.token_audience,
             algorithms=settings.token_algorithms,
@@ -81,35 +85,3 @@ def _checks(settings: Settings, key_set: "KeySet | None") -> Sequence[Check]:
         )
     is_health_open = settings.health_access == "open"
     return (Authentication(tokens=tokens, client_scopes=client_scopes, is_health_open=is_health_open),)
-
-
-def _key_set(settings: Settings) -> "KeySet | None":
-    if not (settings.jwks_file or settings.jwks_url):
-        if settings.token_issuer or settings.token_audience:
-            raise StartupError("Tokens cannot be checked without keys: give --jwks-file or --jwks-url.")
-        return None
-    if settings.jwks_file and settings.jwks_url:
-        raise StartupError("The keys of tokens come from one place: give either --jwks-file or --jwks-url.")
-    if not (settings.token_issuer and settings.token_audience):
-        raise StartupError(
-            "Tokens are checked for whom they come from and whom they are meant for: "
-            "give --token-issuer and --token-audience."
-        )
-    from bookstore_grpc.auth.jwks import key_set_from_file, key_set_from_url
-
-    if settings.jwks_file:
-        return key_set_from_file(settings.jwks_file)
-    return key_set_from_url(settings.jwks_url)
-
-
-def _client_scopes(settings: Settings) -> Mapping[str, frozenset[str]]:
-    if settings.client_scopes and not settings.tls_client_ca:
-        raise StartupError("--client-scopes is for callers with certificates: give --tls-client-ca as well.")
-    scopes: dict[str, frozenset[str]] = {}
-    for entry in settings.client_scopes:
-        name, _, listed = entry.rpartition("=")
-        given = frozenset(scope for scope in listed.split(",") if scope)
-        if not name or not given:
-            raise StartupError(f"--client-scopes {entry!r} is not of the form NAME=books.read,books.write.")
-        scopes[name] = scopes.get(name, frozenset()) | given
-    return scopes

@@ -1,15 +1,17 @@
 """Settings of the server: one table of names, defaults and help, from which flags and variables are made.
 
-`database_url` is the flag `--database-url` and the variable `BOOKSTORE_DATABASE_URL`. A flag goes before a
-variable, a variable before the default.
+`database_url` is the flag `--database-url` and the variable `BOOKSTORE_DATABASE_URL`. A flag takes precedence over a
+variable, and a variable over the default.
 """
 
 import os
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Literal
 
+from bookstore_grpc.errors import StartupError
 from bookstore_grpc.limits import MESSAGE_MAX_BYTES
 from bookstore_grpc.metadata import DEFAULT_SERVER
+from bookstore_grpc.server.verification import problems_of
 
 ENVIRONMENT_PREFIX = "BOOKSTORE_"
 
@@ -31,11 +33,11 @@ class Settings:
 
     listen: tuple[str, ...] = _setting(
         (DEFAULT_SERVER,),
-        "Where to serve: HOST:PORT or unix:PATH. Repeatable; the variable separates by spaces.",
+        "Where to listen: HOST:PORT or unix:PATH. Repeatable; in the variable separated by spaces.",
     )
     http_listen: str = _setting(
         "",
-        "HOST:PORT that answers the same calls as JSON over HTTP, with pages for people at / and /docs; with TLS where "
+        "HOST:PORT that serves the same calls as JSON over HTTP, with pages for people at / and /docs; with TLS if "
         "--tls-cert is given. Needs the extra [http].",
     )
     http_origins: tuple[str, ...] = _setting(
@@ -43,8 +45,9 @@ class Settings:
     )
     http_hosts: tuple[str, ...] = _setting(
         (),
-        "A host name by which calls may come over HTTP, besides those of the loopback; then by no other. Without, an "
-        "address of this machine alone answers to the loopback's, and others to every name. Repeatable.",
+        "A host name that HTTP requests may use besides the loopback's; all others are then rejected, against DNS "
+        "rebinding. Without it a loopback address accepts the loopback's names, and other addresses accept every name. "
+        "Repeatable.",
     )
     database_url: str = _setting(
         "sqlite+aiosqlite:///bookstore.db",
@@ -53,26 +56,26 @@ class Settings:
     )
     migrate: bool = _setting(
         False,
-        "Bring the tables of PostgreSQL or MariaDB to the newest migration before serving. SQLite always is.",
+        "Migrate the tables of PostgreSQL or MariaDB to the newest revision before serving. SQLite's always are.",
     )
     insecure: bool = _setting(
         False,
         "Serve in plaintext on addresses that other machines can reach. Only behind a proxy that you trust.",
     )
-    tls_cert: str = _setting(
-        "", "A file with the server's certificate and those that vouch for it, as PEM. Serves with TLS."
-    )
-    tls_key: str = _setting("", "A file with the certificate's private key, as PEM.")
+    tls_cert: str = _setting("", "A PEM file with the server's certificate and its chain. Serves with TLS.")
+    tls_key: str = _setting("", "A PEM file with the certificate's private key.")
     tls_client_ca: str = _setting(
-        "", "A file with certificates, as PEM. Callers then must show one that these vouch for (mutual TLS)."
+        "", "A PEM file with CA certificates. Clients then need a certificate that one of these signed (mutual TLS)."
     )
     jwks_file: str = _setting(
-        "", "A JSON Web Key Set. With it every call of the service needs a token (JWT) signed with one of its keys."
+        "", "A JSON Web Key Set (JWKS). Every call of the service then needs a token (JWT) signed with one of its keys."
     )
-    jwks_url: str = _setting("", "The same from a URL, https or on this machine. Old keys stay while it is away.")
+    jwks_url: str = _setting(
+        "", "The same from a URL, https or on this machine. Old keys stay while it is unavailable."
+    )
     jwks_refresh_seconds: float = _setting(
         60.0,
-        "How often the keys are read again. An unknown key sends for them at once, at most every 10 seconds.",
+        "How often the keys are refreshed. An unknown key refreshes them at once, at most every 10 seconds.",
         least=1,
     )
     token_issuer: str = _setting("", "The issuer (iss) that tokens must name.")
@@ -85,14 +88,14 @@ class Settings:
     )
     client_scopes: tuple[str, ...] = _setting(
         (),
-        "What a caller may do who shows a certificate with this name: NAME=books.read,books.write. Repeatable; "
+        "The scopes of a caller whose certificate has this name: NAME=books.read,books.write. Repeatable; "
         "needs --tls-client-ca.",
     )
     health_access: Literal["open", "guarded"] = _setting(
-        "open", "Whether health answers everyone, or only callers that are known by a token or a certificate."
+        "open", "Whether health checks are for everyone, or only for callers with a known token or certificate."
     )
     reflection: Literal["on", "off"] = _setting(
-        "on", "Whether callers may ask what methods there are. Where calls need a token, so does that."
+        "on", "Whether gRPC server reflection is on. If calls need a token, so does reflection."
     )
     workers: int | Literal["auto"] = _setting(
         1,
@@ -103,24 +106,24 @@ class Settings:
     )
     max_concurrent_calls: int = _setting(
         500,
-        "How many calls may be under way in a process; more are refused or wait, health excepted.",
+        "How many calls may be under way in a process; more are rejected or wait, except health checks.",
         least=1,
         most=_INT32_MAX,
     )
     max_waiting_calls: int = _setting(
         500,
-        "How many calls of one method may wait in a process until it gets round to them, before more are turned away.",
+        "How many calls of one method may wait in a process for a handler, before more are rejected.",
         least=1,
         most=_INT32_MAX,
     )
     max_calls_per_connection: int = _setting(
         100,
-        "How many calls a connection may have under way; a client then holds back the others.",
+        "How many calls a connection may have under way; its client then holds back the others.",
         least=1,
         most=_INT32_MAX,
     )
     max_call_seconds: float = _setting(
-        30.0, "How long a call may take, and a statement for it, whatever deadline its caller has set.", least=0.1
+        30.0, "How long a call may take, and a statement for it, even if its deadline is later.", least=0.1
     )
     rate_limit_per_second: float = _setting(
         0.0,
@@ -129,7 +132,7 @@ class Settings:
         least=0,
     )
     rate_limit_burst: int = _setting(
-        100, "How many calls a caller may make at once after a rest.", least=1, most=_INT32_MAX
+        100, "How many calls a caller may make at once after a pause.", least=1, most=_INT32_MAX
     )
     max_message_bytes: int = _setting(
         MESSAGE_MAX_BYTES,
@@ -142,8 +145,7 @@ class Settings:
     )
     max_connections: int = _setting(
         0,
-        "How many gRPC connections a process may have. 0: as many as the limit of open files leaves room for, up to "
-        "10,000.",
+        "How many gRPC connections a process may have. 0: as many as the limit of open files permits, up to 10,000.",
         least=0,
         most=_INT32_MAX,
     )
@@ -152,36 +154,36 @@ class Settings:
     )
     max_connection_age_seconds: float = _setting(
         0.0,
-        "After how long a connection is closed, so that clients spread over the servers anew. 0: never.",
+        "After how long a connection is closed, so that clients rebalance over the servers. 0: never.",
         least=0,
     )
     max_connection_age_grace_seconds: float = _setting(
         30.0, "How long calls under way may then take to finish.", least=0
     )
-    keepalive_seconds: float = _setting(
-        60.0, "After how long a silent connection is asked whether its client is still there.", least=1
-    )
-    keepalive_timeout_seconds: float = _setting(20.0, "How long the answer to that may take.", least=1)
+    keepalive_seconds: float = _setting(60.0, "After how long a silent connection is sent a keepalive ping.", least=1)
+    keepalive_timeout_seconds: float = _setting(20.0, "How long the response to that may take.", least=1)
     keepalive_least_seconds: float = _setting(
-        10.0, "How often a client may ask the same, before its connection is closed (too_many_pings).", least=0
+        10.0,
+        "The least interval of a client's keepalive pings; more frequent ones close its connection (too_many_pings).",
+        least=0,
     )
     drain_seconds: float = _setting(
         20.0,
-        "How long calls under way may take to finish after SIGTERM or SIGINT. A second signal ends at once.",
+        "How long calls under way may take to finish after SIGTERM or SIGINT. A second signal ends it at once.",
         least=0,
     )
     drain_delay_seconds: float = _setting(
         0.0,
-        "How long to go on serving after SIGTERM while health says NOT_SERVING, so that balancers see it.",
+        "How long to go on serving after SIGTERM while health is NOT_SERVING, so that load balancers notice.",
         least=0,
     )
     metrics_listen: str = _setting(
         "",
-        "HOST:PORT that answers /metrics (Prometheus), /livez and /readyz over HTTP, to everyone who can reach it.",
+        "HOST:PORT that serves /metrics (Prometheus), /livez and /readyz over HTTP, to everyone who can reach it.",
     )
     channelz_listen: str = _setting(
         "",
-        "HOST:PORT of this machine alone, or unix:PATH, that answers gRPC's channelz: connections, calls and sockets. "
+        "A loopback HOST:PORT, or unix:PATH, that serves gRPC's channelz: connections, calls and sockets. "
         "With several workers port 0: each takes one and logs it.",
     )
     trace_endpoint: str = _setting(
@@ -191,23 +193,23 @@ class Settings:
     )
     trace_ratio: float = _setting(
         1.0,
-        "Which share of calls begin a trace here. A call that says whether its trace is wanted is believed.",
+        "The share of calls that begin a trace here. A call that is part of a trace follows its sampling decision.",
         least=0,
         most=1,
     )
     health_interval_seconds: float = _setting(
-        1.0, "How often the database is asked whether it is there, for the health service.", least=0.1
+        1.0, "How often the database is checked for the health service.", least=0.1
     )
     pool_size: int = _setting(
         10,
-        "The most connections for reading. Writes are done in groups, on one connection on SQLite and two elsewhere.",
+        "The most connections for reading. Writes use group commit, on one connection on SQLite and two elsewhere.",
         least=1,
         most=1_000,
     )
     max_concurrent_searches: int = _setting(
         5,
         "How many searches may read at once: ListBooks with a filter, or in an order that no index has. Others wait. "
-        "One connection of --pool-size stays free of them if there are two, and on SQLite one core.",
+        "One connection of --pool-size is kept free of them if there are two, and on SQLite one core.",
         least=1,
         most=1_000,
     )
@@ -217,14 +219,25 @@ class Settings:
         least=0.1,
     )
     log_level: Literal["debug", "info", "warning", "error"] = _setting(
-        "info", "The least level to log. At info every call has a line, at warning those that failed or were slow."
+        "info", "The lowest level to log. At info every call has a line, at warning those that failed or were slow."
     )
     slow_call_seconds: float = _setting(
-        1.0, "From how long on a call is marked in the log as slow, which makes its line a warning.", least=0
+        1.0, "From which duration a call is marked in the log as slow, which makes its line a warning.", least=0
     )
     log_format: Literal["auto", "json", "console"] = _setting(
         "auto", "json, console (readable), or auto: console on a terminal, json elsewhere."
     )
+
+    def verify(self) -> None:
+        """Raise `StartupError` with every setting that cannot be used or contradicts another.
+
+        Called before anything is built, bound or forked.
+        """
+        problems = problems_of(self)
+        if len(problems) == 1:
+            raise StartupError(problems[0])
+        if problems:
+            raise StartupError("\n- ".join([f"{len(problems)} settings cannot be used:", *problems]))
 
     @property
     def is_encrypted(self) -> bool:
@@ -241,6 +254,6 @@ class Settings:
 
 
 def settings_fields() -> tuple[Field[Any], ...]:
-    """Answer the settings as dataclass fields, each with a default and its help."""
+    """Return the settings as dataclass fields, each with a default and its help."""
     assert all(setting.default is not MISSING for setting in fields(Settings))  # noqa: S101  a fact of this file
     return fields(Settings)

@@ -1,4 +1,4 @@
-"""SIGHUP, which many send to a service so that it reads its files again; this one does that by itself."""
+"""SIGHUP, which conventionally makes a service reload its files; this one reloads them without it."""
 
 import asyncio
 import signal
@@ -9,13 +9,13 @@ import structlog
 _log = structlog.stdlib.get_logger("bookstore_grpc.server.signals")
 
 
-def ignore_hangup() -> None:
-    """Let SIGHUP, which by default ends a process at once, be no more than a line in the log while the loop runs.
+def ignore_sighup() -> None:
+    """Log SIGHUP, which by default ends a process, and do nothing else while the event loop runs.
 
-    At a terminal it says that this closes, so there it ends the process as ever.
+    On a terminal it means that the terminal closes, so there it keeps its default action.
     """
     if sys.stderr.isatty():
         return
     asyncio.get_running_loop().add_signal_handler(
-        signal.SIGHUP, _log.info, "SIGHUP ignored: certificates and keys are read again by themselves"
+        signal.SIGHUP, _log.info, "SIGHUP ignored: certificates and keys are reloaded automatically"
     )

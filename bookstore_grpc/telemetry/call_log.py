@@ -1,4 +1,4 @@
-"""The log of calls: one line for each, at a level by its outcome, with sizes and never with contents."""
+"""The call log: one line for each call, at a level by its outcome, with sizes and never with contents."""
 
 import logging
 
@@ -14,22 +14,22 @@ _OURS = "/bookstore."
 
 
 class CallLog:
-    """Writes one line for each call, and lets every other line of the call bear its request id and method.
+    """Writes one line for each call, and adds its request id and method to every other line of the call.
 
-    A call of ours that took `slow_call_seconds` or more is marked, and its line is a warning at least.
+    The line of a call of this service that took `slow_call_seconds` or more is marked, and a warning at least.
     """
 
     def __init__(self, *, slow_call_seconds: float) -> None:
         self._slow_call_seconds = slow_call_seconds
 
     def call_began(self, call: Call) -> None:
-        """Bind what finds the call's lines."""
+        """Bind the request id and the method."""
         structlog.contextvars.bind_contextvars(request_id=call.request_id, method=call.method)
 
     def call_ended(self, call: Call, outcome: Outcome) -> None:
         """Write the line."""
         level, event = _level_and_event(call, outcome)
-        # A stream of the others', such as a watch on health, is there to last.
+        # Streams of other services, such as a health watch, are meant to last.
         is_slow = outcome.seconds >= self._slow_call_seconds and call.method.startswith(_OURS)
         if is_slow:
             level = max(level, logging.WARNING)
@@ -64,7 +64,7 @@ class CallLog:
 
 def _level_and_event(call: Call, outcome: Outcome) -> tuple[int, str]:
     if outcome.status == "OK":
-        # Whoever watches over the service asks every few seconds.
+        # Orchestrators check health every few seconds.
         return (logging.DEBUG if call.method.startswith(HEALTH_PREFIX) else logging.INFO), "call answered"
     if outcome.status == "CANCELLED":
         return logging.INFO, "call cancelled"

@@ -1,18 +1,16 @@
-"""What an operator's tools ask over HTTP: /metrics, /livez and /readyz, on a port of their own.
+"""The endpoints for operators over HTTP, on a port of their own: /metrics, /livez (liveness) and /readyz (readiness).
 
-Imported only where that is wanted.
+Imported only if they are enabled.
 """
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import structlog
 
-from bookstore_grpc.net.addresses import bound_socket, shown_address
-from bookstore_grpc.net.connection_limit import Room
-from bookstore_grpc.net.http_server import serving_http
-from bookstore_grpc.net.loopback import is_local
+from bookstore_grpc.net.address import Address
+from bookstore_grpc.net.connection_limit import ConnectionLimit
+from bookstore_grpc.net.http_server import HttpServer
 
 _log = structlog.stdlib.get_logger("bookstore_grpc.telemetry.endpoints")
 
@@ -20,34 +18,32 @@ _TEXT = "text/plain; charset=utf-8"
 _PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
 
-class Probes(NamedTuple):
-    """What there is to tell: the metrics as text, and why the service is not ready, or "" and a word where it is."""
+class Endpoints(NamedTuple):
+    """What they return: the metrics as text, and why the service is not ready, or "" and a word if it is."""
 
     metrics: Callable[[], bytes]
     why_not_ready: Callable[[], str]
     when_ready: Callable[[], str] = lambda: "ok"
 
 
-@asynccontextmanager
-async def serving_probes(address: str, probes: Probes, *, room: Room) -> AsyncIterator[str]:
-    """Answer on HOST:PORT while the block runs, and tell the address with its real port. Raises `StartupError`."""
-    bound = bound_socket(address)
-    if not is_local(address):
+def endpoints_server(address: str, endpoints: Endpoints, *, limit: ConnectionLimit) -> HttpServer:
+    """Return the server of the endpoints on HOST:PORT."""
+    parsed = Address.parse(address)
+    if not parsed.is_local:
         _log.warning("metrics can be read by other machines", address=address)
-    async with serving_http(_application(probes), bound, room=room):
-        yield shown_address(address, bound)
+    return HttpServer(_application(endpoints), parsed, limit=limit)
 
 
-def _application(probes: Probes) -> Callable[..., Any]:
+def _application(endpoints: Endpoints) -> Callable[..., Any]:
     def livez() -> tuple[int, str, bytes]:
-        return 200, _TEXT, b"ok\n"  # that the event loop turns is what is asked
+        return 200, _TEXT, b"ok\n"  # the response itself shows that the event loop runs
 
     def readyz() -> tuple[int, str, bytes]:
-        reason = probes.why_not_ready()
-        return (503 if reason else 200), _TEXT, f"{reason or probes.when_ready()}\n".encode()
+        reason = endpoints.why_not_ready()
+        return (503 if reason else 200), _TEXT, f"{reason or endpoints.when_ready()}\n".encode()
 
     def metrics() -> tuple[int, str, bytes]:
-        return 200, _PROMETHEUS, probes.metrics()
+        return 200, _PROMETHEUS, endpoints.metrics()
 
     pages = {"/livez": livez, "/readyz": readyz, "/metrics": metrics}
 

@@ -1,4 +1,4 @@
-"""Logs: structured lines on standard error, JSON for machines and readable for people."""
+"""Logs: structured lines on standard error, as JSON or for a terminal."""
 
 import asyncio
 import atexit
@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, MutableMapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
@@ -17,7 +17,7 @@ import structlog
 LogFormat = Literal["auto", "json", "console"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
-# Who watches does not notice it, and no more is lost by kill -9.
+# Too short to be noticed by a reader; no more than that is lost by kill -9.
 _TOGETHER_SECONDS = 0.02
 _TOGETHER_MOST_LINES = 256
 # Pipes keep writes of up to 4 KiB whole, so lines of several processes do not mix. Most characters are one byte.
@@ -25,33 +25,33 @@ _WHOLE_CHARACTERS = 4_000
 
 
 def configure_logging(*, level: LogLevel, log_format: LogFormat, worker: int | None = None) -> None:
-    """Send every line of this process, libraries' included, to standard error in one format.
+    """Send every line of this process, including those of libraries, to standard error in one format.
 
-    "auto" is readable on a terminal and JSON elsewhere. Values bound with `structlog.contextvars` stand in every line,
-    and so does the index of the worker, if this process is one: a context variable would not reach every thread.
+    "auto" is "console" on a terminal and "json" elsewhere. Every line has the values bound with
+    `structlog.contextvars`, and the index of the worker in a worker: a context variable would not reach every thread.
     """
     is_console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
     _output.stream = sys.stderr
     _output.is_json = not is_console
-    _output.in_every_line = {} if worker is None else {"worker": worker}
+    _output.fields_of_every_line = {} if worker is None else {"worker": worker}
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        _add_what_is_in_every_line,
+        structlog.processors.TimeStamper(fmt="iso" if is_console else None, utc=True),
+        _add_fields_of_every_line,
     ]
     rendering: list[Any]
     if is_console:
-        # Not by rich, as it is where that is installed: it shows what variables hold, passwords and books among them.
+        # Not by rich, structlog's default where it is installed: it shows the values of variables, such as passwords.
         plain = structlog.dev.plain_traceback
         rendering = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
     else:
-        rendering = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(_json)]
+        rendering = [structlog.processors.format_exc_info, lambda _logger, _method, fields: _json(fields)]
     structlog.configure(
         processors=[*shared, *rendering],
-        # Not by way of the standard library's handlers, which take three times as long.
+        # Not through the standard library's handlers, which take three times as long.
         logger_factory=lambda *_names: _output,
-        # A line below the level costs nothing: its method does nothing.
+        # The method of a level that is not logged does nothing, at no cost.
         wrapper_class=structlog.make_filtering_bound_logger(level),
         cache_logger_on_first_use=True,
     )
@@ -64,38 +64,41 @@ def configure_logging(*, level: LogLevel, log_format: LogFormat, worker: int | N
     root.handlers = [handler]
     root.setLevel(logging.WARNING)
     logging.captureWarnings(True)
-    # It repeats what MariaDB remarks on, such as the name of Alembic's primary key.
+    # It logs MariaDB's notes, such as one on the name of Alembic's primary key.
     logging.getLogger("asyncmy").setLevel(logging.ERROR)
-    # It writes a traceback for every connection that it finds broken; that the database is away has a line of ours.
+    # It logs a traceback for every broken connection; that the database is unavailable is logged by the health check.
     logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
-    # What a stranger sends that is no HTTP is told to the stranger.
+    # It warns of invalid HTTP, which any client can send.
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     logging.getLogger("bookstore_grpc").setLevel(level.upper())
 
 
-def _json(event: dict[str, Any], default: Callable[[Any], Any]) -> str:
+def _json(fields: MutableMapping[str, Any]) -> str:
+    """Render the fields of a line, with its timestamp in Unix seconds. The only renderer of JSON."""
+    timestamp = datetime.fromtimestamp(fields["timestamp"], UTC).isoformat()
+    fields["timestamp"] = timestamp.replace("+00:00", "Z")
     try:
-        return orjson.dumps(event, default=default).decode()
-    except TypeError:  # a lone surrogate, as an odd file name has; the stream shows it in its own way
-        return json.dumps(event, default=default, ensure_ascii=False)
+        return orjson.dumps(fields, default=repr).decode()
+    except TypeError:  # a lone surrogate, as in a file name that is not UTF-8; the stream escapes it
+        return json.dumps(fields, default=repr, ensure_ascii=False)
 
 
 class _Output:
-    """Where the lines of structlog's loggers go.
+    """The output of structlog's loggers.
 
-    Up to information they wait a moment, and those that came meanwhile are written together: a write lets other
-    threads take over. What a call's line says is put into words only then, which takes a third of the time when many
-    are done in a row. A warning waits for nothing.
+    Lines up to level info are buffered for a moment and written together, because each write lets other threads take
+    over. The lines of calls are rendered only then, which takes a third of the time when many are rendered in a row. A
+    warning is written at once.
     """
 
     def __init__(self) -> None:
         self.stream: TextIO = sys.stderr
         self.is_json = False
-        self.in_every_line: dict[str, Any] = {}
+        self.fields_of_every_line: dict[str, Any] = {}
         self._waiting: list[str | dict[str, Any]] = []
 
     def write_soon(self, line: str | dict[str, Any]) -> None:
-        """Write a line, or the JSON of what it says, with others."""
+        """Buffer a line, or the fields of one."""
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
@@ -108,14 +111,14 @@ class _Output:
             self.flush()
 
     def write_now(self, line: str | dict[str, Any]) -> None:
-        """Write what waits, and a line, or the JSON of what it says."""
+        """Write the buffered lines, and a line, or the fields of one."""
         with suppress(RuntimeError):
-            asyncio.get_running_loop()  # raises in other threads, which must not touch what waits here
+            asyncio.get_running_loop()  # raises in other threads, which must not touch the buffer
             self.flush()
         self._write(self._text(line))
 
     def flush(self) -> None:
-        """Write what waits."""
+        """Write the buffered lines."""
         lines = [self._text(line) for line in self._waiting]
         self._waiting.clear()
         together = ""
@@ -128,15 +131,10 @@ class _Output:
             self._write(together)
 
     def _text(self, line: str | dict[str, Any]) -> str:
-        if isinstance(line, dict):
-            line |= self.in_every_line
-            line["level"] = logging.getLevelName(line["level"]).lower()
-            line["timestamp"] = datetime.fromtimestamp(line["timestamp"], UTC).isoformat().replace("+00:00", "Z")
-            line = _json(line, repr)
-        return line + "\n"
+        return (line if isinstance(line, str) else _json(line)) + "\n"
 
     def _write(self, text: str) -> None:
-        # Whoever read the log may have gone, which is nothing to a call.
+        # The reader of a pipe may have ended, which must not fail a call.
         with suppress(OSError, ValueError):
             self.stream.write(text)
             self.stream.flush()
@@ -145,19 +143,23 @@ class _Output:
     warning = error = critical = write_now
 
 
+_LEVEL_NAMES = {
+    number: logging.getLevelName(number).lower()
+    for number in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR, logging.CRITICAL)
+}
 _output = _Output()
 atexit.register(_output.flush)
 
 
 def write_line(logger: structlog.stdlib.BoundLogger, level: int, event: str, fields: dict[str, Any]) -> None:
-    """Write the line that every call has: what `logger` would write, without its processors, which take longer.
+    """Write what `logger` would, without its processors, which take longer; for the line that every call has.
 
-    Lines with an exception, and those for people, are left to the logger. Context variables are not looked at.
+    Lines with an exception, and lines for a terminal, are left to the logger. Context variables are not included.
     """
     if not _output.is_json or "exc_info" in fields:
         logger.log(level, event, **fields)
         return
-    fields |= {"event": event, "level": level, "timestamp": time.time()}
+    fields |= {"event": event, "level": _LEVEL_NAMES[level], "timestamp": time.time(), **_output.fields_of_every_line}
     if level >= logging.WARNING:
         _output.write_now(fields)
     else:
@@ -165,18 +167,18 @@ def write_line(logger: structlog.stdlib.BoundLogger, level: int, event: str, fie
 
 
 def warn_of_variables(names: Iterable[str]) -> None:
-    """Write a line for each variable that looks like a setting and is none; never its value."""
+    """Log each variable that looks like a setting and is not; never its value."""
     for name in names:
         structlog.stdlib.get_logger("bookstore_grpc.server.settings").warning("unknown variable", variable=name)
 
 
 def flush_logs() -> None:
-    """Write every line that waits: for those who cannot wait, or end without cleanup."""
+    """Write the buffered lines, before the process ends without cleanup."""
     _output.flush()
 
 
-def _add_what_is_in_every_line(
+def _add_fields_of_every_line(
     _logger: object, _method: str, event: structlog.typing.EventDict
 ) -> structlog.typing.EventDict:
-    event.update(_output.in_every_line)
+    event.update(_output.fields_of_every_line)
     return event

@@ -1,13 +1,12 @@
-"""Metrics for Prometheus: what is counted of calls, of the database and of the doors.
+"""Metrics for Prometheus: calls, the database, connections, certificates and keys.
 
-Imported only where metrics are wanted. With several workers each writes its numbers into files of a folder that the
-environment names before the import, and the supervisor answers the sums (docs/operations.md).
+Imported only if metrics are enabled. With several workers each writes its numbers to files in a folder that the
+environment names before the import, and the supervisor serves the sums (docs/operations.md).
 """
 
 import os
 import platform
 import tempfile
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
 
@@ -33,95 +32,25 @@ _log = structlog.stdlib.get_logger("bookstore_grpc.telemetry.metrics")
 # Where prometheus_client looks for the folder, at its import.
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 
-# When each was first counted is one more line for each, and nobody asks.
+# The time of each counter's creation would be one more line for each.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
-# A minute. Some calls may always be waiting, but not all the time as many as there once were.
-_WAITING_SAMPLES = 60
-_READY = ("bookstore_ready", "Processes that serve, have their database, are not draining and do not hang.")
+_READY = ("bookstore_ready", "Processes that serve, have their database, are not draining and send heartbeats.")
 _GROUP_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1_000)
 
 
 class Metrics:
-    """The numbers of this process; an observer of its calls. What has no event of its own is told to `sample`."""
+    """The numbers of this process; an observer of its calls. `sample` takes those that are not counted by events."""
 
     def __init__(self) -> None:
-        self._registry = registry = CollectorRegistry()
-        self._calls = Counter(
-            "bookstore_calls", "Calls that have ended.", ["method", "status", "reason"], registry=registry
-        )
-        self._seconds = Histogram(
-            "bookstore_call_duration_seconds",
-            "From the call's arrival at its handler to its answer.",
-            ["method"],
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        self._in_flight = Gauge(
-            "bookstore_calls_in_flight", "Calls under way.", multiprocess_mode="livesum", registry=registry
-        )
-        self._refused = Counter(
-            "bookstore_calls_refused",
-            "Calls beyond a limit. Those beyond waiting_calls gRPC has turned away: no other metric has them, "
-            "and they are counted a minute late.",
-            ["limit"],
-            registry=registry,
-        )
-        self._turned_away = self._refused.labels("waiting_calls")
-        self._request_bytes = Counter("bookstore_request_bytes", "Bytes of requests.", ["method"], registry=registry)
-        self._response_bytes = Counter("bookstore_response_bytes", "Bytes of answers.", ["method"], registry=registry)
-        self._group_sizes = Histogram(
-            "bookstore_write_group_size",
-            "Calls whose writes were committed together.",
-            buckets=_GROUP_SIZES,
-            registry=registry,
-        )
-        self._database_errors = Counter(
-            "bookstore_database_errors",
-            "Calls that the database failed, by what the driver raised.",
-            ["kind"],
-            registry=registry,
-        )
-        self._connections = Gauge(
-            "bookstore_database_connections_in_use",
-            "Connections of the pools that are in use.",
-            ["pool"],
-            multiprocess_mode="livesum",
-            registry=registry,
-        )
-        self._ready = Gauge(*_READY, multiprocess_mode="livesum", registry=registry)
-        self._certificate = Gauge(
-            "bookstore_certificate_expiry_timestamp_seconds",
-            "When the certificate in use ends, in Unix seconds.",
-            multiprocess_mode="livemin",
-            registry=registry,
-        )
-        self._refresh_failures = Counter(
-            "bookstore_refresh_failures",
-            "Times that certificates or keys could not be read anew.",
-            ["what"],
-            registry=registry,
-        )
+        self._registry = CollectorRegistry()
+        self._add_call_metrics(self._registry)
+        self._add_database_metrics(self._registry)
+        self._add_process_metrics(self._registry)
         self._seen_failures: dict[str, int] = {}
-        self._connections_closed = Counter(
-            "bookstore_connections_closed",
-            "Connections closed for want of room, to let others in or because every one was being served.",
-            ["listener"],
-            registry=registry,
-        )
         self._seen_closed: dict[str, int] = {}
-        self._not_taken: deque[int] = deque(maxlen=_WAITING_SAMPLES)
-        self._counted_turned_away = 0
-        build = Gauge(
-            "bookstore_build_info",
-            "Versions; always 1.",
-            ["version", "python", "grpc"],
-            multiprocess_mode="livemax",
-            registry=registry,
-        )
-        build.labels(version("bookstore-grpc"), platform.python_version(), version("grpcio")).set(1)
-        # To find a metric by its labels takes longer than to count.
+        # Finding a metric by its labels takes longer than counting.
         self._by_outcome: dict[tuple[str, str, str], Counter] = {}
         self._by_method: dict[str, tuple[Histogram, Counter, Counter]] = {}
 
@@ -130,7 +59,7 @@ class Metrics:
         self._in_flight.inc()
 
     def call_ended(self, call: Call, outcome: Outcome) -> None:
-        """Count a call by method, status and reason. Methods that there are not share one name."""
+        """Count a call by method, status and reason. Unknown methods share one name."""
         self._in_flight.dec()
         key = (call.method, outcome.status, outcome.reason)
         calls = self._by_outcome.get(key)
@@ -153,7 +82,7 @@ class Metrics:
         elif isinstance(outcome.error, ResourceExhausted):
             self._refused.labels(outcome.error.metadata.get("limit", "")).inc()
 
-    def group_written(self, size: int) -> None:
+    def batch_committed(self, size: int) -> None:
         """Count a group of writes by how many calls it served."""
         self._group_sizes.observe(size)
 
@@ -162,19 +91,14 @@ class Metrics:
         *,
         is_ready: bool,
         connections: Mapping[str, int],
-        calls_not_taken: int = 0,
+        calls_unhandled: int = 0,
         certificate_expires_at: float | None = None,
         refresh_failures: Mapping[str, int] | None = None,
         connections_closed: Mapping[str, int] | None = None,
     ) -> None:
-        """Take down what is so now. But for `connections` and the certificate, all are counts since the start."""
+        """Set what is so now. Except for `connections` and the certificate, all are counts since the start."""
         self._ready.set(is_ready)
-        # What only waits is taken some time; what was not taken in all of these samples was turned away.
-        self._not_taken.append(calls_not_taken)
-        turned_away = min(self._not_taken)
-        if len(self._not_taken) == _WAITING_SAMPLES and turned_away > self._counted_turned_away:
-            self._turned_away.inc(turned_away - self._counted_turned_away)
-            self._counted_turned_away = turned_away
+        self._unhandled.set(calls_unhandled)
         for pool, in_use in connections.items():
             self._connections.labels(pool).set(in_use)
         if certificate_expires_at is not None:
@@ -183,52 +107,131 @@ class Metrics:
         _count_up(self._connections_closed, self._seen_closed, connections_closed or {})
 
     def text(self) -> bytes:
-        """Answer all numbers of this process, in Prometheus's text format."""
+        """Return all numbers of this process in Prometheus's text format."""
         return generate_latest(self._registry)
+
+    def _add_call_metrics(self, registry: CollectorRegistry) -> None:
+        self._calls = Counter(
+            "bookstore_calls", "Calls that have ended.", ["method", "status", "reason"], registry=registry
+        )
+        self._seconds = Histogram(
+            "bookstore_call_duration_seconds",
+            "From the call's arrival at its handler to its response.",
+            ["method"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._in_flight = Gauge(
+            "bookstore_calls_in_flight", "Calls under way.", multiprocess_mode="livesum", registry=registry
+        )
+        self._refused = Counter(
+            "bookstore_calls_refused",
+            "Calls rejected because of a limit. Those that gRPC rejects are in bookstore_calls_unhandled.",
+            ["limit"],
+            registry=registry,
+        )
+        self._unhandled = Gauge(
+            "bookstore_calls_unhandled",
+            "Calls that gRPC has received and no handler has: those that wait for one, and all that gRPC has rejected.",
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
+        self._request_bytes = Counter("bookstore_request_bytes", "Bytes of requests.", ["method"], registry=registry)
+        self._response_bytes = Counter("bookstore_response_bytes", "Bytes of responses.", ["method"], registry=registry)
+
+    def _add_database_metrics(self, registry: CollectorRegistry) -> None:
+        self._group_sizes = Histogram(
+            "bookstore_write_group_size",
+            "Calls whose writes were committed together.",
+            buckets=_GROUP_SIZES,
+            registry=registry,
+        )
+        self._database_errors = Counter(
+            "bookstore_database_errors",
+            "Calls that the database failed, by what the driver raised.",
+            ["kind"],
+            registry=registry,
+        )
+        self._connections = Gauge(
+            "bookstore_database_connections_in_use",
+            "Connections of the pools that are in use.",
+            ["pool"],
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
+
+    def _add_process_metrics(self, registry: CollectorRegistry) -> None:
+        self._ready = Gauge(*_READY, multiprocess_mode="livesum", registry=registry)
+        self._certificate = Gauge(
+            "bookstore_certificate_expiry_timestamp_seconds",
+            "When the certificate in use ends, in Unix seconds.",
+            multiprocess_mode="livemin",
+            registry=registry,
+        )
+        self._refresh_failures = Counter(
+            "bookstore_refresh_failures",
+            "Times that certificates or keys could not be read again.",
+            ["what"],
+            registry=registry,
+        )
+        self._connections_closed = Counter(
+            "bookstore_connections_closed",
+            "Connections closed at the limit: evicted for others, or rejected if none was waiting.",
+            ["listener"],
+            registry=registry,
+        )
+        build = Gauge(
+            "bookstore_build_info",
+            "Versions; always 1.",
+            ["version", "python", "grpc"],
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
+        build.labels(version("bookstore-grpc"), platform.python_version(), version("grpcio")).set(1)
 
 
 def _count_up(counter: Counter, seen: dict[str, int], counts: Mapping[str, int]) -> None:
-    """Add what has come to counts since they were last seen."""
+    """Add the growth of counts since they were last seen."""
     for label, count in counts.items():
         counter.labels(label).inc(count - seen.get(label, 0))
         seen[label] = count
 
 
 class WorkersMetrics(Collector):
-    """The numbers of all workers, read from the folder that they write them to. Those of dead ones stay counted.
+    """The numbers of all workers, read from the folder that they write to. Counters of dead workers stay included.
 
-    How many are ready is told by `count_ready`, for one that hangs would be so for ever by what it has written.
+    `count_ready` returns how many are ready: an unresponsive worker would stay ready by what it last wrote.
     """
 
     def __init__(self, *, count_ready: Callable[[], int]) -> None:
         """Make the folder. Raises `StartupError`."""
         self._folder = _new_folder()
-        self._has_told_of_loss = False
+        self._has_logged_loss = False
         self._count_ready = count_ready
         self._registry = CollectorRegistry()
         self._registry.register(self)
 
     def variables(self) -> Mapping[str, str]:
-        """Answer what tells a new worker where to write. Raises `StartupError`."""
+        """Return the environment variable that names the folder to a worker. Raises `StartupError`."""
         if not self._has_folder():
             self.close()
-            self._folder = _new_folder()  # not of the same name, which may be somebody else's by now
-            self._has_told_of_loss = False
+            self._folder = _new_folder()  # with another name: the old one may be in use by now
+            self._has_logged_loss = False
         return {FOLDER_VARIABLE: self._folder.name}
 
     def collect(self) -> Iterable[Metric]:
-        """Answer the numbers of all, for the registry."""
+        """Yield the numbers of all, for the registry."""
         if self._has_folder():
             written = multiprocess.MultiProcessCollector(None, path=self._folder.name)  # type: ignore[no-untyped-call]
             yield from (family for family in written.collect() if family.name != _READY[0])  # type: ignore[no-untyped-call]
         yield GaugeMetricFamily(*_READY, value=self._count_ready())
 
     def forget(self, pid: int) -> None:
-        """Count no more what only a living worker has."""
+        """Drop the gauges of a worker that has ended."""
         multiprocess.mark_process_dead(pid, path=self._folder.name)  # type: ignore[no-untyped-call]
 
     def text(self) -> bytes:
-        """Answer the numbers of all, in Prometheus's text format."""
+        """Return the numbers of all in Prometheus's text format."""
         return generate_latest(self._registry)
 
     def close(self) -> None:
@@ -237,8 +240,8 @@ class WorkersMetrics(Collector):
 
     def _has_folder(self) -> bool:
         is_there = os.path.isdir(self._folder.name)
-        if not is_there and not self._has_told_of_loss:
-            self._has_told_of_loss = True
+        if not is_there and not self._has_logged_loss:
+            self._has_logged_loss = True
             _log.error("metrics lost: their folder was removed; restart to count again", folder=self._folder.name)
         return is_there
 
@@ -249,5 +252,5 @@ def _new_folder() -> "tempfile.TemporaryDirectory[str]":
     except OSError as error:
         raise StartupError(
             f"Several workers keep their metrics in a temporary folder, and none can be made ({error.strerror}). "
-            "Let TMPDIR name a folder that can be written to, or serve without --metrics-listen."
+            "Set TMPDIR to a folder that can be written to, or serve without --metrics-listen."
         ) from error

@@ -8,8 +8,8 @@ OTEL_RESOURCE_ATTRIBUTES).
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,47 +24,51 @@ from opentelemetry.trace import Tracer
 from opentelemetry.util.types import AttributeValue
 
 from bookstore_grpc.errors import StartupError
-from bookstore_grpc.net.loopback import is_loopback
+from bookstore_grpc.net.address import is_loopback
 
 _log = structlog.stdlib.get_logger("bookstore_grpc.telemetry.otlp")
 
 _FLUSH_SECONDS = 3
 _VARIABLES = "Traces cannot be sent as OpenTelemetry's variables want it"
-# Where OpenTelemetry tells of variables that it cannot read and of a collector that is away, the latter again and
-# again; of spans for which there was no room; and of what callers have sent, which has no place in a log.
+# Where OpenTelemetry logs variables that it cannot read and, again and again, a collector that is unavailable; spans
+# that did not fit into the queue; and what callers have sent, which must not be logged.
 _EXPORT_LOGGERS = ("opentelemetry.exporter.otlp.proto.grpc.exporter", "opentelemetry.sdk.trace.export")
 _QUEUE_LOGGER = "opentelemetry.sdk._shared_internal"
-# It repeats the headers that it cannot read.
+# It logs the headers that it cannot read.
 _HEADERS_LOGGER = "opentelemetry.util.re"
 _PARSER_LOGGERS = ("opentelemetry.trace.span", "opentelemetry.trace.propagation.tracecontext")
 
 
-@asynccontextmanager
-async def exporting_spans(endpoint: str) -> AsyncIterator[Tracer]:
-    """Answer what makes spans, and send them to a collector; at the end those that wait, if that does not take long.
+class SpanExport:
+    """Sends the spans of its `tracer` to a collector, from its start to its stop.
 
-    All of them: whoever makes a span has decided that it is wanted. Raises `StartupError` for a URL or a variable that
-    cannot be used.
+    All of them: what makes a span has decided that it is wanted.
     """
-    if not _is_url(endpoint):
-        # What was given is not repeated: it may hold a key.
-        raise StartupError(
-            "--trace-endpoint is no URL such as http://127.0.0.1:4317, without path and query. "
-            "A key belongs in OTEL_EXPORTER_OTLP_HEADERS."
-        )
-    exporter = _Exporter(endpoint)
-    with ExitStack() as stack:
-        for name in _EXPORT_LOGGERS:
-            stack.enter_context(_filtered(name, exporter.hear))
-        stack.enter_context(_filtered(_HEADERS_LOGGER, exporter.hear_of_headers))
-        for name in _PARSER_LOGGERS:
-            stack.enter_context(_filtered(name, lambda _record: False))
-        stack.enter_context(_filtered(_QUEUE_LOGGER, lambda _record: not exporter.fails))
-        provider = _provider(exporter)
-        try:
-            yield provider.get_tracer("bookstore_grpc", version("bookstore-grpc"))
-        finally:
-            await _close(provider, exporter)
+
+    tracer: Tracer
+
+    def __init__(self, endpoint: str) -> None:
+        self._endpoint = endpoint
+        self._filters = ExitStack()
+
+    async def start(self) -> None:
+        """Read OpenTelemetry's variables. Raises `StartupError` for one that cannot be used."""
+        self._exporter = exporter = _Exporter(self._endpoint)
+        with ExitStack() as filters:
+            for name in _EXPORT_LOGGERS:
+                filters.enter_context(_filtered(name, exporter.hear))
+            filters.enter_context(_filtered(_HEADERS_LOGGER, exporter.hear_of_headers))
+            for name in _PARSER_LOGGERS:
+                filters.enter_context(_filtered(name, lambda _record: False))
+            filters.enter_context(_filtered(_QUEUE_LOGGER, lambda _record: not exporter.fails))
+            self._provider = _provider(exporter)
+            self._filters = filters.pop_all()
+        self.tracer = self._provider.get_tracer("bookstore_grpc", version("bookstore-grpc"))
+
+    async def stop(self) -> None:
+        """Send the spans that wait, if that does not take long."""
+        with self._filters:
+            await _close(self._provider, self._exporter)
 
 
 @contextmanager
@@ -78,9 +82,9 @@ def _filtered(name: str, passes: Callable[[logging.LogRecord], bool]) -> Iterato
 
 
 class _Exporter(SpanExporter):
-    """Sends spans, and says in the log when that begins to fail and when it works again. Works in a thread.
+    """Sends spans, and logs when that begins to fail and when it works again. Runs in a thread.
 
-    What OpenTelemetry would say goes to `hear`, and no further; until `is_begun` it is about the set-up.
+    What OpenTelemetry would log goes to `hear` instead; until `is_begun` it is about the configuration.
     """
 
     def __init__(self, endpoint: str) -> None:
@@ -92,30 +96,30 @@ class _Exporter(SpanExporter):
         self._exporter: SpanExporter | None = None
 
     def hear(self, record: logging.LogRecord) -> bool:
-        """Take what is to be logged, and let none of it through."""
+        """Remember a log record, and suppress it."""
         self.heard = record.getMessage()
         if self.is_begun:
             self._begin_to_fail()
         return False
 
     def hear_of_headers(self, _record: logging.LogRecord) -> bool:
-        """Take what is to be logged of headers, which may be secret."""
+        """Suppress a record about headers, which may be secret."""
         self.heard = "OTEL_EXPORTER_OTLP_HEADERS is not of the form NAME=VALUE,NAME=VALUE."
         return False
 
     def open(self) -> None:
-        """Read OpenTelemetry's variables; connect with the first spans. Raises whatever that raises."""
-        # What stays on this machine gRPC would send through a proxy all the same.
+        """Read OpenTelemetry's variables, and raise what that raises. The first spans open the connection."""
+        # gRPC would use a proxy for the loopback too.
         is_direct = is_loopback(urlsplit(self._endpoint).hostname or "")
         options: Any = (("grpc.enable_http_proxy", 0),) if is_direct else None
         self._exporter = OTLPSpanExporter(self._endpoint, channel_options=options)
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Send spans, or give them up."""
+        """Send spans, or drop them."""
         assert self._exporter is not None  # noqa: S101  it was opened
         try:
             result = self._exporter.export(spans)
-        except Exception as error:  # a channel that is closed meanwhile, or a defect; the calls do not depend on it
+        except Exception as error:  # a channel that is closed meanwhile, or a defect; calls must not depend on it
             self.heard = repr(error)
             result = SpanExportResult.FAILURE
         if result is not SpanExportResult.SUCCESS:
@@ -126,7 +130,7 @@ class _Exporter(SpanExporter):
         return result
 
     def shutdown(self) -> None:
-        """Give up what is under way, and take no more."""
+        """Drop the spans under way, and accept no more."""
         if self._exporter and not self._has_ended:
             self._has_ended = True
             self._exporter.shutdown()
@@ -151,28 +155,19 @@ def _provider(exporter: _Exporter) -> TracerProvider:
     return provider
 
 
-def _is_url(endpoint: str) -> bool:
-    try:
-        url = urlsplit(endpoint)
-        is_bare = url.path in ("", "/") and not url.query and not url.fragment and url.username is None
-        return url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0 and is_bare
-    except ValueError:
-        return False
-
-
 def _resource() -> Resource:
     ours: dict[str, AttributeValue] = {
         "service.name": "bookstore",
         "service.version": version("bookstore-grpc"),
         "process.pid": os.getpid(),
     }
-    # What the variables say goes before.
+    # The variables take precedence.
     return Resource.create({**ours, **OTELResourceDetector().detect().attributes})
 
 
 async def _close(provider: TracerProvider, exporter: SpanExporter) -> None:
     closing = asyncio.create_task(asyncio.to_thread(provider.shutdown))
     await asyncio.wait([closing], timeout=_FLUSH_SECONDS)
-    # A collector that is away would be tried for ten seconds, and waited for even longer.
+    # An unavailable collector would be retried for ten seconds, and waited for even longer.
     exporter.shutdown()
     await closing

@@ -1,13 +1,14 @@
-"""The spans of traces: one for each call, and one for what then goes to the database.
+"""Tracing: one span for each call, and one for each read or transaction of the database.
 
-Imported only where traces are wanted. Names and attributes are those of OpenTelemetry's conventions for gRPC
+Imported only if tracing is enabled. Names and attributes are those of OpenTelemetry's conventions for gRPC
 (https://opentelemetry.io/docs/specs/semconv/rpc/grpc/) and for SQL (https://opentelemetry.io/docs/specs/semconv/db/sql/).
-Neither contents nor parameters nor tokens are ever among them.
+They never include contents, parameters or tokens.
 """
 
 import random
 from collections.abc import Mapping, Sequence
 from contextvars import Context as Variables
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from opentelemetry.context import Context, attach
@@ -17,7 +18,6 @@ from opentelemetry.trace import (
     Span,
     SpanKind,
     StatusCode,
-    Tracer,
     format_trace_id,
     get_current_span,
     set_span_in_context,
@@ -28,45 +28,49 @@ from opentelemetry.util.types import AttributeValue
 from bookstore_grpc.calls.call import HEALTH_PREFIX, UNKNOWN_METHOD, Call, Outcome
 from bookstore_grpc.dal.driver_errors import driver_error
 from bookstore_grpc.metadata import TRACEPARENT_KEY, TRACESTATE_KEY
+from bookstore_grpc.net.address import Address
+
+if TYPE_CHECKING:
+    from bookstore_grpc.telemetry.otlp import SpanExport
 
 _PROPAGATOR = TraceContextTextMapPropagator()
-# Whatever else a call ends with is its caller's doing, says the convention.
+# Every other status is the caller's fault, by the convention.
 _ERRORS = {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
 
 
 class Traces:
     """Makes the spans; an observer of calls and of the database.
 
-    A call's span is a part of the trace that its caller names, and is current while the call runs. What is done for one
-    call is its child. What is done for several that are traced is in a trace of its own; links lead there and back.
+    The span of a call belongs to the trace that its caller names, and is current while the call runs. A database span
+    for one call is its child. One for several traced calls is in a trace of its own, with links in both directions.
 
-    A caller decides whether its trace is kept. Of calls that name none, `ratio` is the share that begin one.
+    A caller decides whether its trace is sampled. Of calls that name no trace, the share `ratio` begins one.
     """
 
     def __init__(
         self,
-        tracer: Tracer,
+        export: "SpanExport",
         *,
         ratio: float,
         server: Mapping[str, AttributeValue],
         database: Mapping[str, AttributeValue],
     ) -> None:
-        self._tracer = tracer
+        self._export = export
         self._ratio = ratio
         self._server = server
         self._database = database
         self._by_method: dict[str, Mapping[str, AttributeValue]] = {}
 
     def call_began(self, call: Call) -> None:
-        """Begin the call's span, if it is wanted; health has none."""
+        """Begin the span of a call if it is sampled; health checks have none."""
         if call.method.startswith(HEALTH_PREFIX):
             return
-        # The SDK's samplers decide alike, but only when most of the work is done.
+        # The SDK's samplers decide the same way, but after most of the work.
         context = _PROPAGATOR.extract(_carrier(call), Context()) if call.trace_id else Context()
         if call.trace_id:
             is_wanted = get_current_span(context).get_span_context().trace_flags.sampled
         else:
-            is_wanted = random.random() < self._ratio  # noqa: S311  it guards no secret
+            is_wanted = random.random() < self._ratio  # noqa: S311  it protects no secret
         if not is_wanted:
             return
         attributes = self._by_method.get(call.method)
@@ -77,17 +81,17 @@ class Traces:
                 "rpc.method": method,
                 **self._server,
             }
-        # The convention has a method that there is not share its name with the others of its kind.
+        # By the convention all unknown methods share one name.
         name = "grpc" if call.method == UNKNOWN_METHOD else str(attributes["rpc.method"])
-        span = self._tracer.start_span(name, context, SpanKind.SERVER, attributes)
-        # For good: the call's task, and with it what is current, ends with the call.
+        span = self._export.tracer.start_span(name, context, SpanKind.SERVER, attributes)
+        # Never detached: the context ends with the task of the call.
         attach(set_span_in_context(span, context))
         call.span = span
-        trace_id = span.get_span_context().trace_id  # 0 where a variable has turned OpenTelemetry off
+        trace_id = span.get_span_context().trace_id  # 0 if a variable has disabled OpenTelemetry
         call.trace_id = format_trace_id(trace_id) if trace_id else ""
 
     def call_ended(self, call: Call, outcome: Outcome) -> None:
-        """End the call's span. Only what is the server's fault is an error."""
+        """End the span of a call. Only what is the server's fault is an error."""
         span: Span | None = call.span
         if span is None:
             return
@@ -130,9 +134,9 @@ class Traces:
     ) -> None:
         is_shared = len(callers) > 1
         if not is_shared and isinstance(callers[0], ReadableSpan):
-            # One who has joined a group late finds it begun before its own call.
+            # A call may have joined a transaction that began before it.
             started_ns = max(started_ns, callers[0].start_time or 0)
-        span = self._tracer.start_span(
+        span = self._export.tracer.start_span(
             summary,
             Context() if is_shared else set_span_in_context(callers[0], Context()),
             SpanKind.CLIENT,
@@ -150,18 +154,17 @@ class Traces:
                     caller.add_link(span.get_span_context())
 
 
-def server_attributes(address: str) -> Mapping[str, AttributeValue]:
-    """Answer what tells which server has answered, from an address that it listens on."""
-    if address.startswith("unix:"):
-        return {"server.address": address.removeprefix("unix:")}
-    host, _, port = address.rpartition(":")
-    return {"server.address": host.strip("[]")} | ({"server.port": int(port)} if int(port) else {})
+def server_attributes(address: Address) -> Mapping[str, AttributeValue]:
+    """Return the attributes that identify the server, from an address that it listens on."""
+    if address.is_unix:
+        return {"server.address": address.path}
+    return {"server.address": address.host} | ({"server.port": address.port} if address.port else {})
 
 
 def database_attributes(
     system: str, *, name: str | None, host: str | None, port: int | None
 ) -> Mapping[str, AttributeValue]:
-    """Answer what tells which database it was."""
+    """Return the attributes that identify the database."""
     given = {"db.system.name": system, "db.namespace": name, "server.address": host, "server.port": port}
     return {key: value for key, value in given.items() if value is not None}
 

@@ -7,10 +7,9 @@ import pytest
 import yaml
 
 from bookstore_grpc.cli import main
-from bookstore_grpc.net import http_server as connections
-from bookstore_grpc.net.addresses import check_addresses
+from bookstore_grpc.compat import uvicorn as connections
 from bookstore_grpc.rpc import server
-from bookstore_grpc.server import app
+from bookstore_grpc.server import app, commands
 from bookstore_grpc.telemetry import otlp as trace_export
 from tests.deploy.files import (
     DEPLOY,
@@ -29,10 +28,10 @@ from tests.deploy.files import (
 # What comes after the last call: gRPC's own stop, the probes' port, traces and connections, a thread that hangs.
 _ENDING_SECONDS = (
     server._STOP_MARGIN_SECONDS
-    + connections._STOP_SECONDS
+    + connections.STOP_SECONDS
     + trace_export._FLUSH_SECONDS
     + app._CLOSE_SECONDS
-    + app._HANGING_SECONDS
+    + commands._HANGING_SECONDS
 )
 
 
@@ -61,12 +60,7 @@ def test_the_server_takes_the_values_and_would_listen_there(way: Callable[[], Wa
     variables = way().variables
     assert variables
     settings = settings_from(variables)
-    check_addresses(
-        settings.listen,
-        http_address=settings.http_listen,
-        encrypted=settings.is_encrypted,
-        insecure=settings.insecure,
-    )
+    settings.verify()
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -74,13 +74,14 @@ def test_a_worker_that_hangs_is_not_ready_and_told_of_until_it_turns_again(sqlit
     first, second = pids = worker_pids(server)
     try:
         os.kill(second, signal.SIGSTOP)
-        line = server.wait_for_event("worker does not turn")
+        line = server.wait_for_event("worker unresponsive")
         assert (line["worker"], line["pid"], line["level"]) == (1, second, "error")
-        assert ask(server, "/readyz") == (200, "1 of 2 workers ready: worker 1: does not turn\n")
+        assert ask(server, "/readyz") == (200, "1 of 2 workers ready: worker 1: unresponsive: no heartbeat for 5 s\n")
         assert number(server, "bookstore_ready") == 1
         os.kill(first, signal.SIGSTOP)
         wait_until(lambda: ask(server, "/readyz")[0] == 503, "none is ready")
-        everything = "0 of 2 workers ready: worker 0: does not turn, worker 1: does not turn\n"
+        reasons = ", ".join(f"worker {index}: unresponsive: no heartbeat for 5 s" for index in range(2))
+        everything = f"0 of 2 workers ready: {reasons}\n"
         assert ask(server, "/readyz")[1] == everything
         assert number(server, "bookstore_ready") == 0
         assert ask(server, "/livez")[0] == 200
@@ -93,8 +94,8 @@ def test_a_worker_that_hangs_is_not_ready_and_told_of_until_it_turns_again(sqlit
     def told(event: str) -> list[int]:
         return sorted(line["pid"] for line in server.log_lines() if line["event"] == event)
 
-    wait_until(lambda: told("worker turns again") == sorted(pids), "the log says so of each")
-    assert told("worker does not turn") == sorted(pids)
+    wait_until(lambda: told("worker responsive again") == sorted(pids), "the log says so of each")
+    assert told("worker unresponsive") == sorted(pids)
 
 
 def metrics_folders(folder: Path) -> list[Path]:

@@ -139,6 +139,23 @@ def test_the_format_can_be_chosen(sqlite_url: str, log_format: str, is_json: boo
     assert "\x1b[" not in warning
 
 
+@pytest.mark.parametrize("worker_count", ["1", "2"])
+def test_every_contradiction_is_told_at_once(sqlite_url: str, worker_count: str, tmp_path: Path) -> None:
+    arguments = ("--listen", "0.0.0.0:0", "--tls-key", "a.key", "--token-issuer", "i", "--metrics-listen", "nowhere")
+    finished = run_bookstore("serve", "--workers", worker_count, *arguments, "--database-url", sqlite_url, cwd=tmp_path)
+
+    assert finished.status == 1
+    first, *problems = finished.errors.splitlines()
+    assert first == "Error: 4 settings cannot be used:"
+    assert [problem.split()[:3] for problem in problems] == [
+        ["-", "0.0.0.0:0", "can"],
+        ["-", "TLS", "needs"],
+        ["-", "Tokens", "cannot"],
+        ["-", "The", "address"],
+    ]
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_variable_that_is_none_is_warned_of_by_name_and_its_value_is_kept(start: Start, sqlite_url: str) -> None:
     unknown = {"BOOKSTORE_TLS_CLIENT_CAS": "hunter2"}
     others = {"BOOKSTORE_TEST_X": "x", "BOOKSTORE_SERVICE_HOST": "h", "BOOKSTORE_PORT_50051_TCP_ADDR": "a"}

@@ -302,7 +302,7 @@ async def test_workers_of_a_killed_supervisor_finish_their_calls_and_end(
 # With the time that a worker has beyond its drain made short.
 _SERVE_WITH_LITTLE_PATIENCE = """
 import asyncio, sys
-from bookstore_grpc.server import supervisor as workers
+from bookstore_grpc.server import supervisor
 from bookstore_grpc.server.settings import Settings
 from bookstore_grpc.telemetry.logs import configure_logging
 
@@ -310,7 +310,7 @@ configure_logging(level="debug", log_format="json")
 settings = Settings(
     workers=2, listen=("127.0.0.1:0",), database_url=sys.argv[1], drain_seconds=0, log_level="debug"
 )
-sys.exit(0 if asyncio.run(workers.serve(settings, kill_margin_seconds=2)) else 3)
+sys.exit(0 if asyncio.run(supervisor.serve(settings, kill_margin_seconds=2)) else 3)
 """
 
 

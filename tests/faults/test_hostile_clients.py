@@ -306,7 +306,10 @@ async def test_newcomers_are_served_beside_more_connections_than_descriptors(
     )
     assert max(seen.slowest_seconds, *newcomers) < SLOWEST_SECONDS
     warned = [(line["event"], line.get("listener")) for line in server.log_lines() if line["level"] == "warning"]
-    assert {("descriptors are few", None), ("connections closed for want of room", "grpc")} <= set(warned)
+    assert {
+        ("connection limits lowered", None),
+        ("connections closed: limit reached", "grpc"),
+    } <= set(warned)
     assert len(warned) == len(set(warned))
     assert defects(server) == []
     assert await asyncio.to_thread(server.stop) == 0

@@ -8,9 +8,9 @@ from typing import Any
 from google.protobuf.descriptor import ServiceDescriptor
 
 from bookstore_grpc.limits import HTTP_CONNECTIONS_MAX, MESSAGE_MAX_BYTES
-from bookstore_grpc.net.addresses import bound_socket, shown_address
-from bookstore_grpc.net.connection_limit import Room
-from bookstore_grpc.net.http_server import serving_http
+from bookstore_grpc.net.address import Address
+from bookstore_grpc.net.connection_limit import ConnectionLimit
+from bookstore_grpc.net.http_server import HttpServer
 from bookstore_grpc.rpc.server import Server
 from bookstore_grpc.server.app import running_server
 from bookstore_grpc.service.servicer import BOOK_SERVICE
@@ -35,7 +35,7 @@ async def http_server_with(
     service: ServiceDescriptor = BOOK_SERVICE,
     *,
     max_request_bytes: int = MESSAGE_MAX_BYTES,
-    room: Room | None = None,
+    limit: ConnectionLimit | None = None,
     **options: Any,
 ) -> AsyncIterator[Server]:
     """Serve with any servicer of any service, whose calls run in the pipeline of a server."""
@@ -43,7 +43,11 @@ async def http_server_with(
         application = http_application(
             servicer, service, pipeline=server.pipeline, max_request_bytes=max_request_bytes, origins=(), hosts=None
         )
-        bound = bound_socket(FREE_PORT)
-        server.http_address = shown_address(FREE_PORT, bound)
-        async with serving_http(application, bound, room=room or Room(HTTP_CONNECTIONS_MAX, name="http")):
+        limit = limit or ConnectionLimit(HTTP_CONNECTIONS_MAX, name="http")
+        http = HttpServer(application, Address.parse(FREE_PORT), limit=limit)
+        await http.start()
+        server.http_address = http.bound_address
+        try:
             yield server
+        finally:
+            await http.stop()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from bookstore.v1 import books_pb2
 
-from bookstore_grpc.net import http_server as connections
+from bookstore_grpc.compat import uvicorn as connections
 from bookstore_grpc.service.servicer import BookServicer
 from tests.certificates import Authority
 from tests.conftest import LogLines

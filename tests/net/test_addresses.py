@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from bookstore_grpc.errors import StartupError
-from bookstore_grpc.net.addresses import cannot_listen, check_addresses, reserved
+from bookstore_grpc.net.address import Address, is_local
+from bookstore_grpc.net.listening import bound_socket, cannot_listen, reserved
 
 
 @contextmanager
@@ -23,41 +24,76 @@ def listening(host: str, port: int, *, shares: bool) -> Iterator[int]:
         yield int(listener.getsockname()[1])
 
 
-def _port(address: str) -> int:
-    return int(address.rpartition(":")[2])
+@contextmanager
+def reserving(*addresses: str) -> Iterator[tuple[Address, ...]]:
+    with reserved([Address.parse(address) for address in addresses]) as held:
+        yield held
 
 
 def _told(*addresses: str) -> str:
-    with pytest.raises(StartupError) as caught, reserved(addresses):
+    with pytest.raises(StartupError) as caught, reserving(*addresses):
         pass
     return caught.value.message
 
 
+@pytest.mark.parametrize(
+    ("text", "address", "is_reachable_by_this_machine_alone"),
+    [
+        ("127.0.0.1:50051", Address("127.0.0.1", 50051), True),
+        ("localhost:0", Address("localhost", 0), True),
+        ("books.example:65535", Address("books.example", 65_535), False),
+        ("[::1]:443", Address("::1", 443, is_bracketed=True), True),
+        ("[2001:db8::1]:443", Address("2001:db8::1", 443, is_bracketed=True), False),
+        (":::0", Address("::", 0), False),
+        ("unix:/run/a,b", Address(path="/run/a,b"), True),
+        ("unix:a:0", Address(path="a:0"), True),
+    ],
+)
+def test_an_address_is_parsed_and_written_as_it_was(
+    text: str, address: Address, is_reachable_by_this_machine_alone: bool
+) -> None:
+    parsed = Address.parse(text)
+    assert parsed == address
+    assert str(parsed) == text
+    assert parsed.is_unix is bool(address.path)
+    assert parsed.is_local is is_local(text) is is_reachable_by_this_machine_alone
+
+
+def test_text_that_is_not_an_address_is_not_local() -> None:
+    assert not is_local("localhost")
+    assert not is_local("dns:///localhost")
+
+
+def test_a_socket_for_http_has_a_free_port() -> None:
+    with bound_socket(Address("::1", is_bracketed=True)) as bound:
+        assert bound.getsockname()[1] > 0
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "0.0.0.0", "[::]"])
 def test_port_0_becomes_a_real_one(host: str) -> None:
-    with reserved([f"{host}:0", f"{host}:0"]) as (one, other):
-        assert one.startswith(f"{host}:")
-        assert _port(one) > 0
-        assert _port(one) != _port(other)
+    with reserving(f"{host}:0", f"{host}:0") as (one, other):
+        assert str(one) == f"{host}:{one.port}"
+        assert one.port > 0
+        assert one.port != other.port
 
 
 @pytest.mark.parametrize(("address", "host"), [("127.0.0.1:0", "127.0.0.1"), ("[::1]:0", "::1")])
 def test_held_address_is_for_those_who_share_it_and_for_nobody_else(address: str, host: str) -> None:
-    with reserved([address]) as (held,):
+    with reserving(address) as (held,):
         for _ in range(2):
-            with pytest.raises(OSError, match="in use"), listening(host, _port(held), shares=False):
+            with pytest.raises(OSError, match="in use"), listening(host, held.port, shares=False):
                 pass
             # Also after all who listened have gone.
-            with listening(host, _port(held), shares=True), listening(host, _port(held), shares=True):
+            with listening(host, held.port, shares=True), listening(host, held.port, shares=True):
                 pass
-    with listening(host, _port(held), shares=False):
+    with listening(host, held.port, shares=False):
         pass
 
 
 def test_connections_go_to_those_who_listen_and_not_to_the_reservation() -> None:
-    with reserved(["127.0.0.1:0"]) as (held,), listening("127.0.0.1", _port(held), shares=True):
+    with reserving("127.0.0.1:0") as (held,), listening("127.0.0.1", held.port, shares=True):
         for _ in range(50):
-            socket.create_connection(("127.0.0.1", _port(held)), timeout=10).close()
+            socket.create_connection(("127.0.0.1", held.port), timeout=10).close()
 
 
 @pytest.mark.parametrize("shares", [False, True])
@@ -70,8 +106,8 @@ def test_address_where_somebody_listens_is_refused_though_they_would_share(
 
 
 def test_address_that_another_supervisor_holds_is_refused() -> None:
-    with reserved(["127.0.0.1:0"]) as (held,):
-        assert _told(held).startswith(f"Cannot listen on {held}: ")
+    with reserving("127.0.0.1:0") as (held,):
+        assert _told(str(held)).startswith(f"Cannot listen on {held}: ")
 
 
 @pytest.mark.parametrize(
@@ -84,7 +120,7 @@ def test_address_that_another_supervisor_holds_is_refused() -> None:
 )
 def test_address_of_another_machine_or_of_none_is_refused(address: str, cause: str) -> None:
     assert _told(address).startswith(f"Cannot listen on {address}: {cause}")
-    assert cannot_listen(address).message.startswith(f"Cannot listen on {address}: {cause}")
+    assert cannot_listen(Address.parse(address)).message.startswith(f"Cannot listen on {address}: {cause}")
 
 
 def test_a_folder_where_this_user_may_not_write_is_told(tmp_path: Path) -> None:
@@ -93,27 +129,22 @@ def test_a_folder_where_this_user_may_not_write_is_told(tmp_path: Path) -> None:
     try:
         if user == 0:
             os.seteuid(65_534)  # root may write everywhere
-        message = cannot_listen(f"unix:{tmp_path}/socket").message
+        message = cannot_listen(Address(path=f"{tmp_path}/socket")).message
     finally:
         os.seteuid(user)
         tmp_path.chmod(0o700)
-    assert message.startswith(f"Cannot listen on unix:{tmp_path}/socket: this user has not the right to. ")
+    assert message.startswith(f"Cannot listen on unix:{tmp_path}/socket: this user lacks the permission. ")
 
 
 def test_asking_why_leaves_nothing_behind(tmp_path: Path) -> None:
-    assert "gRPC does not say why" in cannot_listen(f"unix:{tmp_path}/socket").message
+    assert "gRPC does not say why" in cannot_listen(Address(path=f"{tmp_path}/socket")).message
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("listed", ["127.0.0.1:1,127.0.0.1:2", "127.0.0.1:1,unix:/tmp/x", "127.0.0.1:1, 127.0.0.1:2"])
 def test_commas_between_addresses_are_told(listed: str) -> None:
-    with pytest.raises(StartupError, match="separated by blanks, not by commas"):
-        check_addresses(listed.split(" "), encrypted=False, insecure=False)
-    check_addresses(["unix:/tmp/a,b"], encrypted=False, insecure=False)
-
-
-def test_unix_socket_is_refused_with_what_to_do() -> None:
-    assert "--workers 1" in _told("unix:/tmp/x")
+    with pytest.raises(ValueError, match="Separate several by spaces, not by commas"):
+        Address.parse(listed.split(" ", maxsplit=1)[0])
 
 
 def test_connections_that_a_former_server_closed_do_not_keep_its_port() -> None:
@@ -121,5 +152,5 @@ def test_connections_that_a_former_server_closed_do_not_keep_its_port() -> None:
         port = former.getsockname()[1]
         former.accept()[0].close()
         assert client.recv(1) == b""
-    with reserved([f"127.0.0.1:{port}"]) as (held,):
-        assert _port(held) == port
+    with reserving(f"127.0.0.1:{port}") as (held,):
+        assert held.port == port

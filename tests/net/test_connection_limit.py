@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from bookstore.v1 import books_pb2
 
-from bookstore_grpc.net.connection_limit import Room
+from bookstore_grpc.net.connection_limit import ConnectionLimit
 from bookstore_grpc.server import connection_bounds
 from bookstore_grpc.service.servicer import BookServicer
 from tests.certificates import Authority
@@ -47,10 +47,10 @@ class Shop(BookServicer):
 
 
 @asynccontextmanager
-async def crowded_shop() -> AsyncIterator[tuple[str, Shop, Room]]:
-    shop, room = Shop(), Room(MOST, name="http")
-    async with http_server_with(shop, room=room) as server:
-        yield server.http_address, shop, room
+async def crowded_shop() -> AsyncIterator[tuple[str, Shop, ConnectionLimit]]:
+    shop, limit = Shop(), ConnectionLimit(MOST, name="http")
+    async with http_server_with(shop, limit=limit) as server:
+        yield server.http_address, shop, limit
 
 
 @contextmanager
@@ -87,11 +87,11 @@ def is_closed(connection: socket.socket) -> bool:
     ],
 )
 async def test_who_asks_is_served_beside_more_who_wait_than_there_may_be(data: bytes) -> None:
-    async with crowded_shop() as (address, _, room):
+    async with crowded_shop() as (address, _, limit):
         with await asyncio.to_thread(hold, address, data, 5 * MOST):
             for _ in range(3 * MOST):
                 assert (await ask(address, "GET", "/v1/books/1")).status == 200
-        assert room.shortage.closed_count >= 4 * MOST
+        assert limit.closed.count >= 4 * MOST
 
 
 async def test_who_sends_a_byte_now_and_then_has_waited_all_the_while() -> None:
@@ -108,7 +108,7 @@ async def test_who_sends_a_byte_now_and_then_has_waited_all_the_while() -> None:
 
 
 async def test_who_is_being_served_does_not_give_way() -> None:
-    async with crowded_shop() as (address, shop, room):
+    async with crowded_shop() as (address, shop, limit):
         shop.may_go_on.clear()
         with ExitStack() as stack:
             asking = []
@@ -118,7 +118,7 @@ async def test_who_is_being_served_does_not_give_way() -> None:
             for _ in range(2 * MOST):
                 with connected(address, GET) as excess:
                     assert await asyncio.to_thread(is_closed, excess)
-            assert room.shortage.closed_count == 2 * MOST
+            assert limit.closed.count == 2 * MOST
             shop.may_go_on.set()
             for connection in asking:
                 assert (await asyncio.to_thread(connection.recv, 1_000)).startswith(b"HTTP/1.1 200")
@@ -150,16 +150,16 @@ async def test_the_address_with_most_that_wait_gives_way() -> None:
 
 
 async def test_a_place_is_given_back_when_a_connection_ends() -> None:
-    async with crowded_shop() as (address, _, room):
+    async with crowded_shop() as (address, _, limit):
         for _ in range(5 * MOST):
             assert (await ask(address, "GET", "/v1/books/1")).status == 200
             with connected(address, GET[:5]):
                 pass
         await asyncio.sleep(0.05)
-        closed = room.shortage.closed_count
+        closed = limit.closed.count
         with await asyncio.to_thread(hold, address, b"", MOST_OF_ONE):
             await asyncio.sleep(0.05)
-        assert room.shortage.closed_count == closed
+        assert limit.closed.count == closed
 
 
 async def test_handshakes_that_do_not_end_give_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,7 +179,7 @@ async def test_the_log_tells_of_it_once(log_lines: LogLines) -> None:
     async with crowded_shop() as (address, _, _):
         with await asyncio.to_thread(hold, address, b"", 3 * MOST):
             await ask(address, "GET", "/v1/books/1")
-    told = [line for line in log_lines() if line["event"] == "connections closed for want of room"]
+    told = [line for line in log_lines() if line["event"] == "connections closed: limit reached"]
     assert [(line["listener"], line["most"]) for line in told] == [("http", MOST)]
 
 
@@ -194,11 +194,11 @@ async def test_the_log_tells_of_it_once(log_lines: LogLines) -> None:
     ],
 )
 def test_an_address_of_ipv6_is_counted_with_its_network(one: str, other: str, are_one: bool) -> None:
-    room = Room(2, name="http")  # one for each address
+    limit = ConnectionLimit(2, name="http")  # one for each address
     closed: list[str] = []
 
     def take(host: str) -> None:
-        place = room.take(host)
+        place = limit.admit(host)
         assert place
         place.close = lambda: closed.append(host)
 

@@ -56,15 +56,15 @@ def test_connections_leave_descriptors_for_everything_else(
     bounds = connection_bounds(settings, descriptors)
     files = (pool_size + 4) * (3 if url == SQLITE else 1)
     at_least_as_many = len(listen)  # localhost may have two
-    assert bounds.grpc * at_least_as_many + bounds.http + bounds.probes + files + DESCRIPTORS_RESERVED <= descriptors
+    assert bounds.grpc * at_least_as_many + bounds.http + bounds.endpoints + files + DESCRIPTORS_RESERVED <= descriptors
     assert min(bounds) >= 5
 
 
 def test_what_does_not_listen_takes_nothing() -> None:
     bounds = connection_bounds(settings_for(SQLITE), 1_024)
-    assert (bounds.http, bounds.probes) == (0, 0)
+    assert (bounds.http, bounds.endpoints) == (0, 0)
     assert bounds.grpc > connection_bounds(settings_for(SQLITE, **EVERYTHING), 1_024).grpc
-    assert connection_bounds(settings_for(SQLITE, workers=2, **EVERYTHING), 1_024).probes == 0
+    assert connection_bounds(settings_for(SQLITE, workers=2, **EVERYTHING), 1_024).endpoints == 0
 
 
 def test_the_setting_bounds_connections_too(log_lines: LogLines) -> None:
@@ -76,7 +76,11 @@ def test_the_setting_bounds_connections_too(log_lines: LogLines) -> None:
 def test_the_log_tells_that_descriptors_are_few(log_lines: LogLines) -> None:
     bounds = connection_bounds(settings_for(SQLITE, max_connections=2_000), 1_024)
     (line,) = log_lines()
-    assert (line["event"], line["limit"], line["connections"]) == ("descriptors are few", 1_024, bounds.grpc)
+    assert (line["event"], line["limit"], line["connections"]) == (
+        "connection limits lowered",
+        1_024,
+        bounds.grpc,
+    )
 
 
 @contextmanager

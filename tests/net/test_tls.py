@@ -17,7 +17,7 @@ from bookstore.v1 import books_pb2
 from cryptography import x509
 
 from bookstore_grpc.errors import StartupError
-from bookstore_grpc.net.tls import Certificates
+from bookstore_grpc.net.tls import CertificateReloader
 from bookstore_grpc.rpc.server import Server
 from bookstore_grpc.server.app import running_server
 from tests.certificates import Authority, Certificate
@@ -179,7 +179,7 @@ async def test_every_address_has_the_certificate_and_the_new_one_after_it(tmp_pa
 def test_the_two_files_may_be_replaced_one_after_the_other(tmp_path: Path) -> None:
     first, second = authority.server(days=1), authority.server(days=9)
     cert, key = first.write(tmp_path, "server")
-    certificates = Certificates(cert=cert, key=key)
+    certificates = CertificateReloader(cert=cert, key=key)
     expires_at = certificates.expires_at
     Path(cert).write_bytes(second.pem)
     certificates.refresh()
@@ -212,7 +212,7 @@ def test_each_look_of_the_watcher_at_broken_files_is_counted_until_they_are_mend
     tmp_path: Path, log_lines: LogLines
 ) -> None:
     cert, key = authority.server().write(tmp_path, "server")
-    certificates = Certificates(cert=cert, key=key)
+    certificates = CertificateReloader(cert=cert, key=key)
     Path(cert).write_text("nonsense")
     for looks in (1, 2, 3):
         certificates.refresh()
@@ -229,7 +229,7 @@ async def test_handshakes_count_no_failures_and_do_not_read_again_what_is_broken
 ) -> None:
     first = authority.server()
     cert, key = first.write(tmp_path, "server")
-    certificates = Certificates(cert=cert, key=key)
+    certificates = CertificateReloader(cert=cert, key=key)
     server = grpc.aio.server()
     port = server.add_secure_port("127.0.0.1:0", certificates.server_credentials())
     await server.start()
@@ -251,7 +251,7 @@ async def test_handshakes_count_no_failures_and_do_not_read_again_what_is_broken
 def test_a_certificate_whose_time_comes_is_taken_without_another_change(tmp_path: Path) -> None:
     now = time.time()
     cert, key = authority.server(days=1).write(tmp_path, "server")
-    certificates = Certificates(cert=cert, key=key, clock=lambda: now)
+    certificates = CertificateReloader(cert=cert, key=key, clock=lambda: now)
     early = authority.server(days=9, from_day=1)
     early.write(tmp_path, "server")
     certificates.refresh()
@@ -264,7 +264,7 @@ def test_a_certificate_whose_time_comes_is_taken_without_another_change(tmp_path
 def test_a_certificate_that_ends_while_it_is_used_is_told_once(tmp_path: Path, log_lines: LogLines) -> None:
     cert, key = authority.server(days=1).write(tmp_path, "server")
     now = time.time()
-    certificates = Certificates(cert=cert, key=key, clock=lambda: now)
+    certificates = CertificateReloader(cert=cert, key=key, clock=lambda: now)
     assert not log_lines()
     now += 86_400
     for _ in range(3):
@@ -285,12 +285,12 @@ KEY_OF_AN_UNKNOWN_KIND = (
 
 def test_a_key_of_a_kind_that_is_not_known_is_unusable_like_others(tmp_path: Path) -> None:
     cert, key = authority.server().write(tmp_path, "server")
-    certificates = Certificates(cert=cert, key=key)
+    certificates = CertificateReloader(cert=cert, key=key)
     Path(key).write_bytes(KEY_OF_AN_UNKNOWN_KIND)
     certificates.refresh()
     assert certificates.refresh_failures == 1
     with pytest.raises(StartupError, match=r"Cannot serve with TLS: .+"):
-        Certificates(cert=cert, key=key)
+        CertificateReloader(cert=cert, key=key)
 
 
 @pytest.mark.parametrize(

@@ -152,7 +152,7 @@ async def test_the_log_and_the_metrics_tell_of_it(tmp_path: Path, log_lines: Log
             await asyncio.sleep(5 * crowding.CHECK_SECONDS)
         (serving,) = [line for line in log_lines() if line["event"] == "serving"]
         page = await ask(serving["metrics"], "GET", "/metrics")
-    told = [line for line in log_lines() if line["event"] == "connections closed for want of room"]
+    told = [line for line in log_lines() if line["event"] == "connections closed: limit reached"]
     assert [(line["listener"], line["most"]) for line in told] == [("grpc", MOST)]
     (count,) = re.findall(rb'bookstore_connections_closed_total{listener="grpc"} (\S+)', page.body)
     assert float(count) >= 1

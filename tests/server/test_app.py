@@ -21,7 +21,7 @@ from bookstore_grpc.dal.database import Database
 from bookstore_grpc.dal.records import BookDraft
 from bookstore_grpc.errors import StartupError
 from bookstore_grpc.limits import CREATE_REQUEST_KEPT_HOURS
-from bookstore_grpc.server import app
+from bookstore_grpc.server import app, commands
 from bookstore_grpc.server.app import running_server
 from bookstore_grpc.server.settings import Settings, settings_fields
 from tests.conftest import LogLines, new_database, settings_for
@@ -73,7 +73,7 @@ async def test_database_behind_is_refused_with_what_to_run(empty_url: str) -> No
     message = await _refused(settings)
     assert "Run `bookstore migrate`, or serve with --migrate." in message
     assert "behind this version" in message
-    assert await app.migrate(settings) == migrations.newest_revision()
+    assert await commands.migrate(settings) == migrations.newest_revision()
     await _serves(settings)
 
 
@@ -84,14 +84,14 @@ async def test_serve_with_migrate_brings_the_tables(empty_url: str) -> None:
 
 
 async def test_database_of_a_newer_version_is_served(empty_url: str) -> None:
-    assert await app.migrate(settings_for(empty_url)) == migrations.newest_revision()
+    assert await commands.migrate(settings_for(empty_url)) == migrations.newest_revision()
     await _run(empty_url, "UPDATE alembic_version SET version_num = 'from_the_future'")
     await _serves(settings_for(empty_url))
     await _serves(settings_for(empty_url, migrate=True))
 
 
 def test_migration_sql_needs_no_database() -> None:
-    assert "CREATE TABLE books" in app.migration_sql(settings_for("postgresql://u:p@nowhere.invalid/x"))
+    assert "CREATE TABLE books" in commands.migration_sql(settings_for("postgresql://u:p@nowhere.invalid/x"))
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0:0", "[::]:0", "example.org:50051", "192.0.2.1:50051", ":::0"])
@@ -225,7 +225,7 @@ async def _until(condition: Callable[[], bool]) -> None:
 
 
 async def test_old_request_ids_are_forgotten_while_serving(file_url: str, tmp_path: Path) -> None:
-    await app.migrate(settings_for(file_url))
+    await commands.migrate(settings_for(file_url))
     database = Database(file_url, pool_size=1, timeout_seconds=10)
     now = 1_767_225_600_000_000
     old = now - CREATE_REQUEST_KEPT_HOURS * 3_600_000_000 - 1
@@ -248,7 +248,7 @@ async def test_old_request_ids_are_forgotten_while_serving(file_url: str, tmp_pa
 async def test_housekeeping_that_cannot_write_is_logged_and_serving_goes_on(
     file_url: str, tmp_path: Path, log_lines: LogLines
 ) -> None:
-    await app.migrate(settings_for(file_url))
+    await commands.migrate(settings_for(file_url))
     with closing(sqlite3.connect(tmp_path / "books.db", isolation_level=None)) as other:
         settings = settings_for(file_url, database_timeout_seconds=0.1)
         async with running_server(settings, housekeeping_interval_seconds=0.1) as server:

@@ -1,29 +1,25 @@
-"""What is counted of that which has no event of its own."""
+"""The numbers that are sampled, because no event counts them."""
 
 import re
 
 from bookstore_grpc.telemetry.metrics import Metrics
 
 
-def turned_away(metrics: Metrics) -> float:
-    (value,) = re.findall(r'limit="waiting_calls"} (\S+)', metrics.text().decode())
+def unhandled(metrics: Metrics) -> float:
+    (value,) = re.findall(r"^bookstore_calls_unhandled (\S+)", metrics.text().decode(), re.MULTILINE)
     return float(value)
 
 
-def test_what_was_not_taken_for_a_minute_was_turned_away() -> None:
+def test_calls_that_no_handler_has_are_a_gauge_of_the_last_sample() -> None:
     metrics = Metrics()
-    for not_taken in [0] * 60 + [200] * 59:
-        metrics.sample(is_ready=True, connections={}, calls_not_taken=not_taken)
-    assert turned_away(metrics) == 0
-    metrics.sample(is_ready=True, connections={}, calls_not_taken=200)
-    assert turned_away(metrics) == 200
-    for not_taken in [950] * 10 + [700] * 60:
-        metrics.sample(is_ready=True, connections={}, calls_not_taken=not_taken)
-    assert turned_away(metrics) == 700
+    assert unhandled(metrics) == 0
+    for count in (200, 950, 700):
+        metrics.sample(is_ready=True, connections={}, calls_unhandled=count)
+        assert unhandled(metrics) == count
 
 
-def test_calls_that_only_wait_are_not_taken_for_turned_away() -> None:
+def test_counts_of_samples_are_added_up_once() -> None:
     metrics = Metrics()
-    for not_taken in ([300] * 29 + [0]) * 20:  # now many, now none
-        metrics.sample(is_ready=True, connections={}, calls_not_taken=not_taken)
-    assert turned_away(metrics) == 0
+    for count in (0, 2, 2, 5):
+        metrics.sample(is_ready=True, connections={}, connections_closed={"http": count})
+    assert 'bookstore_connections_closed_total{listener="http"} 5.0' in metrics.text().decode()

@@ -17,6 +17,7 @@ from sqlalchemy.engine import make_url
 
 from bookstore_grpc.client import BookstoreClient
 from bookstore_grpc.errors import StartupError
+from bookstore_grpc.net.address import Address
 from bookstore_grpc.rpc.server import Server
 from bookstore_grpc.server.app import running_server
 from bookstore_grpc.telemetry.tracing import database_attributes, server_attributes
@@ -382,11 +383,11 @@ async def test_a_proxy_is_not_asked_for_what_stays_on_this_machine(
 @pytest.mark.parametrize(
     ("endpoint", "variables", "told"),
     [
-        ("127.0.0.1:4317", {}, "is no URL"),
-        ("ftp://127.0.0.1", {}, "is no URL"),
-        ("http://127.0.0.1:port", {}, "is no URL"),
-        ("http://user:hunter2@127.0.0.1:1", {}, "is no URL"),
-        ("http://127.0.0.1:1/?key=hunter2", {}, "is no URL"),
+        ("127.0.0.1:4317", {}, "is not a URL"),
+        ("ftp://127.0.0.1", {}, "is not a URL"),
+        ("http://127.0.0.1:port", {}, "is not a URL"),
+        ("http://user:hunter2@127.0.0.1:1", {}, "is not a URL"),
+        ("http://127.0.0.1:1/?key=hunter2", {}, "is not a URL"),
         ("http://127.0.0.1:1", {"OTEL_EXPORTER_OTLP_HEADERS": "Bearer hunter2"}, "HEADERS is not of the form"),
         ("http://127.0.0.1:1", {"OTEL_BSP_MAX_QUEUE_SIZE": "100"}, "max_export_batch_size must be"),
         ("http://127.0.0.1:1", {"OTEL_BSP_SCHEDULE_DELAY": "soon"}, "OTEL_BSP_SCHEDULE_DELAY"),
@@ -474,9 +475,9 @@ async def test_opentelemetry_can_be_turned_off_by_its_own_variable(
 
 
 def test_what_tells_which_server_and_which_database() -> None:
-    assert server_attributes("[::1]:50051") == {"server.address": "::1", "server.port": 50051}
-    assert server_attributes("localhost:0") == {"server.address": "localhost"}
-    assert server_attributes("unix:/run/bookstore") == {"server.address": "/run/bookstore"}
+    assert server_attributes(Address.parse("[::1]:50051")) == {"server.address": "::1", "server.port": 50051}
+    assert server_attributes(Address.parse("localhost:0")) == {"server.address": "localhost"}
+    assert server_attributes(Address.parse("unix:/run/bookstore")) == {"server.address": "/run/bookstore"}
     assert database_attributes("postgresql", name="books", host="db.example", port=5433) == {
         "db.system.name": "postgresql",
         "db.namespace": "books",

@@ -1,0 +1,318 @@
+"""uvicorn's server and protocol, with bounds on what an untrusted client can hold.
+
+uvicorn has no public hooks for these: the classes here override methods of its protocol for httptools and of its
+server, and read their attributes. Tried on uvicorn 0.38 to 0.54; pyproject.toml excludes later ones, and
+`check_uvicorn` finds at the start what another version lacks.
+"""
+
+import asyncio
+import errno
+import ssl
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from functools import partial
+from socket import SHUT_RDWR, socket
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from bookstore_grpc.errors import StartupError
+from bookstore_grpc.limits import HTTP_HEAD_MAX_BYTES, HTTP_HEADERS_MAX
+from bookstore_grpc.net.asgi import Application
+from bookstore_grpc.net.connection_limit import ConnectionLimit, LimitedConnection
+from bookstore_grpc.net.http_peer import CALLER, Caller
+
+STOP_SECONDS = 1
+
+_HEAD_SECONDS = 10
+_UNREAD_SECONDS = 60
+_BACKLOG = 2_048
+# Connections accepted before anything else is done. So many descriptors may be open beyond the limit.
+_ACCEPTED_AT_ONCE = 16
+_PAUSE_SECONDS = 1
+_NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_PIPELINED_MAX = 32
+_LENGTHS = (b"content-length", b"transfer-encoding")
+
+
+# What is overridden or called of uvicorn's protocol, and what is read of it.
+_PROTOCOL_METHODS = (
+    "connection_made",
+    "connection_lost",
+    "data_received",
+    "on_message_begin",
+    "on_header",
+    "on_headers_complete",
+    "on_body",
+    "on_message_complete",
+    "on_response_complete",
+    "pause_writing",
+    "resume_writing",
+    "timeout_keep_alive_handler",
+    "send_400_response",
+)
+_PROTOCOL_ATTRIBUTES = (
+    "app_state",
+    "cycle",
+    "headers",
+    "loop",
+    "parser",
+    "pipeline",
+    "timeout_keep_alive_task",
+    "transport",
+)
+_SERVER_METHODS = ("capture_signals", "serve", "shutdown", "startup")
+
+
+def check_uvicorn() -> None:
+    """Raise `StartupError` unless uvicorn has what this module overrides; without it the bounds would not hold."""
+    missing = [name for name in _SERVER_METHODS if not hasattr(uvicorn.Server, name)]
+    missing += [name for name in _PROTOCOL_METHODS if not hasattr(HttpToolsProtocol, name)]
+    assigned = HttpToolsProtocol.__init__.__code__.co_names
+    missing += [name for name in _PROTOCOL_ATTRIBUTES if name not in assigned]
+    if missing:
+        raise StartupError(
+            f"uvicorn {uvicorn.__version__} does not fit this version, because it lacks {', '.join(missing)}: "
+            "pip install 'bookstore-grpc[server]' installs one that does."
+        )
+
+
+def bounded_server(application: Application, limit: ConnectionLimit, tls: ssl.SSLContext | None) -> uvicorn.Server:
+    """Return a server whose `serve(sockets=[...])` serves until `should_exit`. Raises `StartupError`."""
+    check_uvicorn()
+    config = uvicorn.Config(
+        application,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        loop="none",
+        http=_Connection,
+        ws="none",
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=STOP_SECONDS,
+    )
+    return _Server(config, limit, tls)
+
+
+class _Server(uvicorn.Server):
+    """Accepts connections itself: uvicorn counts one only after its TLS handshake."""
+
+    def __init__(self, config: uvicorn.Config, limit: ConnectionLimit, tls: ssl.SSLContext | None) -> None:
+        super().__init__(config)
+        self._limit = limit
+        self._tls = tls
+        self._beginning: dict[socket, asyncio.Task[None]] = {}
+        self._is_over = False
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Handle no signals; the process does."""
+        yield
+
+    async def startup(self, sockets: list[socket] | None = None) -> None:
+        """Listen."""
+        await super().startup(sockets=[])
+        for bound in sockets or ():
+            bound.listen(_BACKLOG)
+            bound.setblocking(False)
+            self._accept_from(bound)
+
+    async def shutdown(self, sockets: list[socket] | None = None) -> None:
+        """Accept no more connections, and close the open ones."""
+        self._is_over = True
+        for bound in sockets or ():
+            asyncio.get_running_loop().remove_reader(bound)
+        for accepted in self._beginning:
+            _cut(accepted)
+        await super().shutdown(sockets)
+
+    def _accept_from(self, bound: socket) -> None:
+        if not self._is_over:
+            asyncio.get_running_loop().add_reader(bound, self._accept, bound)
+
+    def _accept(self, bound: socket) -> None:
+        loop = asyncio.get_running_loop()
+        for _ in range(_ACCEPTED_AT_ONCE):
+            try:
+                accepted, (host, *_) = bound.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                if error.errno not in _NO_DESCRIPTOR:
+                    raise
+                loop.remove_reader(bound)  # or the event loop would spin on it
+                loop.call_later(_PAUSE_SECONDS, self._accept_from, bound)
+                return
+            limited = self._limit.admit(host)
+            if limited is None:
+                accepted.close()
+                continue
+            limited.close = partial(_cut, accepted)
+            self._beginning[accepted] = loop.create_task(self._begin(accepted, limited))
+
+    async def _begin(self, accepted: socket, limited: LimitedConnection) -> None:
+        """Start the protocol on a socket, after the TLS handshake if there is TLS."""
+        connection = _Connection(self.config, self.server_state, self._limit, limited)
+        try:
+            with suppress(OSError):  # a failed handshake is not logged
+                await asyncio.get_running_loop().connect_accepted_socket(
+                    lambda: connection,
+                    accepted,
+                    ssl=self._tls,
+                    ssl_handshake_timeout=_HEAD_SECONDS if self._tls else None,
+                )
+        finally:
+            del self._beginning[accepted]
+            if not connection.is_made:
+                self._limit.release(limited)
+
+
+def _cut(accepted: socket) -> None:
+    """Shut down a connection that has no transport yet; the task that waits for its handshake then ends."""
+    with suppress(OSError):
+        accepted.shutdown(SHUT_RDWR)
+
+
+class _Connection(HttpToolsProtocol):
+    """A connection with bounds: on the time until a request, the size of its head, and the time to read a response."""
+
+    def __init__(
+        self, config: uvicorn.Config, state: ServerState, limit: ConnectionLimit, limited: LimitedConnection
+    ) -> None:
+        super().__init__(config, state, {})
+        self.is_made = False
+        self._limit = limit
+        self._limited = limited
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self.is_made = True
+        self._limited.close = transport.abort
+        self._caller = Caller(transport.get_extra_info("peercert"))
+        self._overhead_bytes = 0
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._unread_timer: asyncio.TimerHandle | None = None
+        if self._limited.is_released:
+            transport.abort()  # it was evicted during the handshake, and may have sent a request by now
+            return
+        self.app_state = {CALLER: self._caller}
+        self._bound_wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._limit.release(self._limited)
+        self._end_wait()
+        self._end_unread()
+        super().connection_lost(exc)
+        self._caller.disconnect()
+
+    def data_received(self, data: bytes) -> None:
+        self._overhead_bytes += len(data)
+        super().data_received(data)
+        if self._overhead_bytes > HTTP_HEAD_MAX_BYTES:
+            self._reject(431)
+        has_request = self.cycle is not None and not self.cycle.response_complete  # type: ignore[redundant-expr]  # None at first
+        if not has_request and self.timeout_keep_alive_task is None:
+            self._bound_wait()
+
+    def on_message_begin(self) -> None:
+        if len(self.pipeline) >= _PIPELINED_MAX:
+            raise _RequestRejected
+        super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if len(self.headers) >= HTTP_HEADERS_MAX:  # trailers after a chunked body count too
+            raise _RequestRejected
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._overhead_bytes = 0
+        self._end_wait()
+        # After `Connection: Upgrade` the parser takes the body of this request for another request.
+        if self.parser.should_upgrade() and any(name in _LENGTHS for name, _ in self.headers):
+            raise _RequestRejected
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._overhead_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._mark_turn()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._mark_turn()
+        if self.transport.is_closing():
+            self._bound_unread()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._limit.mark_waiting(self._limited)
+        self._bound_unread()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._mark_turn()
+        if not self.transport.is_closing():
+            self._end_unread()
+
+    def timeout_keep_alive_handler(self) -> None:
+        self._close()
+
+    def send_400_response(self, msg: str) -> None:
+        self._reject(400)
+
+    def _reject(self, status: int) -> None:
+        """Respond to an invalid request and close; without a response if that could be taken for another request's."""
+        if self.transport.is_closing():
+            return
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete:  # type: ignore[redundant-expr]  # None at first
+            if cycle.response_started or not cycle.more_body or self.pipeline:
+                self._close()
+                return
+            # The body of this very request is invalid.
+            cycle.disconnected = True
+            cycle.message_event.set()
+        self.transport.write(STATUS_LINE[status] + b"content-length: 0\r\nconnection: close\r\n\r\n")
+        self._close()
+
+    def _close(self) -> None:
+        """Close the connection when everything is sent, within a bound for clients that read nothing."""
+        self.transport.close()
+        self._limit.mark_waiting(self._limited)
+        self._bound_unread()
+
+    def _mark_turn(self) -> None:
+        """Mark the connection as serving if its last request is complete and has no response yet, else as waiting."""
+        if self.transport.is_closing() or self.cycle.more_body or self.cycle.response_complete:
+            self._limit.mark_waiting(self._limited)
+        else:
+            self._limit.mark_serving(self._limited)
+
+    def _bound_unread(self) -> None:
+        if self._unread_timer is None:
+            self._unread_timer = self.loop.call_later(_UNREAD_SECONDS, self.transport.abort)
+
+    def _end_unread(self) -> None:
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
+            self._unread_timer = None
+
+    def _bound_wait(self) -> None:
+        """Close the connection unless the head of a request arrives in time."""
+        if self._head_timer is None:
+            self._head_timer = self.loop.call_later(_HEAD_SECONDS, self._close)
+
+    def _end_wait(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+
+class _RequestRejected(Exception):
+    """Raised to the parser, which stops and rejects the request."""

@@ -1,0 +1,79 @@
+"""The messages between the supervisor and its workers: JSON, one a line, over the socket that joins them."""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from bookstore_grpc.server.settings import Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serving:
+    """The worker listens. Its fields are those of the log event `serving`."""
+
+    addresses: tuple[str, ...]
+    database: str
+    tls: bool
+    mutual_tls: bool
+    tokens: bool
+    version: str
+    pid: int
+    http: str = ""
+
+    def log_fields(self) -> dict[str, Any]:
+        """Return the fields of the log event, without `http` where HTTP is not served."""
+        fields = asdict(self)
+        if not self.http:
+            del fields["http"]
+        return fields
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """The worker is alive. `why_not_ready` is "" if it is ready."""
+
+    why_not_ready: str
+
+
+@dataclass(frozen=True)
+class StartFailed:
+    """The worker cannot start as it is set up."""
+
+    error: str
+
+
+@dataclass(frozen=True)
+class ModuleMissing:
+    """The worker lacks a package."""
+
+    module: str
+
+
+Message = Serving | Heartbeat | StartFailed | ModuleMissing
+
+_TYPES: dict[str, type[Message]] = {kind.__name__: kind for kind in (Serving, Heartbeat, StartFailed, ModuleMissing)}
+
+
+def encode(message: Message) -> bytes:
+    """Return a message as a line."""
+    return json.dumps({"type": type(message).__name__, **asdict(message)}).encode() + b"\n"
+
+
+def decode(line: bytes) -> Message:
+    """Return the message of a line."""
+    values = _with_tuples(json.loads(line))
+    return _TYPES[values.pop("type")](**values)
+
+
+def encode_settings(settings: Settings) -> bytes:
+    """Return the settings of a worker as a line."""
+    return json.dumps(asdict(settings)).encode() + b"\n"
+
+
+def decode_settings(line: str) -> Settings:
+    """Return the settings of a line."""
+    return Settings(**_with_tuples(json.loads(line)))
+
+
+def _with_tuples(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
