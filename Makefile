@@ -6,8 +6,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Relative, because pip splits the value at blanks. The second name is the one newer pips read when they build.
 export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
+# More processes than cores, for much of the time each waits. A process that is done takes tests over from another.
+IN_PARALLEL := --numprocesses 4 --dist worksteal
 
-.PHONY: help install run edge test test-faults coverage check audit breaking format generate bench constraints clean build/generated
+.PHONY: help install run edge test test-all test-faults coverage check audit breaking format generate bench constraints clean build/generated
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -20,16 +22,20 @@ run: .venv/.server ## Serve the catalogue, and its pages on http://127.0.0.1:808
 edge: .venv/.edge ## Try two servers and a PostgreSQL (BOOKSTORE_DATABASE_URL) behind Envoy (ARGS="--port 9443")
 	@exec $(BIN)/python deploy/envoy/edge.py $(ARGS)
 
-test: .venv/.dev ## Run the tests (PYTEST_ARGS="-k etag")
-	$(BIN)/pytest $(PYTEST_ARGS)
+test: .venv/.dev ## Run the tests on SQLite, without browser and Envoy: about 5 minutes (PYTEST_ARGS="-k etag")
+	$(BIN)/pytest --quick $(IN_PARALLEL) $(PYTEST_ARGS)
+
+test-all: .venv/.check ## Run all tests, on each database that is named, and the short faults: about 15 minutes
+	$(BIN)/pytest $(IN_PARALLEL) $(PYTEST_ARGS)
+	$(MAKE) test-faults FAULTS=short PYTEST_ARGS="--numprocesses 2 --dist loadfile"
 
 test-faults: .venv/.dev ## Break the server on purpose (FAULTS=short for minutes); build/faults has figures and logs
 	@rm -rf build/faults
 	BOOKSTORE_TEST_FAULTS=$(or $(FAULTS),long) $(BIN)/pytest tests/faults $(PYTEST_ARGS)
 	@if [ -e build/faults/figures.jsonl ]; then $(BIN)/python -m tests.faults.report; fi
 
-coverage: .venv/.dev ## Run the tests and hold their branch coverage to its gate
-	$(BIN)/pytest --cov $(PYTEST_ARGS)
+coverage: .venv/.check ## Run all tests but the faults and hold their branch coverage to its gate
+	$(BIN)/pytest $(IN_PARALLEL) --cov $(PYTEST_ARGS)
 
 check: .venv/.check build/generated breaking audit ## Check style, types, layers, the contract and the code made of it
 	$(BIN)/ruff check

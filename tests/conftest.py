@@ -7,9 +7,10 @@ import os
 import signal
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import redirect_stderr
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, redirect_stderr
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import pytest
@@ -27,6 +28,7 @@ from bookstore_grpc.server.app import running_server
 from bookstore_grpc.server.settings import Settings
 from bookstore_grpc.telemetry.logs import configure_logging, flush_logs
 
+T = TypeVar("T")
 LogLines = Callable[[], list[dict[str, Any]]]
 
 # The same examples at every run. A database is slow at times, and one fixture may serve all examples of a test.
@@ -47,6 +49,14 @@ REQUIRE_ALL_VARIABLE = "BOOKSTORE_TEST_REQUIRE_ALL"
 FAULTS_VARIABLE = "BOOKSTORE_TEST_FAULTS"
 
 
+# Each kind of database as a parameter: a test that needs a server of its kind bears the mark of that name.
+SERVERS = [pytest.param(kind, marks=getattr(pytest.mark, kind), id=kind) for kind in SERVER_VARIABLES]
+DATABASES = [pytest.param("sqlite", id="sqlite"), *SERVERS]
+GOODBOOKS_VARIABLE = "BOOKSTORE_TEST_GOODBOOKS"
+# The marks of what `make test` leaves to `make test-all`.
+LEFT_TO_TEST_ALL = (*SERVER_VARIABLES, "browser", "envoy", "thorough")
+
+
 def require(condition: object, reason: str) -> None:
     """Skip the test where it lacks something; fail it where everything is required, as in CI."""
     if condition:
@@ -56,30 +66,101 @@ def require(condition: object, reason: str) -> None:
     pytest.skip(reason)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help=f"leave out tests marked {', '.join(LEFT_TO_TEST_ALL)}")
+
+
 def pytest_configure() -> None:
     # A shell lets what it runs in the background ignore Ctrl-C, and the commands under test would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    missing = [variable for variable in SERVER_VARIABLES.values() if not os.environ.get(variable)]
-    if missing:
-        left_out = ", ".join(name for name, variable in SERVER_VARIABLES.items() if variable in missing)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run what uses `database_url` on every kind of database, or on those that the mark `databases` names."""
+    is_parametrized = any("database_url" in mark.args[0] for mark in metafunc.definition.iter_markers("parametrize"))
+    definitions = metafunc.definition._fixtureinfo.name2fixturedefs.get("database_url", ())
+    if "database_url" not in metafunc.fixturenames or is_parametrized or any(each.params for each in definitions):
+        return
+    mark = metafunc.definition.get_closest_marker("databases")
+    kinds = [each for each in DATABASES if mark is None or each.values[0] in mark.args]
+    metafunc.parametrize("database_url", kinds, indirect=True, scope="session")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect what this run leaves out, which `pytest_terminal_summary` names."""
+    for item in items:
+        if item.path.parent.name in ("browser", "envoy"):
+            item.add_marker(item.path.parent.name)
+    left_out = _left_out_marks(config)
+    is_without_goodbooks = not os.environ.get(GOODBOOKS_VARIABLE)
+    deselected = [
+        item
+        for item in items
+        if any(item.get_closest_marker(mark) for mark in left_out)
+        or (is_without_goodbooks and "goodbooks" in getattr(item, "fixturenames", ()))
+    ]
+    if deselected:
+        config.hook.pytest_deselected(items=deselected)
+        items[:] = [item for item in items if item not in set(deselected)]
+
+
+def _left_out_marks(config: pytest.Config) -> tuple[str, ...]:
+    if config.getoption("--quick"):
+        return LEFT_TO_TEST_ALL
+    if os.environ.get(REQUIRE_ALL_VARIABLE):
+        return ()
+    return tuple(kind for kind, variable in SERVER_VARIABLES.items() if not os.environ.get(variable))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    left_out = _left_out_marks(config)
+    if left_out == LEFT_TO_TEST_ALL:
+        terminalreporter.write_line(f"Left out: {', '.join(left_out)}. To include them: make test-all.")
+    elif left_out:
+        variables = " and ".join(SERVER_VARIABLES[kind] for kind in left_out)
         terminalreporter.write_line(
-            f"Left out: {left_out}. To include them, set {' and '.join(missing)} "
+            f"Left out: {', '.join(left_out)}. To include them, set {variables} "
             "(as in postgresql+asyncpg://USER@HOST/DATABASE)."
         )
-    if not os.environ.get(FAULTS_VARIABLE):
+    if not os.environ.get(GOODBOOKS_VARIABLE):
+        terminalreporter.write_line(
+            f"Left out: the tests on 10,000 books. To include them, name their CSV file in {GOODBOOKS_VARIABLE}."
+        )
+    if not os.environ.get(FAULTS_VARIABLE) and not config.getoption("--quick"):
         terminalreporter.write_line(
             f"Left out: the suite of faults. To include it, set {FAULTS_VARIABLE}=short or long."
         )
 
 
-@pytest.fixture(scope="session", params=["sqlite", *SERVER_VARIABLES])
-async def database_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
-    """The URL of an empty database, once for each kind of database."""
-    async for url in new_database(request.param, tmp_path_factory.mktemp("database")):
-        yield url
+class SessionResources:
+    """What the tests of a process share: entered at its first use and left at the end of the session."""
+
+    def __init__(self, stack: AsyncExitStack) -> None:
+        self._stack = stack
+        self._entered: dict[tuple[str, ...], Any] = {}
+
+    async def enter(self, *key: str, make: Callable[[], AbstractAsyncContextManager[T]]) -> T:
+        """Return what `make` gives, which is made once for each key."""
+        if key not in self._entered:
+            self._entered[key] = await self._stack.enter_async_context(make())
+        entered: T = self._entered[key]
+        return entered
+
+
+@pytest.fixture(scope="session")
+async def session_resources() -> AsyncIterator[SessionResources]:
+    """Keep databases and servers while tests of other kinds of databases run in between."""
+    async with AsyncExitStack() as stack:
+        yield SessionResources(stack)
+
+
+@pytest.fixture(scope="session")
+async def database_url(
+    request: pytest.FixtureRequest, session_resources: SessionResources, tmp_path_factory: pytest.TempPathFactory
+) -> str:
+    """Return the URL of a database of the kind that `pytest_generate_tests` asks for."""
+    make = asynccontextmanager(partial(new_database, request.param, tmp_path_factory.mktemp("database")))
+    return await session_resources.enter("database", request.param, make=make)
 
 
 async def new_database(kind: str, folder: Path) -> AsyncIterator[str]:
@@ -106,12 +187,17 @@ async def _execute(url: URL, statement: str) -> None:
 
 
 @pytest.fixture(scope="session")
-async def migrated_database(database_url: str) -> AsyncIterator[Database]:
+async def migrated_database(database_url: str, session_resources: SessionResources) -> Database:
     """A database with its tables, shared by the tests of a session; `database` empties it for each."""
-    database = Database(database_url, pool_size=5, timeout_seconds=10)
-    await database.migrate()
-    yield database
-    await database.close()
+
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[Database]:
+        database = Database(database_url, pool_size=5, timeout_seconds=10)
+        await database.migrate()
+        yield database
+        await database.close()
+
+    return await session_resources.enter("migrated", database_url, make=opened)
 
 
 @pytest.fixture
@@ -132,9 +218,9 @@ def books(database: Database) -> BookDAL:
 
 
 @pytest.fixture(scope="session")
-async def session_server(migrated_database: Database, database_url: str) -> AsyncIterator[Server]:
-    async with running_server(settings_for(database_url)) as server:
-        yield server
+async def session_server(migrated_database: Database, database_url: str, session_resources: SessionResources) -> Server:
+    make = partial(running_server, settings_for(database_url))
+    return await session_resources.enter("server", database_url, make=make)
 
 
 def settings_for(database_url: str, **settings: object) -> Settings:
@@ -183,8 +269,5 @@ def log_lines() -> Iterator[LogLines]:
 
 @pytest.fixture
 def goodbooks() -> Path:
-    """The file of 10,000 real books, where there is one."""
-    path = os.environ.get("BOOKSTORE_TEST_GOODBOOKS")
-    if not path:
-        pytest.skip("BOOKSTORE_TEST_GOODBOOKS is not set")
-    return Path(path)
+    """The file of 10,000 real books; tests that use it are deselected where there is none."""
+    return Path(os.environ[GOODBOOKS_VARIABLE])

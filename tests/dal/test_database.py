@@ -19,7 +19,7 @@ from bookstore_grpc.dal.database import Database
 from bookstore_grpc.dal.driver_errors import Conflict, driver_error, startup_errors, translated_errors
 from bookstore_grpc.dal.records import BookDraft
 from bookstore_grpc.errors import BookstoreError, DatabaseUnavailable, StartupError
-from tests.conftest import SERVER_VARIABLES, require
+from tests.conftest import SERVER_VARIABLES, SERVERS, require
 from tests.dal.conftest import execute
 
 _DRAFT = BookDraft("Dune", "Frank Herbert", 1965)
@@ -191,7 +191,7 @@ async def test_every_connection_busy_is_unavailable_and_freed_is_fine(
 # What follows is about servers: SQLite has neither host nor user.
 
 
-@pytest.fixture(params=list(SERVER_VARIABLES))
+@pytest.fixture(params=SERVERS)
 def server_url(request: pytest.FixtureRequest) -> str:
     variable = SERVER_VARIABLES[request.param]
     require(os.environ.get(variable), f"{variable} is not set")
@@ -302,10 +302,9 @@ async def _kill_connections(database: Database, url: str) -> int:
     return len(rows)
 
 
+@pytest.mark.databases("postgresql", "mariadb")  # SQLite has no connections to a server
 @pytest.mark.parametrize("call", ["ping", "read", "write"])
 async def test_connection_killed_on_the_server_is_replaced(own_database: Database, fresh_url: str, call: str) -> None:
-    if own_database.is_embedded:
-        pytest.skip("SQLite has no connections to a server")
     books = BookDAL(own_database)
     record = await books.create_book(_DRAFT)
 
@@ -334,9 +333,8 @@ _REFUSE_WRITES = {
 }
 
 
+@pytest.mark.databases("postgresql", "mariadb")  # SQLite has no code for it
 async def test_tables_that_are_away_for_a_while_are_unavailable_and_then_there_again(own_database: Database) -> None:
-    if own_database.is_embedded:
-        pytest.skip("SQLite has no code for it")
     books = BookDAL(own_database)
     record = await books.create_book(_DRAFT)
     await execute(own_database, "ALTER TABLE books RENAME TO books_of_before")
@@ -348,17 +346,15 @@ async def test_tables_that_are_away_for_a_while_are_unavailable_and_then_there_a
     assert await books.get_book(record.id) == record
 
 
+@pytest.mark.databases("postgresql", "mariadb")  # SQLite has no accounts, and so no operator beside ours
 async def test_writes_that_a_trigger_of_the_operator_refuses_are_unavailable(own_database: Database) -> None:
-    if own_database.is_embedded:
-        pytest.skip("SQLite has no accounts, and so no operator beside ours")
     await execute(own_database, *_REFUSE_WRITES[own_database.dialect])
     with pytest.raises(DatabaseUnavailable):
         await BookDAL(own_database).create_book(_DRAFT)
 
 
+@pytest.mark.databases("postgresql", "mariadb")  # SQLite has no connections to a server
 async def test_connection_killed_within_a_write_leaves_nothing(own_database: Database, fresh_url: str) -> None:
-    if own_database.is_embedded:
-        pytest.skip("SQLite has no connections to a server")
     books = BookDAL(own_database)
     record = await books.create_book(_DRAFT)
 

@@ -17,7 +17,7 @@ from bookstore_grpc.dal.books import BookDAL
 from bookstore_grpc.dal.database import Database
 from bookstore_grpc.dal.records import BookDraft, BookRecord
 from bookstore_grpc.errors import DatabaseUnavailable
-from tests.conftest import SERVER_VARIABLES, require
+from tests.conftest import SERVER_VARIABLES, SERVERS, require
 from tests.dal.conftest import count_rows
 from tests.rpc.obstacles import Network
 
@@ -40,7 +40,7 @@ _END_AFTER_A_SECOND = {
 }
 
 
-@pytest.fixture(params=list(SERVER_VARIABLES))
+@pytest.fixture(params=SERVERS)
 def kind(request: pytest.FixtureRequest) -> str:
     require(os.environ.get(SERVER_VARIABLES[request.param]), f"{SERVER_VARIABLES[request.param]} is not set")
     return str(request.param)

@@ -114,9 +114,8 @@ async def test_a_pool_of_one_serves_searches_and_other_reads(database: Database,
     await narrow.close()
 
 
+@pytest.mark.databases("postgresql", "mariadb")  # tests/dal/test_statement_time.py shows it
 async def test_a_search_ends_in_the_database_when_its_caller_leaves(database: Database) -> None:
-    if database.dialect == "sqlite":
-        pytest.skip("tests/dal/test_statement_time.py shows it")
     running = {
         "postgresql": "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%generate_series(%' "
         "AND state = 'active' AND pid <> pg_backend_pid()",

@@ -42,6 +42,7 @@ async def _database(kind: str, options: str) -> AsyncIterator[Database]:
     await _execute(server, f"DROP DATABASE {name}")
 
 
+@pytest.mark.postgresql
 @pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII", "EUC_JP"])
 async def test_a_postgresql_that_cannot_hold_every_text_is_refused(encoding: str) -> None:
     options = f"ENCODING '{encoding}' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'"
@@ -51,6 +52,7 @@ async def test_a_postgresql_that_cannot_hold_every_text_is_refused(encoding: str
                 await call()
 
 
+@pytest.mark.mariadb
 async def test_a_mariadb_of_another_character_set_holds_every_text() -> None:
     async for database in _database("mariadb", "CHARACTER SET latin1"):
         await database.migrate()

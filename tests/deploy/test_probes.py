@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from tests.certificates import Authority
-from tests.conftest import new_database
+from tests.conftest import DATABASES, new_database
 from tests.deploy.files import kubernetes_variables, pod, settings_from
 from tests.executable import Finished, Serving, run_bookstore, wait_until
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.thorough]
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=DATABASES[:2])
 async def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
     async for url in new_database(request.param, tmp_path):
         yield url

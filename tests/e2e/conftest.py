@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests import node
-from tests.conftest import new_database
+from tests.conftest import DATABASES, SERVERS, new_database
 from tests.executable import Serving, serving
 
 Start = Callable[..., Serving]
@@ -39,14 +39,14 @@ def sqlite_url(sqlite_file: Path) -> str:
     return f"sqlite+aiosqlite:///{sqlite_file}"
 
 
-@pytest.fixture(params=["sqlite", "postgresql", "mariadb"])
+@pytest.fixture(params=DATABASES)
 async def any_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
     """An empty database of each kind."""
     async for url in new_database(request.param, tmp_path):
         yield url
 
 
-@pytest.fixture(params=["postgresql", "mariadb"])
+@pytest.fixture(params=SERVERS)
 async def database_server_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
     """An empty database of each kind that is a server of its own."""
     async for url in new_database(request.param, tmp_path):

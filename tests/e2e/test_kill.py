@@ -12,10 +12,11 @@ import pytest
 from bookstore.v1 import books_pb2, books_pb2_grpc
 
 from bookstore_grpc.client import BookstoreClient
+from tests.conftest import DATABASES
 from tests.e2e.conftest import Start
 from tests.executable import PATIENCE_SECONDS, Serving
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.thorough]
 
 ROUNDS = 5
 IN_FLIGHT = 24
@@ -161,7 +162,7 @@ async def write_until_killed(
     await asyncio.to_thread(server.wait)
 
 
-@pytest.mark.parametrize("any_database_url", ["sqlite", "postgresql"], indirect=True)
+@pytest.mark.parametrize("any_database_url", DATABASES[:2], indirect=True)
 async def test_every_kind_of_answered_write_is_there_after_kill_9_and_none_by_half(
     start: Start, any_database_url: str
 ) -> None:

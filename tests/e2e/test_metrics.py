@@ -68,6 +68,7 @@ def worker_pids(server: Serving) -> list[int]:
     return [int(pid) for pid in children]
 
 
+@pytest.mark.thorough
 def test_a_worker_that_hangs_is_not_ready_and_told_of_until_it_turns_again(sqlite_url: str, start: Start) -> None:
     server = start(sqlite_url, *METRICS, "--workers", "2")
     assert ask(server, "/readyz") == (200, "ok\n")

@@ -11,7 +11,7 @@ import pytest
 from tests import node
 from tests.executable import Serving
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e, pytest.mark.thorough, pytest.mark.timeout(300)]
 
 RunNode = Callable[..., Any]
 

@@ -77,6 +77,7 @@ def write_rows(path: Path, count: int) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["term", "kill"])
 def test_an_import_outlasts_an_outage_longer_than_a_calls_deadline(
     start: Start, sqlite_url: str, sqlite_file: Path, tmp_path: Path, number: signal.Signals

@@ -14,6 +14,7 @@ import pytest
 from bookstore.v1 import books_pb2, books_pb2_grpc
 from sqlalchemy.engine import make_url
 
+from tests.conftest import SERVERS
 from tests.e2e.conftest import Start
 from tests.executable import PATIENCE_SECONDS, Serving, run_bookstore, wait_until
 from tests.rpc.health import Status, watch
@@ -197,7 +198,7 @@ async def test_calls_that_were_given_up_do_not_keep_it_from_ending(start: Start,
     assert server.log_lines()[-1]["event"] == "stopped"
 
 
-@pytest.mark.parametrize("database_server_url", ["postgresql", "mariadb"], indirect=True)
+@pytest.mark.parametrize("database_server_url", SERVERS, indirect=True)
 async def test_a_database_that_has_fallen_silent_neither_holds_up_the_end_nor_fills_the_log(
     start: Start, database_server_url: str
 ) -> None:

@@ -9,7 +9,7 @@ import pytest
 from bookstore_grpc.client import BookstoreClient
 from tests.e2e.conftest import Start
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.thorough]
 
 Clients = tuple[BookstoreClient, BookstoreClient]
 

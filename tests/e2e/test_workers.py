@@ -19,7 +19,7 @@ from bookstore.v1 import books_pb2, books_pb2_grpc
 
 from bookstore_grpc.client import BookstoreClient
 from bookstore_grpc.metadata import REQUEST_ID_KEY
-from tests.conftest import new_database
+from tests.conftest import DATABASES, new_database
 from tests.e2e.conftest import Start
 from tests.e2e.test_signals import BOTH, REQUEST, ended, event_of, locked
 from tests.executable import PATIENCE_SECONDS, Serving, environment, run_bookstore, serving, wait_until
@@ -174,7 +174,7 @@ def test_port_of_workers_is_not_shared_with_other_workers(shared: Serving, sqlit
     assert f"Error: Cannot listen on {shared.addresses[1]}" in finished.errors
 
 
-@pytest.fixture(params=["sqlite", "postgresql", "mariadb"])
+@pytest.fixture(params=DATABASES)
 async def server_on_any(request: pytest.FixtureRequest, tmp_path: Path, start: Start) -> AsyncIterator[Serving]:
     if request.param == "sqlite":
         yield request.getfixturevalue("shared")
@@ -329,6 +329,7 @@ def test_worker_that_does_not_end_in_its_time_is_killed_and_told_of(tmp_path: Pa
     assert [line["worker"] for line in lines if line["event"] == "worker stopped"] == [0]
 
 
+@pytest.mark.thorough
 def test_worker_that_cannot_start_again_is_tried_until_it_can(start: Start, tmp_path: Path) -> None:
     folder = tmp_path / "database"
     folder.mkdir()

@@ -17,6 +17,7 @@ CHECKS_LEFT_OUT = "positive_data_acceptance,negative_data_rejection"
 EXAMPLES = 10
 
 
+@pytest.mark.thorough
 @pytest.mark.timeout(300)
 async def test_no_answer_is_an_internal_error_or_outside_the_document(tmp_path: Path) -> None:
     require(importlib.util.find_spec("schemathesis"), "schemathesis is missing (`make check` installs it)")

@@ -32,6 +32,7 @@ async def test_every_failure_says_why_in_a_sentence_with_details(stub: Stub) -> 
         assert (reason.startswith("INVALID")) == bool(refused.violations)
 
 
+@pytest.mark.databases("sqlite")
 async def test_each_violation_has_the_rule_as_a_constant(stub: Stub) -> None:
     made = await create(stub)
     calls: dict[Awaitable[Any], dict[str, Rule]] = {
@@ -87,12 +88,14 @@ async def test_an_etag_that_is_not_current_names_the_book(stub: Stub) -> None:
         assert (refused.reason, refused.resources) == ("ETAG_MISMATCH", [f"books/{made.id}"])
 
 
+@pytest.mark.databases("sqlite")
 async def test_the_message_of_one_violation_names_field_and_rule(stub: Stub) -> None:
     refused = await refusal(create(stub, release_year=10_000))
     assert "book.release_year" in refused.message
     assert "9999" in refused.message
 
 
+@pytest.mark.databases("sqlite")
 @pytest.mark.parametrize(
     "method",
     [
@@ -113,6 +116,7 @@ async def test_an_unknown_method_is_unimplemented(channel: grpc.aio.Channel, met
     assert method[:50] in refused.message
 
 
+@pytest.mark.databases("sqlite")
 async def test_an_unknown_streaming_method_is_unimplemented(channel: grpc.aio.Channel) -> None:
     stream: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(f"{SERVICE}/Watch")
     call = stream()
@@ -122,6 +126,7 @@ async def test_an_unknown_streaming_method_is_unimplemented(channel: grpc.aio.Ch
     assert refusal_from_error(caught.value).reason == "METHOD_UNKNOWN"
 
 
+@pytest.mark.databases("sqlite")
 @pytest.mark.parametrize(
     "data",
     [b"\xff", b"\x0a\x05ab", b"\x00", b"\x0a\xff\xff\xff\xff\x0f", b"not a message", b"\x08" + b"\xff" * 11],
@@ -137,6 +142,7 @@ async def test_bytes_that_are_no_message_are_an_invalid_argument(
     assert refused.reason == "MALFORMED_MESSAGE"
 
 
+@pytest.mark.databases("sqlite")
 async def test_text_that_is_no_utf_8_is_an_invalid_argument(channel: grpc.aio.Channel, stub: Stub) -> None:
     request = books_pb2.CreateBookRequest(book=book("~~")).SerializeToString()
     call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(f"{SERVICE}/CreateBook")
@@ -145,6 +151,7 @@ async def test_text_that_is_no_utf_8_is_an_invalid_argument(channel: grpc.aio.Ch
     assert await books_of(stub) == []
 
 
+@pytest.mark.databases("sqlite")
 @pytest.mark.parametrize(
     "method",
     ["/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch", f"{SERVICE}/GetBook"],
@@ -159,6 +166,7 @@ async def test_malformed_bytes_to_a_stream_or_to_health_leave_as_invalid_argumen
     assert refusal_from_error(caught.value).code is grpc.StatusCode.INVALID_ARGUMENT
 
 
+@pytest.mark.databases("sqlite")
 @pytest.mark.parametrize("version", ["v1", "v1alpha"])
 async def test_malformed_bytes_within_a_stream_are_an_invalid_argument(channel: grpc.aio.Channel, version: str) -> None:
     stream: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(
@@ -171,6 +179,7 @@ async def test_malformed_bytes_within_a_stream_are_an_invalid_argument(channel: 
     assert refusal_from_error(caught.value).reason == "MALFORMED_MESSAGE"
 
 
+@pytest.mark.databases("sqlite")
 async def test_a_message_over_the_limit_is_resource_exhausted_and_the_connection_lives_on(stub: Stub) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await create(stub, "x" * (8 * 1024 * 1024))
@@ -178,6 +187,7 @@ async def test_a_message_over_the_limit_is_resource_exhausted_and_the_connection
     assert await books_of(stub) == []
 
 
+@pytest.mark.databases("sqlite")
 async def test_a_message_just_under_the_limit_is_read(stub: Stub) -> None:
     refused = await refusal(create(stub, "x" * (8 * 1024 * 1024 - 100)))
     assert list(refused.violations) == ["book.name"]

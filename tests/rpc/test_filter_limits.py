@@ -38,6 +38,7 @@ async def test_a_filter_at_its_limits_is_answered(stub: Stub, filter: str) -> No
     assert list(page.books) == ([] if "é" in filter or filter.startswith("NOT") else [made])
 
 
+@pytest.mark.databases("sqlite")
 @pytest.mark.parametrize(
     ("filter", "column"),
     [
@@ -73,6 +74,7 @@ async def test_a_filter_beyond_its_limits_is_refused(stub: Stub, filter: str, co
     assert refused.metadata["column"] == str(column)
 
 
+@pytest.mark.databases("sqlite")
 async def test_a_word_of_an_error_is_cut_short_in_its_message(stub: Stub) -> None:
     refused = await refusal(list_page(stub, filter=f"{'long' * 400} = x"))
     assert len(refused.message) < 300

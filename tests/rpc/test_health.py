@@ -11,7 +11,7 @@ from sqlalchemy.engine import make_url
 
 from bookstore_grpc.dal.database import Database
 from bookstore_grpc.server.app import running_server
-from tests.conftest import settings_for
+from tests.conftest import SERVERS, settings_for
 from tests.http2 import call_frames, opened
 from tests.rpc.calls import Stub, books_of, create, get, list_page, refusal, update
 from tests.rpc.health import Status, check, watch
@@ -112,7 +112,7 @@ async def test_health_follows_the_database_without_a_restart(
 
 
 # An open SQLite file goes on answering wherever it lies.
-@pytest.mark.parametrize("database_url", ["postgresql", "mariadb"], indirect=True)
+@pytest.mark.parametrize("database_url", SERVERS, indirect=True)
 async def test_calls_to_a_database_that_is_away_are_unavailable_and_may_be_repeated(
     outage: Outage, breakable_channel: grpc.aio.Channel
 ) -> None:

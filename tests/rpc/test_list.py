@@ -112,6 +112,7 @@ async def test_blanks_and_asc_in_an_order_mean_nothing(stub: Stub, shelf: list[b
     )
 
 
+@pytest.mark.databases("sqlite")
 @pytest.mark.parametrize(
     "order_by",
     [
@@ -149,6 +150,7 @@ async def test_the_default_page_has_50_books_and_the_largest_1000(stub: Stub) ->
         assert page.next_page_token
 
 
+@pytest.mark.databases("sqlite")
 @pytest.mark.parametrize("page_size", [-1, -(2**31)])
 async def test_a_negative_page_size_is_refused(stub: Stub, page_size: int) -> None:
     refused = await refusal(list_page(stub, page_size=page_size))

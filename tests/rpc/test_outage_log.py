@@ -13,13 +13,13 @@ from bookstore_grpc.errors import DatabaseUnavailable
 from bookstore_grpc.net.file_descriptors import DescriptorsExhausted
 from bookstore_grpc.server.app import running_server
 from tests.accounts import account
-from tests.conftest import LogLines, settings_for
+from tests.conftest import SERVERS, LogLines, settings_for
 from tests.rpc.health import Status, check
 from tests.rpc.obstacles import Network, Waiting, until
 from tests.rpc.servers import server_with
 
 DEFAULT_PORTS = {"postgresql": 5432, "mariadb": 3306}
-SERVERS = pytest.mark.parametrize("database_url", list(DEFAULT_PORTS), indirect=True)
+ON_SERVERS = pytest.mark.parametrize("database_url", SERVERS, indirect=True)
 
 
 def causes(log_lines: LogLines) -> list[str]:
@@ -34,7 +34,7 @@ async def until_told(log_lines: LogLines, count: int) -> list[str]:
     return causes(log_lines)
 
 
-@SERVERS
+@ON_SERVERS
 async def test_the_cause_is_told_when_it_comes_to_light_after_a_symptom(
     database: Database, database_url: str, log_lines: LogLines
 ) -> None:
@@ -64,7 +64,7 @@ async def test_the_cause_is_told_when_it_comes_to_light_after_a_symptom(
     assert len(causes(log_lines)) == 2
 
 
-@SERVERS
+@ON_SERVERS
 async def test_a_database_that_is_silent_is_told_as_such(
     database: Database, database_url: str, log_lines: LogLines
 ) -> None:

@@ -20,6 +20,7 @@ async def token(stub: Stub) -> str:
     return page.next_page_token
 
 
+@pytest.mark.databases("sqlite")
 async def test_a_token_goes_unquoted_into_a_url(token: str) -> None:
     assert set(token) <= URL_SAFE
 
@@ -31,6 +32,7 @@ async def test_a_token_answers_the_same_page_again_and_again(stub: Stub, token: 
     assert await list_page(stub, **fields) == first
 
 
+@pytest.mark.databases("sqlite")
 @pytest.mark.parametrize(
     "changes",
     [
@@ -52,6 +54,7 @@ async def test_a_token_belongs_to_its_filter_and_order(stub: Stub, token: str, c
     assert list(refused.violations) == ["page_token"]
 
 
+@pytest.mark.databases("sqlite")
 async def test_a_token_with_any_character_changed_dropped_or_added_is_refused(stub: Stub, token: str) -> None:
     fields = {"filter": "release_year >= 0", "order_by": "author,release_year desc"}
     damaged = {token + extra for extra in ("A", "=", "==", " ", "\n", "é", "\0")}
@@ -66,6 +69,7 @@ async def test_a_token_with_any_character_changed_dropped_or_added_is_refused(st
         assert refused.reason == "INVALID_PAGE_TOKEN", each
 
 
+@pytest.mark.databases("sqlite")
 @pytest.mark.parametrize(
     "token",
     [

@@ -9,6 +9,9 @@ from grpc_reflection.v1alpha import reflection_pb2
 from bookstore_grpc.server.app import running_server
 from tests.conftest import settings_for
 
+# None of it asks the database.
+pytestmark = pytest.mark.databases("sqlite")
+
 SERVICES = {
     "bookstore.v1.BookService",
     "grpc.health.v1.Health",

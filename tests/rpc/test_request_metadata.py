@@ -5,6 +5,9 @@ from bookstore.v1 import books_pb2
 from tests.rpc.calls import REQUEST_ID_KEY, Stub, refusal_from_error
 from tests.rpc.health import check
 
+# Metadata is the same on each database.
+pytestmark = pytest.mark.databases("sqlite")
+
 
 async def returned_ids(stub: Stub, metadata: list[tuple[str, str | bytes]]) -> tuple[list[str | bytes], str]:
     """Answer the request ids in the trailing metadata of a good call, and in a failing one's details."""

@@ -19,6 +19,7 @@ FIELDS = ["name", "author"]
 LIMITS = {"name": 500, "author": 1_000}
 
 
+@pytest.mark.databases("sqlite")
 @pytest.mark.parametrize("field", FIELDS)
 @pytest.mark.parametrize("text", ["", " ", "\t\r\n", "\u3000\u2003\xa0\x85"], ids=repr)
 async def test_empty_and_blank_text_is_refused(stub: Stub, field: str, text: str) -> None:
@@ -88,6 +89,7 @@ async def test_white_space_of_every_kind_is_trimmed_at_both_ends_and_kept_inside
     assert await books_of(stub) == made + inside
 
 
+@pytest.mark.databases("sqlite")
 @pytest.mark.parametrize("field", FIELDS)
 @pytest.mark.parametrize("character", CONTROL_CHARACTERS, ids=lambda character: f"U+{ord(character):04X}")
 async def test_control_characters_are_refused(stub: Stub, field: str, character: str) -> None:
@@ -96,6 +98,7 @@ async def test_control_characters_are_refused(stub: Stub, field: str, character:
     assert f"U+{ord(character):04X}" in refused.violations[f"book.{field}"]
 
 
+@pytest.mark.databases("sqlite")
 @pytest.mark.parametrize("character", ["\x1c", "\x1d", "\x1e", "\x1f", "\x00", "\x7f"], ids=ascii)
 async def test_control_characters_that_are_no_white_space_are_refused_at_the_ends_too(
     stub: Stub, character: str

@@ -23,7 +23,7 @@ from bookstore_grpc.server.app import running_server
 from bookstore_grpc.telemetry.tracing import database_attributes, server_attributes
 from tests.certificates import Authority
 from tests.collector import CLIENT, SERVER, Collector, Span, collecting
-from tests.conftest import LogLines, new_database, settings_for
+from tests.conftest import DATABASES, LogLines, new_database, settings_for
 from tests.rpc.calls import Stub, book, create, delete, get, list_page, refusal, update
 from tests.tokens import Issuer, bearer, token_settings
 
@@ -47,7 +47,7 @@ def url(tmp_path: Path) -> str:
     return f"sqlite+aiosqlite:///{tmp_path}/bookstore.db"
 
 
-@pytest.fixture(params=["sqlite", "postgresql", "mariadb"])
+@pytest.fixture(params=DATABASES)
 async def any_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
     """The URL of an empty database of each kind."""
     async for url in new_database(request.param, tmp_path):
