@@ -3,7 +3,8 @@
 import asyncio
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from bookstore_grpc.telemetry.logs import flush_logs
 _log = structlog.stdlib.get_logger("bookstore_grpc.server.commands")
 
 _HANGING_SECONDS = 0.5
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 async def serve(settings: Settings) -> None:
@@ -30,11 +32,12 @@ async def serve(settings: Settings) -> None:
     A signal before it serves cancels the start. Raises `StartupError` if the service cannot start as it is set up.
     """
     ignore_sighup()
-    if await _serve_until(_set_by_signals(), settings, log_drain=partial(_log.info, "draining")):
-        _log.info("stopped")
-    else:
-        _log.info("stopped before it served")
-    await _exit_if_anything_hangs()
+    with _stop_on_signals() as stop:
+        if await _serve_until(stop, settings, log_drain=partial(_log.info, "draining")):
+            _log.info("stopped")
+        else:
+            _log.info("stopped before it served")
+        await _exit_if_anything_hangs()
 
 
 async def serve_as_worker(settings: Settings, stop: asyncio.Event, *, send_to_supervisor: SendMessage) -> None:
@@ -51,8 +54,9 @@ async def migrate(settings: Settings) -> str:
     Raises `StartupError`, and `SystemExit` on SIGTERM or SIGINT.
     """
     migrating = asyncio.create_task(_migrate(settings))
-    if await _ends_before(_set_by_signals(), migrating):
-        return await migrating
+    with _stop_on_signals() as stop:
+        if await _ends_before(stop, migrating):
+            return await migrating
     await _cancel(migrating)
     _log.warning("stopped before the tables were migrated")
     await _exit_if_anything_hangs(status=1)
@@ -103,20 +107,26 @@ async def _serve_until(
     return True
 
 
-def _set_by_signals() -> asyncio.Event:
-    """Return an event that SIGTERM or SIGINT sets; a second signal then has its default action."""
+@contextmanager
+def _stop_on_signals() -> Iterator[asyncio.Event]:
+    """Yield an event that SIGTERM or SIGINT sets; a second signal then has its default action."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
     def begin_to_stop() -> None:
-        for signal_number in (signal.SIGTERM, signal.SIGINT):
+        for signal_number in _STOP_SIGNALS:
             loop.remove_signal_handler(signal_number)
             signal.signal(signal_number, signal.SIG_DFL)
         stop.set()
 
-    for signal_number in (signal.SIGTERM, signal.SIGINT):
+    for signal_number in _STOP_SIGNALS:
         loop.add_signal_handler(signal_number, begin_to_stop)
-    return stop
+    try:
+        yield stop
+    finally:
+        if not stop.is_set():
+            for signal_number in _STOP_SIGNALS:
+                loop.remove_signal_handler(signal_number)
 
 
 async def _migrate(settings: Settings) -> str:
