@@ -34,8 +34,8 @@ JSON_ARRAY_MAX = 10_000
 JSON_VIOLATIONS_MAX = 1_000
 
 # Cached JSON responses of one RPC: most have 16 KB, a page of a thousand books has 200 KB.
-JSON_ANSWERS_KEPT_MAX = 32
-JSON_ANSWER_KEPT_MAX_BYTES = 256 * 1024
+JSON_RESPONSE_CACHE_MAX = 32
+JSON_RESPONSE_CACHE_ENTRY_MAX_BYTES = 256 * 1024
 
 # Searches in the bulkhead's queue. Each is one of the concurrent calls, of which there are 500 by default.
 SEARCHES_WAITING_MAX = 100
@@ -64,7 +64,7 @@ REQUEST_ID_MAX_CHARACTERS = 128
 # gRPC's default limit is 8 KiB of metadata.
 TOKEN_MAX_CHARACTERS = 8 * 1024
 # Cached verified tokens, about 2 KB each.
-KEPT_TOKENS_MAX = 4_096
+TOKEN_CACHE_MAX = 4_096
 # Rate-limited callers, about 200 bytes each.
 RATED_CALLERS_MAX = 65_536
 
@@ -84,4 +84,4 @@ HTTP_HEAD_MAX_BYTES = 64 * 1024
 HTTP_HEADERS_MAX = 200
 
 # Idempotency keys. The contract promises 24 hours; the margin is cheap and tolerates clock skew.
-CREATE_REQUEST_KEPT_HOURS = 72
+CREATE_REQUEST_RETENTION_HOURS = 72

@@ -23,7 +23,7 @@ def install(folder: Path) -> None:
 
 
 def command(script: str, target: str, *arguments: object) -> list[str]:
-    """Answer what runs a script of the folder."""
+    """Return what runs a script of the folder."""
     return ["node", script, target, str(_PROTOS), _GOOGLE_PROTOS, *map(str, arguments)]
 
 

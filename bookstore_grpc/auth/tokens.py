@@ -9,7 +9,7 @@ from jwt import exceptions
 
 from bookstore_grpc.auth.jwks import JWKS, Key
 from bookstore_grpc.errors import TokenInvalid
-from bookstore_grpc.limits import KEPT_TOKENS_MAX, TOKEN_MAX_CHARACTERS
+from bookstore_grpc.limits import TOKEN_CACHE_MAX, TOKEN_MAX_CHARACTERS
 
 # Required by RFC 9068, 2.2. Also checked, where present: nbf and iat.
 _REQUIRED_CLAIMS = ["exp", "iss", "aud", "sub"]
@@ -112,7 +112,7 @@ class TokenVerifier:
 
     def _keep(self, token: str, caller: Caller) -> Caller:
         self._kept.pop(token, None)
-        if len(self._kept) == KEPT_TOKENS_MAX:
+        if len(self._kept) == TOKEN_CACHE_MAX:
             del self._kept[next(iter(self._kept))]
         self._kept[token] = caller
         return caller

@@ -33,7 +33,7 @@ from bookstore_grpc.dal.write_batch import (
 from bookstore_grpc.errors import BookNotFound
 from bookstore_grpc.limits import (
     BATCH_MAX,
-    CREATE_REQUEST_KEPT_HOURS,
+    CREATE_REQUEST_RETENTION_HOURS,
     PAGE_CACHE_MAX_BOOKS,
     PAGE_MAX_CODE_POINTS,
     WRITE_BATCH_MAX_BOOKS,
@@ -149,7 +149,7 @@ class BookDAL:
 
         At most `BATCH_MAX` at a time, because on SQLite all other writes wait meanwhile.
         """
-        before = self._clock() - CREATE_REQUEST_KEPT_HOURS * _MICROSECONDS_PER_HOUR
+        before = self._clock() - CREATE_REQUEST_RETENTION_HOURS * _MICROSECONDS_PER_HOUR
 
         async def work(connection: AsyncConnection) -> int:
             rows = await connection.execute(_GET_OLD_REQUESTS, {"before": before})

@@ -24,7 +24,7 @@ from bookstore_grpc.errors import (
 from bookstore_grpc.gateway.bindings import Binding
 from bookstore_grpc.gateway.json_codec import json_from_message
 from bookstore_grpc.gateway.requests import ANY, etag_from_header
-from bookstore_grpc.limits import JSON_ANSWER_KEPT_MAX_BYTES, JSON_ANSWERS_KEPT_MAX
+from bookstore_grpc.limits import JSON_RESPONSE_CACHE_ENTRY_MAX_BYTES, JSON_RESPONSE_CACHE_MAX
 from bookstore_grpc.net.asgi import Send
 
 Header = tuple[bytes, bytes]
@@ -93,13 +93,13 @@ class ResponseEncoder:
         self._has_etag = "etag" in binding.method.output_type.fields_by_name
         self._location = location
         self._is_get = binding.verb == "GET"
-        self._kept_json = lru_cache(JSON_ANSWERS_KEPT_MAX)(self._json_from_bytes)
+        self._kept_json = lru_cache(JSON_RESPONSE_CACHE_MAX)(self._json_from_bytes)
 
     def encode(self, response: Message | bytes, *, if_none_match: str | None) -> Response:
         """Return the response for a message, given as such or serialized."""
         if isinstance(response, bytes):
             # A cached page is the same bytes again.
-            is_short = len(response) <= JSON_ANSWER_KEPT_MAX_BYTES
+            is_short = len(response) <= JSON_RESPONSE_CACHE_ENTRY_MAX_BYTES
             return Response(200, _HEADERS, (self._kept_json if is_short else self._json_from_bytes)(response))
         message: Any = response
         headers = _HEADERS

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
 
 async def violations(page: "Page") -> list[str]:
-    """Answer a line for each element that breaks a rule of axe's, in the page as it is now."""
+    """Return a line for each element that breaks a rule of axe's, in the page as it is now."""
     if not await page.evaluate("'axe' in window"):
         # Through the debugger, which a Content-Security-Policy does not hold back.
         await page.evaluate((resources.files("axe_playwright_python") / "axe.min.js").read_text("utf-8"))

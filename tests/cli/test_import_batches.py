@@ -244,7 +244,7 @@ def test_interrupted_and_run_again_it_stores_every_row_once(
     assert sorted(catalogue.rows()) == numbered_rows(MANY_ROWS)
 
 
-def test_a_server_that_goes_away_in_the_middle_is_told_and_the_import_can_go_on(
+def test_a_server_that_stops_during_an_import_is_reported_and_the_import_can_be_resumed(
     catalogue: Catalogue, tmp_path: Path
 ) -> None:
     path = tmp_path / "books.csv"

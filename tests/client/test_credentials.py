@@ -1,4 +1,4 @@
-"""The client's own doors: whom it trusts, and who it says it is."""
+"""The credentials of the client: which servers it trusts, and how it authenticates."""
 
 import re
 import socket

@@ -13,7 +13,7 @@ from bookstore_grpc.dal.books import BookDAL
 from bookstore_grpc.dal.database import Database
 from bookstore_grpc.dal.records import BookChanges, BookDraft
 from bookstore_grpc.errors import RequestIdReused
-from bookstore_grpc.limits import CREATE_REQUEST_KEPT_HOURS
+from bookstore_grpc.limits import CREATE_REQUEST_RETENTION_HOURS
 from tests.dal.conftest import count_rows
 
 _HOUR = 3_600_000_000
@@ -168,12 +168,14 @@ async def test_request_ids_of_a_day_are_kept_and_old_ones_forgotten(database: Da
     start = now
     first = []
     for draft, age in zip(
-        drafts, (CREATE_REQUEST_KEPT_HOURS * _HOUR + 1, CREATE_REQUEST_KEPT_HOURS * _HOUR, 24 * _HOUR, 0), strict=True
+        drafts,
+        (CREATE_REQUEST_RETENTION_HOURS * _HOUR + 1, CREATE_REQUEST_RETENTION_HOURS * _HOUR, 24 * _HOUR, 0),
+        strict=True,
     ):
         now = start - age
         first.append(await books.create_book(draft))
     now = start
-    assert CREATE_REQUEST_KEPT_HOURS >= 24
+    assert CREATE_REQUEST_RETENTION_HOURS >= 24
     assert await books.forget_old_create_requests() == 1
     assert await books.forget_old_create_requests() == 0
     assert await count_rows(database) == (4, 3)

@@ -35,18 +35,18 @@ class Way(NamedTuple):
 
 
 def compose() -> dict[str, Any]:
-    """Answer the compose file with its anchors followed."""
+    """Return the compose file with its anchors followed."""
     loaded: dict[str, Any] = yaml.safe_load(COMPOSE.read_text())
     return loaded
 
 
 def resources() -> list[dict[str, Any]]:
-    """Answer what the manifests describe, in the order of files."""
+    """Return what the manifests describe, in the order of files."""
     return [resource for path in MANIFESTS for resource in yaml.safe_load_all(path.read_text())]
 
 
 def resource(kind: str, name: str | None = None) -> dict[str, Any]:
-    """Answer the one resource of a kind, or of a kind and a name."""
+    """Return the one resource of a kind, or of a kind and a name."""
     (found,) = (
         resource
         for resource in resources()
@@ -56,7 +56,7 @@ def resource(kind: str, name: str | None = None) -> dict[str, Any]:
 
 
 def pod(kind: str) -> dict[str, Any]:
-    """Answer the pod that a Deployment or a Job makes, as its spec."""
+    """Return the pod that a Deployment or a Job makes, as its spec."""
     spec: dict[str, Any] = resource(kind)["spec"]["template"]["spec"]
     return spec
 
@@ -68,12 +68,12 @@ def image_variables() -> dict[str, str]:
 
 
 def kubernetes_variables() -> dict[str, str]:
-    """Answer what the ConfigMap and the Secret make of those of the image."""
+    """Return what the ConfigMap and the Secret make of those of the image."""
     return image_variables() | SECRET_URL | _assignments((KUBERNETES / "settings.env").read_text())
 
 
 def unit_option(name: str) -> list[str]:
-    """Answer the values of an option of the systemd unit."""
+    """Return the values of an option of the systemd unit."""
     return re.findall(rf"^{name}=(.*)$", UNIT.read_text(), re.MULTILINE)
 
 

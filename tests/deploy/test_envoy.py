@@ -27,7 +27,7 @@ def seconds(duration: str) -> float:
 
 
 def route_of(method: str) -> dict[str, Any]:
-    """Answer the route that a call takes."""
+    """Return the route that a call takes."""
     for each in ROUTES:
         match = each["match"]
         if "safe_regex" in match and re.fullmatch(match["safe_regex"]["regex"], method):

@@ -19,7 +19,7 @@ from tests.executable import BOOKSTORE, Serving, environment, run_bookstore, wai
 pytestmark = pytest.mark.e2e
 
 UNDER_LOAD_SECONDS = 0.3
-# Less than the outages here take, and a sixth of what imports and exports outlast.
+# Less than the interruptions here take, and a sixth of what imports and exports outlast.
 TIMEOUT = ("--timeout-seconds", "5")
 
 

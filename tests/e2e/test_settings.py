@@ -170,7 +170,7 @@ def test_a_variable_that_is_none_is_warned_of_by_name_and_its_value_is_kept(star
 
 
 @pytest.mark.parametrize("worker_count", ["1", "2"])
-def test_the_line_of_the_start_tells_what_guards_the_doors(
+def test_the_serving_line_names_the_security_in_use(
     start: Start, sqlite_url: str, tmp_path: Path, worker_count: str
 ) -> None:
     authority, issuer = Authority(), Issuer()

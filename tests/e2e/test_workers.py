@@ -76,7 +76,7 @@ def nothing_stays_behind(tmp_path: Path) -> Iterator[None]:
 
 @contextmanager
 def replaced(server: Serving, index: int) -> Iterator[int]:
-    """Answer the pid of a worker, which a block ends, and wait for its successor to serve."""
+    """Return the pid of a worker, which a block ends, and wait for its successor to serve."""
     before = workers(server)
     known = len(server.log_lines())
 

@@ -60,11 +60,11 @@ class Envoy:
             new.rename(self._folder / "tls" / name)
 
     def ask(self, path: str) -> Any:
-        """Answer what the admin page says, as JSON."""
+        """Return what the admin page says, as JSON."""
         return json.loads(self._get(path)[1])
 
     def healthy(self) -> set[str]:
-        """Answer the addresses of the servers that get calls."""
+        """Return the addresses of the servers that get calls."""
         (cluster,) = (each for each in self.ask("/clusters?format=json")["cluster_statuses"] if each["host_statuses"])
         return {
             f"127.0.0.1:{host['address']['socket_address']['port_value']}"
@@ -73,12 +73,12 @@ class Envoy:
         }
 
     def statistic(self, name: str) -> int:
-        """Answer a counter or gauge of the cluster."""
+        """Return a counter or gauge of the cluster."""
         found = self.ask(f"/stats?format=json&filter=^cluster.bookstore.{name}$")["stats"]
         return int(found[0]["value"]) if found else 0
 
     def calls(self) -> list[dict[str, Any]]:
-        """Answer the lines of the access log."""
+        """Return the lines of the access log."""
         return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
 
     def channel(self) -> grpc.aio.Channel:

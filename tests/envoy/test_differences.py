@@ -66,7 +66,7 @@ REQUESTS: Mapping[str, Callable[[books_pb2.Book], Request]] = {
 
 
 def rows() -> dict[str, tuple[str, str]]:
-    """Answer the table: what a server itself and what Envoy answers, by request."""
+    """Return the table: what a server itself and what Envoy answers, by request."""
     table = README.read_text().split("<!-- differences:")[1].split("<!-- end of differences")[0]
     cells = [re.split(r" \| ", line.strip("| ")) for line in table.splitlines() if line.startswith("| ")][1:]
     return {request: (itself, envoy) for request, itself, envoy in cells}

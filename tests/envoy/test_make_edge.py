@@ -81,7 +81,7 @@ def made_edge(folder: Path, database_url: str) -> Iterator[MakeEdge]:
 
 
 def listening(port: int) -> list[str]:
-    """Answer the addresses that are listened on at a port, as the kernel writes them."""
+    """Return the addresses that are listened on at a port, as the kernel writes them."""
     tables = Path("/proc/net/tcp").read_text() + Path("/proc/net/tcp6").read_text()
     sockets = [line.split() for line in tables.splitlines()]
     local = [fields[1].split(":") for fields in sockets if fields[3] == _LISTENING]

@@ -192,7 +192,7 @@ def _connections_in_use(url: str) -> float:
 
 
 def defects(server: Serving) -> list[dict[str, Any]]:
-    """Answer the log's lines of calls that the service took for a defect of its own."""
+    """Return the log's lines of calls that the service took for a defect of its own."""
     return [line for line in server.log_lines() if line.get("status") in ("INTERNAL", "UNKNOWN")]
 
 

@@ -66,7 +66,7 @@ async def until_health_is(channel: grpc.aio.Channel, status: int, seconds: float
 
 
 def slowest_while_away(calls: list[Ended], *, known: float) -> float:
-    """Answer how long, after it was known that the database is away, the longest of these calls waited.
+    """Return how long, after it was known that the database is away, the longest of these calls waited.
 
     Raises unless reads and writes were refused, and so that they may be tried again.
     """

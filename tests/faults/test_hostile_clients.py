@@ -268,7 +268,7 @@ async def test_others_are_served_beside_two_thousand_connections(
 
 
 async def seconds_until_served(address: str) -> float:
-    """Answer how long a new connection and a call on it take."""
+    """Return how long a new connection and a call on it take."""
     began = time.monotonic()
     async with grpc.aio.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
         stub: books_pb2_grpc.BookServiceAsyncStub = books_pb2_grpc.BookServiceStub(channel)

@@ -119,7 +119,7 @@ def refusal_from_answer(answer: Answer) -> HttpRefusal:
 
 
 def details_of(status: status_pb2.Status) -> list[str]:
-    """Answer the details as texts that can be compared, without the request id."""
+    """Return the details as texts that can be compared, without the request id."""
     return [f"{detail}" for detail in status.details if not detail.Unpack(error_details_pb2.RequestInfo())]
 
 
@@ -148,7 +148,7 @@ class Wire:
         self.socket.sendall(data)
 
     def read_until(self, end: bytes) -> bytes:
-        """Answer what comes, up to an end that must come."""
+        """Return what comes, up to an end that must come."""
         received = b""
         while end not in received:
             data = self.socket.recv(65_536)
@@ -157,7 +157,7 @@ class Wire:
         return received
 
     def read_to_end(self, seconds: float = _SECONDS) -> bytes:
-        """Answer what comes until the other side hangs up, which it must within the time."""
+        """Return what comes until the other side hangs up, which it must within the time."""
         self.socket.settimeout(seconds)
         received = b""
         with suppress(ConnectionError):

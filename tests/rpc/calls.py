@@ -91,7 +91,7 @@ async def list_page(stub: Stub, **fields: Any) -> books_pb2.ListBooksResponse:
 
 
 async def walk(stub: Stub, **fields: Any) -> list[list[books_pb2.Book]]:
-    """Answer the pages, in order, up to the one without a token."""
+    """Return the pages, in order, up to the one without a token."""
     pages = []
     token = ""
     while True:

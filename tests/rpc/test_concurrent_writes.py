@@ -18,7 +18,7 @@ Call = Coroutine[Any, Any, Any]
 
 
 async def _answer(call: Call) -> Any:
-    """Answer what a call answers, or the code and the reason of its refusal."""
+    """Return what a call answers, or the code and the reason of its refusal."""
     try:
         return await call
     except grpc.aio.AioRpcError as error:

@@ -51,7 +51,7 @@ def hold(stack: ExitStack, address: str, data: bytes, count: int, source: str = 
 
 
 async def seconds_until_served(address: str, credentials: grpc.ChannelCredentials | None = None) -> float:
-    """Answer how long a connection of its own and a call on it take."""
+    """Return how long a connection of its own and a call on it take."""
     began = time.monotonic()
     channel = (
         grpc.aio.secure_channel(address, credentials, options=OWN)

@@ -10,7 +10,7 @@ pytestmark = pytest.mark.databases("sqlite")
 
 
 async def returned_ids(stub: Stub, metadata: list[tuple[str, str | bytes]]) -> tuple[list[str | bytes], str]:
-    """Answer the request ids in the trailing metadata of a good call, and in a failing one's details."""
+    """Return the request ids in the trailing metadata of a good call, and in a failing one's details."""
     sent = tuple(metadata)
     good = stub.ListBooks(books_pb2.ListBooksRequest(), metadata=sent)
     await good

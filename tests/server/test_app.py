@@ -20,7 +20,7 @@ from bookstore_grpc.dal.books import BookDAL
 from bookstore_grpc.dal.database import Database
 from bookstore_grpc.dal.records import BookDraft
 from bookstore_grpc.errors import StartupError
-from bookstore_grpc.limits import CREATE_REQUEST_KEPT_HOURS
+from bookstore_grpc.limits import CREATE_REQUEST_RETENTION_HOURS
 from bookstore_grpc.server import app, commands
 from bookstore_grpc.server.app import running_server
 from bookstore_grpc.server.settings import Settings, settings_fields
@@ -227,7 +227,7 @@ async def test_old_request_ids_are_forgotten_while_serving(file_url: str, tmp_pa
     await commands.migrate(settings_for(file_url))
     database = Database(file_url, pool_size=1, timeout_seconds=10)
     now = 1_767_225_600_000_000
-    old = now - CREATE_REQUEST_KEPT_HOURS * 3_600_000_000 - 1
+    old = now - CREATE_REQUEST_RETENTION_HOURS * 3_600_000_000 - 1
     kept = BookDraft("kept", "x", 1, uuid.uuid4())
     await BookDAL(database, clock=lambda: old).create_book(kept._replace(name="old", request_id=uuid.uuid4()))
     await BookDAL(database, clock=lambda: now).create_book(kept)

@@ -1,4 +1,4 @@
-"""The doors, with the real command on both sides and the real grpcurl: certificates, tokens, several workers."""
+"""TLS, tokens and client certificates, with the real command on both sides, the real grpcurl, and several workers."""
 
 import json
 import subprocess

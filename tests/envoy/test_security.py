@@ -58,7 +58,7 @@ def preflight(edge: Edge, target: str, origin: str, method: str) -> Answer:
 def shaken(
     envoy: Envoy, *, alpn: Sequence[str] = (), ciphers: str = "DEFAULT", **options: ssl.TLSVersion
 ) -> tuple[str | None, str | None, bytes]:
-    """Answer TLS version, the protocol on it, and the certificate that a handshake came to."""
+    """Return TLS version, the protocol on it, and the certificate that a handshake came to."""
     context = ssl.create_default_context(cafile=envoy.ca)
     context.set_ciphers(ciphers)
     context.set_alpn_protocols(alpn)
