@@ -36,7 +36,7 @@ class HttpContext:
         try:
             yield
         except asyncio.CancelledError:
-            if not self._caller.has_gone:
+            if not self._caller.is_disconnected:
                 raise
             task.uncancel()
         finally:

@@ -16,11 +16,11 @@ class Caller:
 
     def __init__(self, certificate: Mapping[str, Any] | None) -> None:
         self.certificate = certificate or {}
-        self.has_gone = False
+        self.is_disconnected = False
         self.task: asyncio.Task[Any] | None = None
 
     def disconnect(self) -> None:
         """Note that it has disconnected."""
-        self.has_gone = True
+        self.is_disconnected = True
         if self.task is not None:
             self.task.cancel()

@@ -38,7 +38,7 @@ REQUESTS: dict[str, Message] = {
 async def send(server: Serving, body: Path, method: str, *, calls: int, rate: float = 0) -> Counter[str]:
     """Send calls by h2load, at a rate whatever becomes of them, or else as fast as 64 of them are answered.
 
-    Answer how many the server has ended with each status in a second.
+    Return how many the server has ended with each status in a second.
     """
     before = outcomes(server, method)
     began = time.monotonic()
