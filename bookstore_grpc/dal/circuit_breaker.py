@@ -6,6 +6,9 @@ from contextlib import asynccontextmanager
 
 from bookstore_grpc.errors import DatabaseUnavailable
 
+#: The message to a caller whose wait was ended.
+NO_RESPONSE = "The database does not respond; try again."
+
 # The time limit of a call while the breaker is open: enough to find that the database is back.
 _TRIAL_SECONDS = 1
 
@@ -42,5 +45,5 @@ class CircuitBreaker:
                 finally:
                     self._waits.discard(wait)
         except TimeoutError:
-            late = TimeoutError("it did not answer in time")  # asyncio's own has no text
-            raise DatabaseUnavailable("The database does not answer; try again.") from late
+            late = TimeoutError("it did not respond in time")  # asyncio's own has no text
+            raise DatabaseUnavailable(NO_RESPONSE) from late

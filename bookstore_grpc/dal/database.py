@@ -19,7 +19,7 @@ from sqlalchemy.pool import QueuePool
 
 from bookstore_grpc.dal import migrations
 from bookstore_grpc.dal.bulkhead import Bulkhead
-from bookstore_grpc.dal.circuit_breaker import CircuitBreaker
+from bookstore_grpc.dal.circuit_breaker import NO_RESPONSE, CircuitBreaker
 from bookstore_grpc.dal.detached_tasks import DetachedTasks
 from bookstore_grpc.dal.driver_errors import Conflict, ConnectionLost, translated_errors
 from bookstore_grpc.dal.engines import Cutoff, parse_database_url, reading_engine, writing_engine
@@ -173,8 +173,8 @@ class Database:
                 self._pool_invalidation.invalidate()
             if isinstance(error, DatabaseUnavailable):
                 raise
-            late = TimeoutError(f"did not answer within {_PROBE_SECONDS} seconds")  # asyncio's own has no text
-            raise DatabaseUnavailable("The database does not answer; try again.") from late
+            late = TimeoutError(f"did not respond within {_PROBE_SECONDS} seconds")  # asyncio's own has no text
+            raise DatabaseUnavailable(NO_RESPONSE) from late
         self._circuit_breaker.reset()
 
     async def migrate(self) -> str:

@@ -92,7 +92,7 @@ def translated_errors(dialect: str) -> Iterator[None]:
         raise DatabaseUnavailable("Every connection to the database is busy; try again.") from error
     except OSError as error:
         if isinstance(error, TimeoutError) and not str(error):  # asyncio's, which drivers pass on
-            error = TimeoutError("it did not answer in time")
+            error = TimeoutError("it did not respond in time")
         kind = ConnectionLost if has_lost_connection(error, dialect) else DatabaseUnavailable
         raise kind from named_exhaustion(error)
 

@@ -245,7 +245,7 @@ async def test_server_that_accepts_and_says_nothing_is_unavailable_after_the_tim
             for call in calls:
                 with pytest.raises(DatabaseUnavailable) as caught:
                     await call()
-                assert str(driver_error(caught.value)) == "it did not answer in time"
+                assert str(driver_error(caught.value)) == "it did not respond in time"
         await database.close()
 
 

@@ -200,7 +200,7 @@ def test_a_host_that_accepts_and_says_nothing_is_told_as_such(scheme: str, verb:
         finished = run_bookstore(verb, "--database-timeout-seconds", 0.3, variables=variables)
 
     assert finished.status == 1
-    told = f"Cannot use the database {scheme.partition('+')[0]} {host}/books: it did not answer in time."
+    told = f"Cannot use the database {scheme.partition('+')[0]} {host}/books: it did not respond in time."
     assert finished.errors == f"Error: {told}\n"
 
 

@@ -77,7 +77,7 @@ async def test_a_database_that_is_silent_is_told_as_such(
         (cause,) = await until_told(log_lines, 1)
         network.flow()
         await network.cut()
-    assert cause == "TimeoutError('did not answer within 2 seconds')"
+    assert cause == "TimeoutError('did not respond within 2 seconds')"
 
 
 async def test_causes_that_take_turns_are_told_once_an_outage(tmp_path: Path, log_lines: LogLines) -> None:
