@@ -22,7 +22,7 @@ _LISTENING = "0A"  # in /proc/net/tcp
 
 
 @pytest.fixture
-async def database_url(tmp_path: Path) -> AsyncIterator[str]:
+async def postgresql_url(tmp_path: Path) -> AsyncIterator[str]:
     async for url in new_database("postgresql", tmp_path):
         yield url
 
@@ -30,7 +30,7 @@ async def database_url(tmp_path: Path) -> AsyncIterator[str]:
 class MakeEdge:
     """The script that runs, on free ports."""
 
-    def __init__(self, folder: Path, database_url: str, *, admin_port: int = 0) -> None:
+    def __init__(self, folder: Path, postgresql_url: str, *, admin_port: int = 0) -> None:
         self.folder = folder
         port, one, other, admin = self.ports = free_ports(4)
         self.address = f"127.0.0.1:{port}"
@@ -42,7 +42,7 @@ class MakeEdge:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env=environment(BOOKSTORE_DATABASE_URL=database_url),
+                env=environment(BOOKSTORE_DATABASE_URL=postgresql_url),
             )
 
     def wait_for(self, text: str) -> None:
@@ -69,8 +69,8 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextmanager
-def made_edge(folder: Path, database_url: str) -> Iterator[MakeEdge]:
-    made = MakeEdge(folder, database_url)
+def made_edge(folder: Path, postgresql_url: str) -> Iterator[MakeEdge]:
+    made = MakeEdge(folder, postgresql_url)
     try:
         made.wait_for("Ctrl-C ends everything.")
         yield made
@@ -111,8 +111,8 @@ def test_without_a_database_it_says_how_to_get_one() -> None:
         assert "docker run" in done.stderr
 
 
-def test_it_serves_on_the_loopback_and_ends_with_everything(tmp_path: Path, database_url: str) -> None:
-    with made_edge(tmp_path, database_url) as made:
+def test_it_serves_on_the_loopback_and_ends_with_everything(tmp_path: Path, postgresql_url: str) -> None:
+    with made_edge(tmp_path, postgresql_url) as made:
         assert made.status() == 200
         for port in made.ports:
             # The tables are not read in one moment, and a line may be missed.
@@ -127,8 +127,8 @@ def test_it_serves_on_the_loopback_and_ends_with_everything(tmp_path: Path, data
         assert (tmp_path / "tls/tls.key").stat().st_mode & 0o077 == 0
 
 
-def test_a_server_that_dies_is_told_and_the_other_answers(tmp_path: Path, database_url: str) -> None:
-    with made_edge(tmp_path, database_url) as made:
+def test_a_server_that_dies_is_told_and_the_other_answers(tmp_path: Path, postgresql_url: str) -> None:
+    with made_edge(tmp_path, postgresql_url) as made:
         one, other, _ = made.children()
         os.kill(one, signal.SIGKILL)
         made.wait_for("server 1 has ended with status -9")
@@ -137,9 +137,9 @@ def test_a_server_that_dies_is_told_and_the_other_answers(tmp_path: Path, databa
         assert made.process.wait(PATIENCE_SECONDS) == 1, made.told()
 
 
-def test_a_port_that_is_taken_is_told(tmp_path: Path, database_url: str) -> None:
+def test_a_port_that_is_taken_is_told(tmp_path: Path, postgresql_url: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        made = MakeEdge(tmp_path, database_url, admin_port=taken.getsockname()[1])
+        made = MakeEdge(tmp_path, postgresql_url, admin_port=taken.getsockname()[1])
         assert made.process.wait(PATIENCE_SECONDS) == 1
     assert "envoy has ended with status 1" in made.told()
     assert "cannot bind" in made.told()
