@@ -7,7 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
 # More processes than cores, for much of the time each waits. A process that is done takes tests over from another.
-IN_PARALLEL := --numprocesses 4 --dist worksteal
+IN_PARALLEL := --numprocesses 3 --dist worksteal
 
 .PHONY: help install run edge test test-all test-faults coverage check audit breaking format generate bench constraints clean build/generated
 

@@ -331,6 +331,18 @@ async def test_migrating_gives_up_when_another_server_goes_on_migrating(
     assert await fresh_database.is_behind()
 
 
+@pytest.mark.databases("mariadb")  # where the lock is not that of the transaction
+async def test_a_migration_is_committed_before_another_server_may_begin_its_own(fresh_database: Database) -> None:
+    other = Database(fresh_database.url.render_as_string(hide_password=False), pool_size=1, timeout_seconds=10)
+
+    async def migrate_both(connection: AsyncConnection) -> None:
+        revision = await connection.run_sync(migrations.upgrade)
+        assert await other.migrate() == revision
+
+    await fresh_database.write(migrate_both)
+    await other.close()
+
+
 async def test_a_migration_of_another_database_on_the_server_is_not_waited_for(
     fresh_database: Database, other_database: Database, log_lines: LogLines
 ) -> None:

