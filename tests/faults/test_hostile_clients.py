@@ -143,9 +143,11 @@ async def witness(address: str) -> AsyncIterator[Witness]:
     seen = Witness()
     is_over = False
 
-    async def ask() -> None:
-        async with grpc.aio.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
-            stub: books_pb2_grpc.BookServiceAsyncStub = books_pb2_grpc.BookServiceStub(channel)
+    async with grpc.aio.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+        await channel.channel_ready()
+        stub: books_pb2_grpc.BookServiceAsyncStub = books_pb2_grpc.BookServiceStub(channel)
+
+        async def ask() -> None:
             while not is_over:
                 began = time.monotonic()
                 await stub.GetBook(books_pb2.GetBookRequest(id=1), timeout=30)
@@ -153,12 +155,12 @@ async def witness(address: str) -> AsyncIterator[Witness]:
                 seen.answered += 1
                 await asyncio.sleep(0.01)
 
-    asking = asyncio.create_task(ask())
-    try:
-        yield seen
-    finally:
-        is_over = True
-        await asking
+        asking = asyncio.create_task(ask())
+        try:
+            yield seen
+        finally:
+            is_over = True
+            await asking
 
 
 async def memory_that_stays(server: Serving, before: float) -> float:
