@@ -37,6 +37,10 @@ async def test_no_answer_is_an_internal_error_or_outside_the_document(tmp_path: 
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
         )
-        output, _ = await process.communicate()
+        try:
+            output, _ = await process.communicate()
+        finally:
+            if process.returncode is None:
+                process.kill()
     assert process.returncode == 0, output.decode()
     assert "Tested: 8\n" in output.decode()
