@@ -50,9 +50,5 @@ async def running(components: Iterable[Component]) -> AsyncIterator[None]:
     async with AsyncExitStack() as stack:
         for component in components:
             await component.start()
-            stack.push_async_callback(_stop, component)
+            stack.push_async_callback(component.stop)
         yield
-
-
-async def _stop(component: Component) -> None:
-    await component.stop()

@@ -49,11 +49,13 @@ def parsed_client_scopes(settings: "Settings") -> Mapping[str, frozenset[str]]:
 
 def _listen_problems(settings: "Settings") -> Iterator[str]:
     for text in settings.listen:
-        if problem := _form_problem(text):
-            yield problem
+        try:
+            address = Address.parse(text)
+        except ValueError as error:
+            yield str(error)
             continue
-        yield from _plaintext_problems(settings, text)
-        if settings.worker_count > 1 and Address.parse(text).is_unix:
+        yield from _plaintext_problems(settings, address)
+        if settings.worker_count > 1 and address.is_unix:
             yield (
                 f"Several workers cannot share {text}. Serve it with --workers 1, or choose HOST:PORT with --listen."
             )
@@ -63,16 +65,17 @@ def _http_problems(settings: "Settings") -> Iterator[str]:
     text = settings.http_listen
     if not text:
         return
-    if problem := _form_problem(text):
-        yield problem
+    try:
+        address = Address.parse(text)
+    except ValueError as error:
+        yield str(error)
         return
-    address = Address.parse(text)
     if address.is_unix:
         yield f"HTTP needs an address of the form HOST:PORT, which {text} is not."
         return
     if text in settings.listen and address.port:
         yield f"{text} cannot be both gRPC's and HTTP's: choose another with --http-listen."
-    yield from _plaintext_problems(settings, text)
+    yield from _plaintext_problems(settings, address)
     for origin in settings.http_origins:
         if not _ORIGIN.fullmatch(origin):
             yield f"--http-origins {origin!r} is not an origin as browsers send it, such as https://shop.example."
@@ -81,10 +84,10 @@ def _http_problems(settings: "Settings") -> Iterator[str]:
             yield f"--http-hosts {host!r} is not a host name such as books.example, without a port."
 
 
-def _plaintext_problems(settings: "Settings", text: str) -> Iterator[str]:
-    if not (settings.is_encrypted or settings.insecure or is_local(text)):
+def _plaintext_problems(settings: "Settings", address: Address) -> Iterator[str]:
+    if not (settings.is_encrypted or settings.insecure or address.is_local):
         yield (
-            f"{text} can be reached from other machines, and calls would travel in plaintext. "
+            f"{address} can be reached from other machines, and calls would travel in plaintext. "
             "Give a certificate with --tls-cert and --tls-key, listen on 127.0.0.1, or set --insecure if a proxy "
             "that you trust is in front."
         )
@@ -136,20 +139,22 @@ def _metrics_problems(settings: "Settings") -> Iterator[str]:
     text = settings.metrics_listen
     if not text:
         return
-    if problem := _form_problem(text):
-        yield problem
-    elif Address.parse(text).is_unix:
-        yield f"The address {text!r} is not HOST:PORT."
+    try:
+        if Address.parse(text).is_unix:
+            yield f"The address {text!r} is not HOST:PORT."
+    except ValueError as error:
+        yield str(error)
 
 
 def _channelz_problems(settings: "Settings") -> Iterator[str]:
     text = settings.channelz_listen
     if not text:
         return
-    if problem := _form_problem(text):
-        yield problem
+    try:
+        address = Address.parse(text)
+    except ValueError as error:
+        yield str(error)
         return
-    address = Address.parse(text)
     if not address.is_local:
         yield (
             f"{text} can be reached from other machines, and channelz shows who is connected. "
@@ -178,11 +183,3 @@ def _is_collector_url(text: str) -> bool:
         return url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0 and is_bare
     except ValueError:
         return False
-
-
-def _form_problem(text: str) -> str:
-    try:
-        Address.parse(text)
-    except ValueError as error:
-        return str(error)
-    return ""
