@@ -42,7 +42,6 @@ from bookstore_grpc.metadata import ERROR_DOMAIN, OMITTED_COUNT_KEY
 
 # https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md: each of these bytes takes three in `grpc-message`.
 _PERCENT_ENCODED = re.compile(rb"[^ -$&-~]")
-_INTERNAL = "INTERNAL"
 
 
 class Status(NamedTuple):
@@ -55,22 +54,20 @@ class Status(NamedTuple):
 
 def domain_error(error: BaseException) -> BookstoreError:
     """Return an error of the table: the error itself, or an `InternalError` for any that is not meant for callers."""
-    return error if isinstance(error, BookstoreError) and _find_row(type(error)) else InternalError()
+    return error if isinstance(error, BookstoreError) and _row_or_none(error) else InternalError()
 
 
 def code_name(error: BookstoreError) -> str:
-    """Return the name of an error's status code, such as `NOT_FOUND`."""
-    row = _find_row(type(error))
-    return row.code if row else _INTERNAL
+    """Return the name of the status code of an error of the table, such as `NOT_FOUND`."""
+    return _row(error).code
 
 
-def status_from_error(error: BaseException, *, request_id: str) -> Status:
-    """Return the status of an error. One that is not meant for callers becomes a bare INTERNAL.
+def status_from_error(error: BookstoreError, *, request_id: str) -> Status:
+    """Return the status of an error of the table, as `domain_error` returns one.
 
     The first entry of a list of violations or of missing books is always present; the metadata has the number omitted.
     """
-    error = domain_error(error)
-    code, make_details = _find_row(type(error)) or _TABLE[InternalError]
+    code, make_details = _row(error)
     message = _shortened(error.message, max_bytes=ERROR_MESSAGE_MAX_BYTES, size=_size_in_header)
     entries = _entry_count(error)
 
@@ -171,8 +168,14 @@ _TABLE: dict[type, _Row] = {
 }
 
 
-def _find_row(kind: type[BaseException]) -> _Row | None:
-    return next((_TABLE[ancestor] for ancestor in kind.__mro__ if ancestor in _TABLE), None)
+def _row_or_none(error: BookstoreError) -> _Row | None:
+    return next((_TABLE[ancestor] for ancestor in type(error).__mro__ if ancestor in _TABLE), None)
+
+
+def _row(error: BookstoreError) -> _Row:
+    row = _row_or_none(error)
+    assert row is not None, type(error)  # noqa: S101  the pipeline lets no other leave
+    return row
 
 
 def _packed(detail: Message) -> Any:
