@@ -1,12 +1,12 @@
 """The health monitor: probes the database at intervals, and reports whether the service can do its work."""
 
-import asyncio
 from collections.abc import Awaitable, Callable
 
 import structlog
 
 from bookstore_grpc.errors import Unavailable
 from bookstore_grpc.net.file_descriptors import DescriptorsExhausted
+from bookstore_grpc.net.periodic import PeriodicTask
 from bookstore_grpc.rpc.health import Health
 
 _log = structlog.stdlib.get_logger("bookstore_grpc.server")
@@ -25,34 +25,30 @@ class HealthMonitor:
         self.why_not_ready = "starting"
         self._health = health
         self._probe = probe
-        self._interval_seconds = interval_seconds
         self._logged_causes: set[str] = set()  # of an outage; empty while the service serves
-        self._task: asyncio.Task[None] | None = None
+        self._probing = PeriodicTask("health", self._check, every_seconds=interval_seconds)
 
-    def start(self) -> None:
+    async def start(self) -> None:
         """Report SERVING, and probe from now on."""
         self._set(why_not_ready="")
-        self._task = asyncio.create_task(self._probe_at_intervals())
+        await self._probing.start()
 
-    def stop(self, *, why_not_ready: str) -> None:
+    async def stop(self, *, why_not_ready: str) -> None:
         """Report NOT_SERVING, and probe no more."""
-        if self._task is not None:
-            self._task.cancel()
+        await self._probing.stop()
         self._set(why_not_ready=why_not_ready)
 
-    async def _probe_at_intervals(self) -> None:
-        while True:
-            await asyncio.sleep(self._interval_seconds)
-            try:
-                await self._probe()
-            except Exception as error:
-                self._log_outage(error)
-                self._set(why_not_ready=_reason(error))
-            else:
-                if self._logged_causes:
-                    _log.info("serving again: the database is back")
-                self._logged_causes.clear()
-                self._set(why_not_ready="")
+    async def _check(self) -> None:
+        try:
+            await self._probe()
+        except Exception as error:
+            self._log_outage(error)
+            self._set(why_not_ready=_reason(error))
+        else:
+            if self._logged_causes:
+                _log.info("serving again: the database is back")
+            self._logged_causes.clear()
+            self._set(why_not_ready="")
 
     def _log_outage(self, error: Exception) -> None:
         cause = repr(error.__cause__ or error)

@@ -85,14 +85,14 @@ class Server:
             credentials = self._credentials() if self._credentials else None
             self.addresses.append(bind(self._server, address, credentials))
         await start_with_backpressure(self._server, self._admission)
-        self._monitor.start()
+        await self._monitor.start()
 
     async def drain(self, *, delay_seconds: float, grace_seconds: float) -> None:
         """Stop without losing a call: report NOT_SERVING, wait for balancers, send GOAWAY, finish the calls under way.
 
         After `grace_seconds` the calls that are left are cancelled.
         """
-        self._monitor.stop(why_not_ready="draining")
+        await self._monitor.stop(why_not_ready="draining")
         await asyncio.sleep(delay_seconds)
         # gRPC's core cancels what it receives after its GOAWAY and before the client reads that: docs/decisions/0015.
         async with self._interceptor.held_responses.holding():
