@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 from bookstore_grpc.calls.context import Metadata
-from bookstore_grpc.net.http_server import CALLER, Caller
+from bookstore_grpc.net.http_peer import CALLER, Caller
 
 
 class HttpContext:

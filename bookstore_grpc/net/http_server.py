@@ -7,10 +7,7 @@ from bookstore_grpc.compat.uvicorn import bounded_server
 from bookstore_grpc.net.address import Address
 from bookstore_grpc.net.asgi import Application
 from bookstore_grpc.net.connection_limit import ConnectionLimit
-from bookstore_grpc.net.http_peer import CALLER, Caller
 from bookstore_grpc.net.listening import bound_socket
-
-__all__ = ["CALLER", "Caller", "HttpServer"]
 
 
 class HttpServer:
