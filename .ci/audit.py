@@ -1,9 +1,9 @@
-"""Looks up the exact versions in constraints.txt among known vulnerabilities, where a service that knows them answers.
+"""Checks the exact versions in constraints.txt for known vulnerabilities with pip-audit and OSV.
 
-The exit status is pip-audit's: 1 for a finding. Where the service is away, standard error says so and the status is 0.
+The exit status is pip-audit's: 1 if it finds any. If OSV is unavailable, standard error says so and the status is 0.
 
-The service is OSV. PyPI's, pip-audit's own choice, would deceive: a mirror that has no such pages answers 404, which
-pip-audit takes for packages that it need not look up, and ends with 0.
+PyPI's vulnerability service, pip-audit's default, is not used: a mirror without it returns 404, which pip-audit treats
+as packages without vulnerabilities, and exits with 0.
 """
 
 import json
@@ -14,46 +14,47 @@ from pathlib import Path
 from urllib.request import Request, urlopen
 
 _OSV_URL = "https://api.osv.dev/v1/query"
-_PATIENCE_SECONDS = 5
-# Known to be vulnerable for years: who finds nothing here is not the service.
-_QUESTION = {"package": {"name": "jinja2", "ecosystem": "PyPI"}, "version": "2.4.1"}
+_TIMEOUT_SECONDS = 5
+# Vulnerable for years: a service that finds nothing for this version is not OSV.
+_KNOWN_VULNERABLE = {"package": {"name": "jinja2", "ecosystem": "PyPI"}, "version": "2.4.1"}
 
 
 def main() -> None:
-    """Audit, with the service of the variable OSV_URL if there is one; arguments go on to pip-audit."""
+    """Run the audit. The variable OSV_URL overrides the service; arguments are passed to pip-audit."""
     url = os.environ.get("OSV_URL", _OSV_URL)
-    reason = why_it_cannot_be_asked(url)
+    reason = why_unavailable(url)
     if reason:
         print(f"pip-audit SKIPPED: {url} {reason}", file=sys.stderr)
         return
     command = [
         str(Path(sys.executable).parent / "pip-audit"),
-        # Every version is there and exact: nothing has to be resolved, and no package is fetched.
+        # All versions are exact, so nothing is resolved or downloaded.
         *("--requirement", "constraints.txt", "--no-deps", "--disable-pip"),
         *("--vulnerability-service", "osv", "--osv-url", url, "--progress-spinner", "off"),
         *sys.argv[1:],
     ]
-    os.execv(command[0], command)  # noqa: S606  a list, and nothing in it from outside but the user's own arguments
+    os.execv(command[0], command)  # noqa: S606  a list without untrusted input
 
 
-def why_it_cannot_be_asked(url: str) -> str:
-    """Say why the service is of no use, or "" where it is."""
+def why_unavailable(url: str) -> str:
+    """Return why the service cannot be used, or "" if it can."""
     reasons: list[str] = []
-    # In a thread, because urlopen's timeout does not bound the look-up of a name.
-    thread = threading.Thread(target=lambda: reasons.append(_ask(url)), daemon=True)
+    # In a thread, because urlopen's timeout does not bound the DNS lookup.
+    thread = threading.Thread(target=lambda: reasons.append(_query(url)), daemon=True)
     thread.start()
-    thread.join(_PATIENCE_SECONDS)
-    return reasons[0] if reasons else f"did not answer within {_PATIENCE_SECONDS} seconds"
+    thread.join(_TIMEOUT_SECONDS)
+    return reasons[0] if reasons else f"did not respond within {_TIMEOUT_SECONDS} seconds"
 
 
-def _ask(url: str) -> str:
-    question = Request(url, json.dumps(_QUESTION).encode(), {"Content-Type": "application/json"})  # noqa: S310  it is ours
+def _query(url: str) -> str:
+    body = json.dumps(_KNOWN_VULNERABLE).encode()
+    request = Request(url, body, {"Content-Type": "application/json"})  # noqa: S310  the URL is trusted
     try:
-        with urlopen(question) as answer:  # noqa: S310  as above
-            found = json.load(answer)
+        with urlopen(request) as response:  # noqa: S310  the URL is trusted
+            found = json.load(response)
     except (OSError, ValueError) as error:
-        return f"cannot be asked ({error})"
-    return "" if isinstance(found, dict) and found.get("vulns") else "does not know a vulnerability that OSV knows"
+        return f"cannot be queried ({error})"
+    return "" if isinstance(found, dict) and found.get("vulns") else "does not return a vulnerability known to OSV"
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """Varying request bodies for a load generator that reads a single file.
 
-h2load reads the body by `pread` from the file, once per request. So the file is rewritten in place whenever it
-has been read (inotify tells), and the next request finds another id or name. All bodies have one length and one
-layout: a read that meets a rewrite halfway still finds a well-formed request.
+h2load reads the body by `pread` from the file, once per request. So the file is rewritten in place after every read
+(detected by inotify), and the next request has another id or name. All bodies have the same length and layout, so that
+a read during a rewrite still gets a well-formed request.
 
-After 64 simultaneous responses h2load sends 64 requests at once, faster than the rewriting thread wakes up,
-unless that thread takes the CPU from it: see `load_generator_cpu`. With both, of 64 calls in flight 0.4 ask for what
-another asks for as well, as many as among ids drawn at random; without, it was 5 to 40.
+After 64 simultaneous responses h2load sends 64 requests in a row, faster than the rewriting thread wakes up, unless
+that thread preempts it: see `load_generator_cpu`. So on average only 0.4 of 64 calls in flight request the same as
+another, as with random ids; without preemption it was 5 to 40.
 """
 
 import ctypes
@@ -21,16 +21,16 @@ _EVENTS_BYTES = 4_096
 
 
 def load_generator_cpu() -> int:
-    """Name the CPU on which the load generator runs, at idle priority, and the rewriting thread at normal priority.
+    """Return the CPU for the load generator, at idle priority, and for the rewriting thread, at normal priority.
 
-    The thread then takes the CPU over as soon as the load generator has read, and the next read waits for it. So does
-    the load generator for anything else that wants this CPU: the machine has to be quiet.
+    The thread then preempts the load generator after each read, so that the next read waits for it. Anything else on
+    this CPU preempts the load generator too, so the machine must be idle.
     """
     return max(os.sched_getaffinity(0))
 
 
 class Rewritten:
-    """The number of bodies that a file has held so far. All were read except the last and, rarely, another."""
+    """The number of bodies written to a file so far. All were read except the last and, rarely, one more."""
 
     count = 1
 

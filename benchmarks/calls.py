@@ -12,10 +12,9 @@ from benchmarks.operations import Operation
 class Prepared:
     """A load, and how to verify its responses.
 
-    `call` makes the call once through an ordinary client, raises `BenchmarkError` unless the response is as it should
-    be, and tells how many bytes the longest such response has. A response of the load has exactly as many, or, where a
-    time is in it, on average at most `allowance_bytes` fewer: the fraction of a second takes 4 bytes instead of 5 in a
-    quarter of the cases.
+    `call` makes the call once with an ordinary client, raises `BenchmarkError` if the response is not as expected, and
+    returns the size of the longest such response in bytes. Responses of the load have the same size, or on average at
+    most `allowance_bytes` less: for example, the fraction of a second takes 4 bytes instead of 5 in a quarter of cases.
     """
 
     load: Load
@@ -23,7 +22,7 @@ class Prepared:
     allowance_bytes: int = 0
     books_per_call: int = 0
     renames_to: str = ""  # what the new names of an update start with
-    renamed: Callable[[Outcome], float] = lambda _outcome: 0  # how many books the load has then given such names
+    renamed: Callable[[Outcome], float] = lambda _outcome: 0  # the number of books with such names after the load
 
 
 class Calls(Protocol):

@@ -12,7 +12,7 @@ from bookstore.v1 import books_pb2, books_pb2_grpc
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 
-from benchmarks.books import BOOKS_PER_AUTHOR, asked_authors, author_count, author_name, id_range
+from benchmarks.books import BOOKS_PER_AUTHOR, author_count, author_name, id_range, requested_authors
 from benchmarks.calls import Prepared
 from benchmarks.errors import check
 from benchmarks.load import Load
@@ -20,7 +20,7 @@ from benchmarks.operations import BATCH_CREATE, BATCH_GET, Operation
 
 _FRAME_BYTES = 5
 _HEADERS = {"content-type": "application/grpc", "te": "trailers"}
-_FIVE_BYTES_NANOS = 2**28  # the least that is encoded in as many
+_FIVE_BYTES_NANOS = 2**28  # the smallest value that is encoded in five bytes
 _TIMEOUT_SECONDS = 60
 _BATCH_GET_BODIES = 512
 _ANY_PAGE_BYTES = 4  # by which a page with a shorter token, or an author's with shorter ids, may fall short
@@ -36,7 +36,7 @@ class GrpcCalls:
         self._address = address
         self._size = size
         self._connections = connections
-        self._random = random.Random(size)  # noqa: S311  it guards no secret
+        self._random = random.Random(size)  # noqa: S311  not used for security
 
     def close(self) -> None:
         """Close the channel."""
@@ -53,8 +53,13 @@ class GrpcCalls:
 
     def prepare(self, operation: Operation, *, run: int) -> Prepared:
         """Return the load of an operation. `run` makes new names unique."""
-        if operation.page_size:
-            return self._prepare_list(operation)
+        prepared = self._prepare_list(operation) if operation.page_size else self._prepare_other(operation, run)
+        if operation.in_flight:
+            load = replace(prepared.load, connections=1, in_flight=operation.in_flight)
+            prepared = replace(prepared, load=load)
+        return prepared
+
+    def _prepare_other(self, operation: Operation, run: int) -> Prepared:
         prepare: dict[str, Callable[[int], Prepared]] = {
             "get": self._prepare_get,
             "batch-get": self._prepare_batch_get,
@@ -62,12 +67,9 @@ class GrpcCalls:
             "update-one": self._prepare_update,
             "create": self._prepare_create,
             "batch-create": self._prepare_batch_create,
+            "batch-create-8": self._prepare_batch_create,
         }
-        prepared = prepare[operation.key](run)
-        if operation.in_flight:
-            load = replace(prepared.load, connections=1, in_flight=operation.in_flight)
-            prepared = replace(prepared, load=load)
-        return prepared
+        return prepare[operation.key](run)
 
     def _prepare_get(self, _run: int) -> Prepared:
         def call() -> int:
@@ -96,7 +98,7 @@ class GrpcCalls:
         return self._prepared_list(requests, call)
 
     def _prepare_filtered_list(self, operation: Operation) -> Prepared:
-        authors = asked_authors(self._size, is_any=operation.is_any)
+        authors = requested_authors(self._size, is_any=operation.is_any)
         requests = [self._list_request(operation, filter=f'author = "{author}"') for author in authors]
 
         def call() -> int:

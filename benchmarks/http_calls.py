@@ -8,7 +8,7 @@ from itertools import count
 from typing import Any
 from urllib.parse import quote_plus
 
-from benchmarks.books import BOOKS_PER_AUTHOR, asked_authors, author_count, author_name, id_range
+from benchmarks.books import BOOKS_PER_AUTHOR, author_count, author_name, id_range, requested_authors
 from benchmarks.calls import Prepared
 from benchmarks.errors import check
 from benchmarks.load import IN_FLIGHT, Load, Outcome
@@ -17,7 +17,7 @@ from benchmarks.operations import Operation
 _JSON = {"content-type": "application/json"}
 _TIMEOUT_SECONDS = 60
 _URIS = 1_024
-# With one, all connections would request the same book at once, and updates would wait for each other.
+# With one process, all connections would request the same books concurrently, and updates would wait for each other.
 _PROCESSES = 16
 _STATUSES = {"GET": 200, "POST": 201, "PUT": 200, "PATCH": 200}
 
@@ -32,7 +32,7 @@ class HttpCalls:
     def __init__(self, address: str, *, size: int) -> None:
         self._address = address
         self._size = size
-        self._random = random.Random(size)  # noqa: S311  it guards no secret
+        self._random = random.Random(size)  # noqa: S311  not used for security
 
     def prepare(self, operation: Operation, *, run: int) -> Prepared | None:
         """Return the load of an operation, or None for batches and many calls on one connection."""
@@ -70,7 +70,7 @@ class HttpCalls:
         return self._prepared_list(paths, call)
 
     def _prepare_filtered_list(self, operation: Operation) -> Prepared:
-        authors = asked_authors(self._size, is_any=operation.is_any)
+        authors = requested_authors(self._size, is_any=operation.is_any)
         paths = [self._author_path(operation, author) for author in authors]
 
         def call() -> int:

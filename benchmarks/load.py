@@ -14,7 +14,7 @@ from benchmarks.bodies import load_generator_cpu, rewritten_file
 from benchmarks.errors import BenchmarkError, check
 
 IN_FLIGHT = 64
-_PATIENCE_SECONDS = 180
+_TIMEOUT_SECONDS = 180
 # Time for each of several processes to start and wait for its URIs.
 _START_SECONDS = 0.5
 _SUCCEEDED = re.compile(r"requests: \d+ total, \d+ started, \d+ done, (\d+) succeeded")
@@ -23,10 +23,10 @@ _DATA_BYTES = re.compile(r"traffic: .* \((\d+)\) data")
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """What h2load sends with `in_flight` concurrent calls: GET without a body, else POST, or the method of a header.
+    """What h2load sends with `in_flight` concurrent calls: GET without a body, otherwise POST, or a `:method` header.
 
-    Each connection walks the URIs in their order, so where it matters that calls differ, `processes` of h2load share
-    the connections among them and walk in orders of their own.
+    Each connection requests the URIs in order. If concurrent calls must differ, several `processes` of h2load share the
+    connections, each with its own order.
     """
 
     uris: Sequence[str]
@@ -40,9 +40,9 @@ class Load:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What h2load saw.
+    """The result of h2load.
 
-    `bodies` is how many it has sent that differ, `data_bytes` the length of all responses without headers and trailers.
+    `bodies` is the number of different bodies, `data_bytes` the size of all responses without headers and trailers.
     """
 
     calls: int
@@ -92,7 +92,7 @@ def _run_to_the_end(load: Load, *, calls: int, folder: Path) -> list[str]:
             time.sleep(_START_SECONDS)
         for number, process in enumerate(started):
             _send_uris(load, number, process)
-        return [process.communicate(timeout=_PATIENCE_SECONDS)[0] for process in started]
+        return [process.communicate(timeout=_TIMEOUT_SECONDS)[0] for process in started]
 
 
 def _start(load: Load, number: int, *, calls: int, folder: Path) -> subprocess.Popen[str]:
@@ -115,11 +115,11 @@ def _start(load: Load, number: int, *, calls: int, folder: Path) -> subprocess.P
 
 def _send_uris(load: Load, number: int, process: subprocess.Popen[str]) -> None:
     """Start a process's load. Each waits for its URIs, so that all start together."""
-    uris = random.Random(number).sample(load.uris, len(load.uris))  # noqa: S311  it guards no secret
+    uris = random.Random(number).sample(load.uris, len(load.uris))  # noqa: S311  not used for security
     if process.stdin is not None:
         process.stdin.write("\n".join(uris) + "\n")
         process.stdin.close()
-        process.stdin = None  # or communicate() would flush it
+        process.stdin = None  # otherwise communicate() would flush it
 
 
 def _log(folder: Path, number: int) -> Path:

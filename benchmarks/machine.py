@@ -20,6 +20,8 @@ _DISTRIBUTIONS = (
     "httptools",
     "asyncpg",
     "psycopg",
+    "asyncmy",
+    "PyMySQL",
 )
 
 

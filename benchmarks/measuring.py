@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -13,10 +13,12 @@ from benchmarks.grpc_calls import GrpcCalls
 from benchmarks.http_calls import HttpCalls
 from benchmarks.json_calls import JsonCalls
 from benchmarks.load import Load, Outcome, run_load
-from benchmarks.operations import Operation
+from benchmarks.operations import GET, Operation
 from benchmarks.servers import JSON, Contender, Server, running
 from benchmarks.storage import Databases, ServerMemory, Storage
 
+# Before the first measurement of a server, for which it opens its connections to the database.
+_FIRST_CALLS = 256
 _WARM_UP_SHARE = 0.2
 # On a quiet machine it is 0.98.
 _VARIED_SHARE = 0.5
@@ -67,14 +69,22 @@ class Bench:
         self._runs = count(1)
 
     @contextmanager
-    def contender(self, contender: Contender, databases: Databases, size: int) -> Iterator[Running]:
+    def contender(
+        self,
+        contender: Contender,
+        databases: Databases,
+        size: int,
+        *,
+        arguments: Sequence[str] = (),
+        token: str = "",
+    ) -> Iterator[Running]:
         """Run a contender with its own catalogue."""
-        if contender.tables == "memory":
-            with self.serving(contender, None, size) as target:
-                yield target
-            return
-        with databases.copy(contender.tables, size) as storage, self.serving(contender, storage, size) as target:
-            yield target
+        with ExitStack() as stack:
+            is_stored = contender.tables != "memory"
+            if not is_stored:
+                arguments = [*arguments, "--size", str(size)]
+            storage = stack.enter_context(databases.copy(contender.tables, size)) if is_stored else None
+            yield stack.enter_context(self.serving(contender, storage, size, arguments=arguments, token=token))
 
     @contextmanager
     def serving(
@@ -87,15 +97,15 @@ class Bench:
         connections: int = 8,
         token: str = "",
     ) -> Iterator[Running]:
-        """Run a contender on existing storage, or in memory."""
+        """Run a contender on existing storage, or in memory, and warm it up."""
         url = storage.url if storage else ""
         with running(contender, database_url=url, folder=self.folder, arguments=arguments) as server:
             if storage and contender.is_http:
                 kind = JsonCalls if contender is JSON else HttpCalls
-                yield Running(server, kind(server.address, size=size), storage, size)
+                yield self._warmed_up(Running(server, kind(server.address, size=size), storage, size))
                 return
             with closing(GrpcCalls(server.address, size=size, connections=connections, token=token)) as calls:
-                yield Running(server, calls, storage or ServerMemory(calls), size)
+                yield self._warmed_up(Running(server, calls, storage or ServerMemory(calls), size))
 
     def measure(self, target: Running, operation: Operation) -> Measurement | None:
         """Return the figures of an operation, or None if the contender lacks it. Raises `BenchmarkError`."""
@@ -126,8 +136,13 @@ class Bench:
             p99_ms=outcome.p99_ms,
         )
 
+    def _warmed_up(self, target: Running) -> Running:
+        if prepared := target.calls.prepare(GET, run=0):
+            run_load(prepared.load, calls=_FIRST_CALLS, folder=self.folder)
+        return target
+
     def _warm_up(self, load: Load) -> float:
-        """Send calls for a part of `seconds`, and return how many a second could take."""
+        """Send calls for a part of `seconds`, and return the calls per second."""
         outcome = run_load(load, calls=load.connections, folder=self.folder)
         while outcome.seconds < _WARM_UP_SHARE * self.seconds:
             calls = outcome.rate * _WARM_UP_SHARE * self.seconds * 1.5
@@ -140,7 +155,7 @@ def _check_bodies(load: Load, outcome: Outcome) -> None:
     least = _VARIED_SHARE * (outcome.calls - load.in_flight)
     check(
         not isinstance(load.bodies, Iterator) or outcome.bodies >= least,
-        f"{outcome.calls:,} calls had only {outcome.bodies:,} bodies: this machine is too busy with other things",
+        f"{outcome.calls:,} calls had only {outcome.bodies:,} different bodies: this machine is too busy",
     )
 
 
@@ -163,5 +178,5 @@ def _check_stored(prepared: Prepared, outcome: Outcome, target: Running, *, crea
         books = prepared.renamed(outcome)
         check(
             renamed >= books * _RENAMED_SHARE,
-            f"{renamed:,} books bear new names instead of about {books:,.0f}",
+            f"{renamed:,} books have new names instead of about {books:,.0f}",
         )

@@ -7,9 +7,9 @@ BATCH_GET = 100
 
 
 class Operation(NamedTuple):
-    """An operation: its key on the command line and its name in the report; of a list, the page's size and place.
+    """An operation: its key on the command line, its title in the report, and for lists the page's size and position.
 
-    With `in_flight` so many calls are under way on one connection, instead of `load.IN_FLIGHT` on several.
+    `in_flight` is the number of concurrent calls on a single connection, instead of `load.IN_FLIGHT` on several.
     """
 
     key: str
@@ -17,7 +17,7 @@ class Operation(NamedTuple):
     page_size: int = 0
     is_late: bool = False
     is_filtered: bool = False
-    is_any: bool = False  # each call asks for another page, so that none is served from the page cache
+    is_any: bool = False  # each call requests another page, so that none is served from the page cache
     books_per_call: int = 0  # how many a call creates
     in_flight: int = 0
 
@@ -36,6 +36,9 @@ UPDATE = Operation("update", "UpdateBook")
 UPDATE_ONE_CONNECTION = Operation("update-one", "UpdateBook, 256 in flight on one connection", in_flight=256)
 CREATE = Operation("create", "CreateBook", books_per_call=1)
 BATCH_CREATE_500 = Operation("batch-create", f"BatchCreateBooks, {BATCH_CREATE}", books_per_call=BATCH_CREATE)
+BATCH_CREATE_IN_FLIGHT = BATCH_CREATE_500._replace(
+    key="batch-create-8", title=f"BatchCreateBooks, {BATCH_CREATE}, 8 in flight on one connection", in_flight=8
+)
 
 OPERATIONS = (
     GET,
@@ -52,4 +55,11 @@ OPERATIONS = (
     UPDATE_ONE_CONNECTION,
     CREATE,
     BATCH_CREATE_500,
+    BATCH_CREATE_IN_FLIGHT,
 )
+
+# Pages on a server are not cached, so that any page of a size costs about what the first one does.
+SERVER_OPERATIONS = (GET, LIST_50, LIST_1000, LIST_AUTHOR, BATCH_GET_100, UPDATE, CREATE, BATCH_CREATE_500)
+# Of a catalogue with more pages and filters than any cache holds.
+WALK_OPERATIONS = (LIST_50_ANY, LIST_1000_ANY, LIST_AUTHOR_ANY)
+BASIC_OPERATIONS = (GET, LIST_50, UPDATE, CREATE)

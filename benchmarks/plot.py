@@ -47,8 +47,8 @@ def draw(found: Mapping[str, Rounds], path: Path, *, title: str) -> None:
             label = f" {times:.3g} ×  ({rates[name]:,.0f}/s)"  # noqa: RUF001  the sign of multiplication
             axes.text(max(times, 1), place, label, va="center", fontsize=7, color="#222222")
             place += 1
-        beside = "" if reference == "tutorial" else f"\n(beside {reference})"
-        ticks.append(((first + place - 1) / 2, operation.title + beside))
+        note = "" if reference == "tutorial" else f"\n(relative to {reference})"
+        ticks.append(((first + place - 1) / 2, operation.title + note))
         place += 0.8
     axes.set_xscale("log")
     axes.set_xlim(least * 0.8, most * 4)
@@ -62,7 +62,7 @@ def draw(found: Mapping[str, Rounds], path: Path, *, title: str) -> None:
     axes.set_axisbelow(True)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
-    axes.set_xlabel("calls a second, as a multiple of the tutorial's (logarithmic)", fontsize=8)
+    axes.set_xlabel("calls per second, as multiples of the tutorial's (logarithmic)", fontsize=8)
     handles = [
         axes.barh(0, 0, color=_COLOURS[name], edgecolor="#333333", linewidth=0.4, label=name) for name in present
     ]

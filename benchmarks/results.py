@@ -5,6 +5,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks.searches import SearchResults
 from benchmarks.sections import MemoryPoint, Rounds
 
 
@@ -17,7 +18,12 @@ class Results:
     rounds: int
     seconds: float
     comparisons: dict[str, dict[str, Rounds]] = field(default_factory=dict)  # by database, operation and contender
+    walk: dict[str, Rounds] = field(default_factory=dict)  # by operation and contender
+    bulk: dict[str, Rounds] = field(default_factory=dict)  # by the same
+    alone: dict[str, dict[str, Rounds]] = field(default_factory=dict)  # one call in flight, by the same
     growth: dict[str, Rounds] = field(default_factory=dict)  # by operation and size
+    pgbouncer: dict[str, Rounds] = field(default_factory=dict)  # by operation and name of the databases
+    searches: dict[str, SearchResults] = field(default_factory=dict)  # by database
     workers: dict[str, Rounds] = field(default_factory=dict)  # by operation and number of workers
     layers: dict[str, Rounds] = field(default_factory=dict)  # by operation and layers
     memory: list[MemoryPoint] = field(default_factory=list)

@@ -1,7 +1,8 @@
 """The sections of a run. Each alternates its candidates round by round, so that noise of the machine affects all."""
 
-from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 from rich.progress import Progress
@@ -21,11 +22,12 @@ from benchmarks.operations import (
 )
 from benchmarks.servers import FLOOR, OURS, TEXTBOOK, Contender, Server
 from benchmarks.span_sink import sinking_spans
-from benchmarks.storage import Databases, DatabaseStorage, SQLite
+from benchmarks.storage import Databases, DatabaseStorage, PooledPostgreSQL, SQLite
 
 T = TypeVar("T")
 
 SIZE = 10_000
+WALK_SIZE = 200_000
 GROWTH_OPERATIONS = (GET, LIST_50, LIST_50_LATE, LIST_50_ANY, LIST_AUTHOR)
 WORKERS_OPERATIONS = (GET, LIST_50, LIST_50_ANY)
 LAYERS_OPERATIONS = (GET, CREATE)
@@ -33,8 +35,9 @@ LAYERS_OPERATIONS = (GET, CREATE)
 # The number of calls of each kind among a hundred calls of the memory section.
 _MIX = ((GET, 91), (LIST_50, 3), (UPDATE, 3), (CREATE, 3))
 _PORTION = 10_000
+_ALONE = (OURS, FLOOR, TEXTBOOK)
 _STARTED = (OURS, TEXTBOOK, FLOOR)
-_WORKERS = (1, 2)
+_WORKERS = ("1", "2")
 # More than in other sections, because a connection stays with one worker.
 _WORKERS_CONNECTIONS = 16
 
@@ -56,20 +59,33 @@ def compare(
     *,
     rounds: int,
     progress: Progress,
+    title: str = "",
+    size: int = SIZE,
 ) -> dict[str, Rounds]:
     """Measure every operation of every contender. Returns the figures by operation and contender."""
-    results: dict[str, Rounds] = {operation.key: {} for operation in operations}
-    task = progress.add_task(databases.name, total=rounds * len(contenders) * len(operations))
-    for number in range(rounds):
-        for contender in _alternately(contenders, number):
-            progress.update(task, description=f"{databases.name}: {contender.key}, round {number + 1}", refresh=True)
-            with bench.contender(contender, databases, SIZE) as target:
-                for operation in operations:
-                    measured = bench.measure(target, operation)
-                    if measured is not None:
-                        results[operation.key].setdefault(contender.key, []).append(measured)
-                    progress.update(task, advance=1, refresh=True)
-    return results
+    variants = {contender.key: partial(bench.contender, contender, databases, size) for contender in contenders}
+    return _alternate(bench, title or databases.name, variants, operations, rounds=rounds, progress=progress)
+
+
+def compare_alone(
+    bench: Bench,
+    databases: Databases,
+    contenders: Sequence[Contender],
+    operations: Sequence[Operation],
+    *,
+    rounds: int,
+    progress: Progress,
+) -> dict[str, Rounds]:
+    """Measure one call in flight, on one connection. Returns the figures by operation and contender."""
+    return compare(
+        bench,
+        databases,
+        [contender for contender in contenders if contender in _ALONE],
+        [operation._replace(in_flight=1) for operation in operations],
+        rounds=rounds,
+        progress=progress,
+        title=f"{databases.name}, alone",
+    )
 
 
 def grow(bench: Bench, sqlite: SQLite, sizes: Sequence[int], *, rounds: int, progress: Progress) -> dict[str, Rounds]:
@@ -121,7 +137,7 @@ def start_up(bench: Bench, databases: Databases, *, times: int, progress: Progre
     """Measure the seconds from the start of a process to its first SERVING."""
     results: dict[str, list[float]] = {contender.key: [] for contender in _STARTED}
     task = progress.add_task("Start-up", total=times * len(_STARTED))
-    with databases.copy("bookstore", SIZE) as storage:
+    with databases.copy(OURS.tables, SIZE) as storage:
         for number in range(times):
             for contender in _alternately(_STARTED, number):
                 server = Server(contender, database_url=storage.url, log=bench.folder / f"{contender.key}.log")
@@ -135,40 +151,62 @@ def start_up(bench: Bench, databases: Databases, *, times: int, progress: Progre
 
 def compare_workers(bench: Bench, databases: Databases, *, rounds: int, progress: Progress) -> dict[str, Rounds]:
     """Measure ours with one worker and with two. Returns the figures by operation and number."""
-    results: dict[str, Rounds] = {operation.key: {} for operation in WORKERS_OPERATIONS}
-    task = progress.add_task("Workers", total=rounds * len(_WORKERS) * len(WORKERS_OPERATIONS))
-    with databases.copy("bookstore", SIZE) as storage:
-        for number in range(rounds):
-            for workers in _alternately(_WORKERS, number):
-                arguments = ["--workers", str(workers)]
-                with bench.serving(
-                    OURS, storage, SIZE, arguments=arguments, connections=_WORKERS_CONNECTIONS
-                ) as target:
-                    for operation in WORKERS_OPERATIONS:
-                        measured = bench.measure(target, operation)
-                        if measured is not None:
-                            results[operation.key].setdefault(str(workers), []).append(measured)
-                        progress.update(task, advance=1, refresh=True)
-    return results
+    with databases.copy(OURS.tables, SIZE) as storage:
+        variants = {
+            workers: partial(
+                bench.serving, OURS, storage, SIZE, arguments=["--workers", workers], connections=_WORKERS_CONNECTIONS
+            )
+            for workers in _WORKERS
+        }
+        return _alternate(bench, "Workers", variants, WORKERS_OPERATIONS, rounds=rounds, progress=progress)
 
 
 def compare_layers(bench: Bench, databases: Databases, *, rounds: int, progress: Progress) -> dict[str, Rounds]:
     """Measure ours with combinations of the layers around a call. Returns the figures by operation and layers."""
-    results: dict[str, Rounds] = {operation.key: {} for operation in LAYERS_OPERATIONS}
     with sinking_spans() as sink:
-        variants = layers(bench.folder, trace_endpoint=sink.endpoint)
-        task = progress.add_task("Layers", total=rounds * len(variants) * len(LAYERS_OPERATIONS))
-        for number in range(rounds):
-            for variant in _alternately(variants, number):
-                with (
-                    databases.copy(OURS.tables, SIZE) as storage,
-                    bench.serving(OURS, storage, SIZE, arguments=variant.arguments, token=variant.token) as target,
-                ):
-                    for operation in LAYERS_OPERATIONS:
-                        measured = bench.measure(target, operation)
-                        if measured is not None:
-                            results[operation.key].setdefault(variant.name, []).append(measured)
-                        progress.update(task, advance=1, refresh=True)
+        variants = {
+            each.name: partial(bench.contender, OURS, databases, SIZE, arguments=each.arguments, token=each.token)
+            for each in layers(bench.folder, trace_endpoint=sink.endpoint)
+        }
+        return _alternate(bench, "Layers", variants, LAYERS_OPERATIONS, rounds=rounds, progress=progress)
+
+
+def compare_pgbouncer(
+    bench: Bench,
+    postgresql: Databases,
+    operations: Sequence[Operation],
+    *,
+    program: str,
+    rounds: int,
+    progress: Progress,
+) -> dict[str, Rounds]:
+    """Measure ours on PostgreSQL and through PgBouncer. Returns the figures by operation and name of the databases."""
+    ways = (postgresql, PooledPostgreSQL(postgresql, program=program))
+    variants = {databases.name: partial(bench.contender, OURS, databases, SIZE) for databases in ways}
+    return _alternate(bench, "PgBouncer", variants, operations, rounds=rounds, progress=progress)
+
+
+def _alternate(
+    bench: Bench,
+    title: str,
+    variants: Mapping[str, Callable[[], AbstractContextManager[Running]]],
+    operations: Sequence[Operation],
+    *,
+    rounds: int,
+    progress: Progress,
+) -> dict[str, Rounds]:
+    """Run the variants in turn, and measure every operation. Returns the figures by operation and variant."""
+    results: dict[str, Rounds] = {operation.key: {} for operation in operations}
+    task = progress.add_task(title, total=rounds * len(variants) * len(operations))
+    for number in range(rounds):
+        for name in _alternately([*variants], number):
+            progress.update(task, description=f"{title}: {name}, round {number + 1}", refresh=True)
+            with variants[name]() as target:
+                for operation in operations:
+                    measured = bench.measure(target, operation)
+                    if measured is not None:
+                        results[operation.key].setdefault(name, []).append(measured)
+                    progress.update(task, advance=1, refresh=True)
     return results
 
 

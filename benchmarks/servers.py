@@ -16,6 +16,8 @@ import psutil
 from grpc_health.v1 import health_pb2
 
 from benchmarks.errors import BenchmarkError
+from benchmarks.go_program import GO_PROGRAM
+from benchmarks.ports import free_port
 
 BOOKSTORE = str(Path(sys.executable).parent / "bookstore")
 _START_SECONDS = 60
@@ -25,7 +27,7 @@ _IDLE_CHECKS = 50
 _IDLE_CHECK_SECONDS = 0.3
 _IDLE_SHARE = 0.15
 
-Tables = Literal["bookstore", "tutorial", "memory"]
+Tables = Literal["bookstore", "varied", "tutorial", "memory"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,14 @@ def _module(name: str) -> Callable[[str], Sequence[str]]:
     return lambda address: [sys.executable, "-m", f"benchmarks.contenders.{name}", "--listen", address]
 
 
+def _bookstore_on_two_cores(address: str) -> Sequence[str]:
+    return [*_bookstore(address), "--workers", "2"]
+
+
+def _go(address: str) -> Sequence[str]:
+    return [str(GO_PROGRAM), "--listen", address]
+
+
 OURS = Contender("ours", "`bookstore serve`", "bookstore", _bookstore)
 JSON = Contender("json", "`bookstore serve --http-listen`, called over HTTP", "bookstore", _bookstore_over_http)
 FLOOR = Contender("floor", "grpc.aio on uvloop, responding from memory", "memory", _module("floor"))
@@ -67,7 +77,11 @@ TEXTBOOK = Contender(
 THREADS = Contender(
     "threads", "grpcio's synchronous server with 10 threads, synchronous ORM", "bookstore", _module("threads")
 )
-CONTENDERS = (OURS, JSON, FLOOR, TUTORIAL, TEXTBOOK, THREADS)
+OURS_2 = Contender("ours-2", "`bookstore serve --workers 2`", "bookstore", _bookstore_on_two_cores)
+GO = Contender(
+    "go", "grpc-go and database/sql with prepared statements, on all cores; on SQLite only", "bookstore", _go
+)
+CONTENDERS = (OURS, OURS_2, JSON, FLOOR, TUTORIAL, TEXTBOOK, THREADS, GO)
 
 
 class Server:
@@ -75,7 +89,7 @@ class Server:
 
     def __init__(self, contender: Contender, *, database_url: str, log: Path, arguments: Sequence[str] = ()) -> None:
         self.contender = contender
-        self.address = f"127.0.0.1:{_free_port()}"
+        self.address = f"127.0.0.1:{free_port()}"
         self._log = log
         self.started_at = time.perf_counter()
         with log.open("wb") as file:
@@ -100,7 +114,7 @@ class Server:
 
     def wait_until_healthy(self) -> float:
         """Wait until it responds, and return the seconds since its start. Raises `BenchmarkError`."""
-        while not self._answers():
+        while not self._is_responding():
             if self._process.poll() is not None:
                 raise BenchmarkError(f"{self.contender.key} ended at its start:\n{self.log_tail()}")
             if time.perf_counter() - self.started_at > _START_SECONDS:
@@ -115,7 +129,7 @@ class Server:
             time.sleep(_IDLE_CHECK_SECONDS)
             if self.cpu_seconds() - before < _IDLE_SHARE * _IDLE_CHECK_SECONDS:
                 return
-        raise BenchmarkError(f"{self.contender.key} is busy before anything was asked of it")
+        raise BenchmarkError(f"{self.contender.key} is busy before any call")
 
     def stop(self) -> None:
         """Stop it with SIGTERM, or SIGKILL if that does not work."""
@@ -133,7 +147,7 @@ class Server:
     def _family(self) -> list[psutil.Process]:
         return [self._observed, *self._observed.children(recursive=True)]
 
-    def _answers(self) -> bool:
+    def _is_responding(self) -> bool:
         host, _, port = self.address.rpartition(":")
         with socket.socket() as probe:
             if probe.connect_ex((host, int(port))) != 0:
@@ -152,8 +166,8 @@ def running(
         server.wait_until_idle()
         yield server
     except BenchmarkError as error:
-        if said := server.log_tail():
-            error.add_note(f"{contender.key} had written:\n{said}")
+        if tail := server.log_tail():
+            error.add_note(f"The log of {contender.key}:\n{tail}")
         raise
     finally:
         server.stop()
@@ -163,13 +177,6 @@ def environment(database_url: str) -> dict[str, str]:
     """Return this process's variables with a database URL, which may contain a password, as the only setting."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("BOOKSTORE_")}
     return {**kept, "BOOKSTORE_DATABASE_URL": database_url}
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _is_serving(address: str) -> bool:

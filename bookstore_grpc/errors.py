@@ -180,14 +180,19 @@ class BookNotFound(BookstoreError):
 
 
 class EtagMismatch(BookstoreError):
-    """The etag is not the book's current one: it changed since the caller read it (optimistic concurrency, AIP-154)."""
+    """An etag is not the book's current one: it changed since the caller read it (optimistic concurrency, AIP-154).
+
+    `ids` are all such books of the call, by default only `book_id`, which is the first of them. In the client
+    `omitted_count` is the number of books that did not fit into the response.
+    """
 
     reason = "ETAG_MISMATCH"
+    omitted_count = 0
 
-    def __init__(self, book_id: int, *, message: str | None = None) -> None:
+    def __init__(self, book_id: int, *, ids: Iterable[int] = (), message: str | None = None) -> None:
         self.book_id = book_id
-        changed = f"Book {book_id} has changed since it was read; read it again and repeat the change."
-        super().__init__(message or changed)
+        self.ids = tuple(ids) or (book_id,)
+        super().__init__(message or _sentence_from_changed(self.ids))
 
 
 class RequestIdReused(BookstoreError):
@@ -347,6 +352,15 @@ def _sentence_from_violations(violations: Sequence[Violation]) -> str:
 def _sentence_from_missing(ids: Sequence[int]) -> str:
     if len(ids) == 1:
         return f"There is no book {ids[0]}."
-    shown = ", ".join(map(str, ids[:10]))
+    return f"There are no books {_listed(ids)}."
+
+
+def _sentence_from_changed(ids: Sequence[int]) -> str:
+    if len(ids) == 1:
+        return f"Book {ids[0]} has changed since it was read; read it again and repeat the change."
+    return f"Books {_listed(ids)} have changed since they were read; read them again and repeat the change."
+
+
+def _listed(ids: Sequence[int]) -> str:
     more = f" and {len(ids) - 10} more" if len(ids) > 10 else ""
-    return f"There are no books {shown}{more}."
+    return ", ".join(map(str, ids[:10])) + more

@@ -16,9 +16,19 @@ PAGE_SIZE_DEFAULT = 50
 PAGE_SIZE_MAX = 1_000
 # gRPC clients reject responses over 4 MiB by default. A page of the longest texts has fewer books instead.
 PAGE_MAX_CODE_POINTS = 900_000
+# Counting the books that match a filter stops here: on a million books it takes as long as reading that many.
+TOTAL_MAX = 10_000
 BATCH_MAX = 1_000
-# Group commit: books written in one transaction. Other writes wait for it, so it is bounded like a single batch call.
-WRITE_BATCH_MAX_BOOKS = 1_000
+# Group commit: books written in one transaction. Other writes wait for it, so it is bounded by two of the largest batch
+# calls. With half of that, four batches of 500 wrote a third more pages of SQLite's indexes.
+WRITE_BATCH_MAX_BOOKS = 2_000
+# A purge: the books of one portion, at first and at most, and the ids that one search reads.
+PURGE_PORTION_FIRST = 100
+PURGE_PORTION_MAX = 1_000
+PURGE_READ_MAX = 5_000
+# How long the transaction of a portion should take: half of the 50 ms for which it may keep other writes waiting.
+PURGE_PORTION_SECONDS = 0.025
+PURGE_SAMPLE_MAX = 100
 # One INSERT statement as sent to MariaDB: half of the smallest default of `max_allowed_packet`.
 INSERT_MAX_BYTES = 512 * 1024
 # MariaDB's `max_allowed_packet` must hold what cannot be split: the ids of a batch, or a filter and a page token.

@@ -28,7 +28,7 @@ class Account:
 
 @asynccontextmanager
 async def account(database_url: str) -> AsyncIterator[Account]:
-    """Make an account that may log in, on the server of a database, and remove it and what it owns there."""
+    """Create an account that may log in on the server of a database; at the end drop it and what it owns."""
     engine = create_async_engine(make_url(database_url), isolation_level="AUTOCOMMIT")
     async with engine.connect() as administrator:
         made = Account(administrator, f"test_{uuid.uuid4().hex[:12]}")

@@ -23,7 +23,7 @@ class Certificate(NamedTuple):
     key: bytes
 
     def write(self, folder: Path, name: str) -> tuple[str, str]:
-        """Write both files and answer their paths."""
+        """Write both files and return their paths."""
         cert, key = folder / f"{name}.pem", folder / f"{name}.key"
         cert.write_bytes(self.pem)
         key.write_bytes(self.key)
@@ -60,6 +60,15 @@ class Authority:
         key = key or ec.generate_private_key(ec.SECP256R1())
         pem = _signed(_name(name), self._name, key.public_key(), self._key, hosts=hosts, days=days, from_day=from_day)
         return Certificate(pem, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+
+    def revocations(self, *certificates: Certificate) -> bytes:
+        """Return a list of revoked certificates, as PEM."""
+        now = datetime.now(UTC)
+        builder = x509.CertificateRevocationListBuilder(self._name, now - timedelta(days=1), now + timedelta(days=1))
+        for certificate in certificates:
+            revoked = x509.RevokedCertificateBuilder(certificate.number, now - timedelta(days=1)).build()
+            builder = builder.add_revoked_certificate(revoked)
+        return builder.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM)
 
     def server(self, *, days: int = 1, from_day: int = -2) -> Certificate:
         return self.certificate("server", hosts=["localhost", "127.0.0.1"], days=days, from_day=from_day)

@@ -1,13 +1,15 @@
 """Fixtures: the databases, a real server on each, and a real stub that calls it."""
 
+import importlib.util
 import io
 import json
 import logging
 import os
 import signal
+import sqlite3
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, redirect_stderr
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, closing, redirect_stderr
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -49,12 +51,23 @@ REQUIRE_ALL_VARIABLE = "BOOKSTORE_TEST_REQUIRE_ALL"
 FAULTS_VARIABLE = "BOOKSTORE_TEST_FAULTS"
 
 
-# Each kind of database as a parameter: a test that needs a server of its kind bears the mark of that name.
+# Each kind of database as a parameter: a test that needs a server of its kind has the mark of that name.
 SERVERS = [pytest.param(kind, marks=getattr(pytest.mark, kind), id=kind) for kind in SERVER_VARIABLES]
 DATABASES = [pytest.param("sqlite", id="sqlite"), *SERVERS]
 GOODBOOKS_VARIABLE = "BOOKSTORE_TEST_GOODBOOKS"
 # The marks of what `make test` leaves to `make test-all`.
 LEFT_TO_TEST_ALL = (*SERVER_VARIABLES, "browser", "envoy", "thorough")
+# The marks of tests that need packages of the extra [check], and what these are imported as.
+MARKS_OF_CHECK = ("browser", "check", "envoy")
+MODULES_OF_CHECK = (
+    "check_jsonschema",
+    "envoy",
+    "kubernetes_validate",
+    "openapi_spec_validator",
+    "pip_audit",
+    "playwright",
+    "schemathesis",
+)
 
 
 def require(condition: object, reason: str) -> None:
@@ -67,7 +80,11 @@ def require(condition: object, reason: str) -> None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--quick", action="store_true", help=f"leave out tests marked {', '.join(LEFT_TO_TEST_ALL)}")
+    parser.addoption(
+        "--tier",
+        choices=["quick", "rest"],
+        help=f"quick: without tests marked {', '.join(LEFT_TO_TEST_ALL)}; rest: only those",
+    )
 
 
 def pytest_configure() -> None:
@@ -91,25 +108,34 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.path.parent.name in ("browser", "envoy"):
             item.add_marker(item.path.parent.name)
-    left_out = _left_out_marks(config)
-    is_without_goodbooks = not os.environ.get(GOODBOOKS_VARIABLE)
-    deselected = [
-        item
-        for item in items
-        if any(item.get_closest_marker(mark) for mark in left_out)
-        or (is_without_goodbooks and "goodbooks" in getattr(item, "fixturenames", ()))
-    ]
+    left_out = {*_left_out_marks(config), *(MARKS_OF_CHECK if _missing_modules_of_check() else ())}
+    is_rest = config.getoption("--tier") == "rest"
+    deselected = [item for item in items if not _is_selected(item, left_out=left_out, is_rest=is_rest)]
     if deselected:
         config.hook.pytest_deselected(items=deselected)
         items[:] = [item for item in items if item not in set(deselected)]
 
 
+def _is_selected(item: pytest.Item, *, left_out: set[str], is_rest: bool) -> bool:
+    if "goodbooks" in getattr(item, "fixturenames", ()) and not os.environ.get(GOODBOOKS_VARIABLE):
+        return False
+    marks = {mark.name for mark in item.iter_markers()}
+    return marks.isdisjoint(left_out) and not (is_rest and marks.isdisjoint(LEFT_TO_TEST_ALL))
+
+
 def _left_out_marks(config: pytest.Config) -> tuple[str, ...]:
-    if config.getoption("--quick"):
+    if config.getoption("--tier") == "quick":
         return LEFT_TO_TEST_ALL
     if os.environ.get(REQUIRE_ALL_VARIABLE):
         return ()
     return tuple(kind for kind, variable in SERVER_VARIABLES.items() if not os.environ.get(variable))
+
+
+def _missing_modules_of_check() -> list[str]:
+    """Return what is not installed, except where everything is required."""
+    if os.environ.get(REQUIRE_ALL_VARIABLE):
+        return []
+    return [name for name in MODULES_OF_CHECK if importlib.util.find_spec(name) is None]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
@@ -122,11 +148,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
             f"Left out: {', '.join(left_out)}. To include them, set {variables} "
             "(as in postgresql+asyncpg://USER@HOST/DATABASE)."
         )
+    if missing := _missing_modules_of_check():
+        terminalreporter.write_line(
+            f"Left out: the tests that need packages of [check] ({', '.join(missing)}). To include them: make check."
+        )
     if not os.environ.get(GOODBOOKS_VARIABLE):
         terminalreporter.write_line(
             f"Left out: the tests on 10,000 books. To include them, name their CSV file in {GOODBOOKS_VARIABLE}."
         )
-    if not os.environ.get(FAULTS_VARIABLE) and not config.getoption("--quick"):
+    if not os.environ.get(FAULTS_VARIABLE) and not config.getoption("--tier"):
         terminalreporter.write_line(
             f"Left out: the suite of faults. To include it, set {FAULTS_VARIABLE}=short or long."
         )
@@ -158,7 +188,7 @@ async def session_resources() -> AsyncIterator[SessionResources]:
 async def database_url(
     request: pytest.FixtureRequest, session_resources: SessionResources, tmp_path_factory: pytest.TempPathFactory
 ) -> str:
-    """Return the URL of a database of the kind that `pytest_generate_tests` asks for."""
+    """Return the URL of a database of the kind that `pytest_generate_tests` sets."""
     make = asynccontextmanager(partial(new_database, request.param, tmp_path_factory.mktemp("database")))
     return await session_resources.enter("database", request.param, make=make)
 
@@ -203,13 +233,25 @@ async def migrated_database(database_url: str, session_resources: SessionResourc
 @pytest.fixture
 async def database(migrated_database: Database) -> Database:
     """A migrated database without books."""
+    await empty(migrated_database)
+    return migrated_database
+
+
+async def empty(database: Database) -> None:
+    """Delete all books and idempotency keys."""
 
     async def clear(connection: AsyncConnection) -> None:
         await connection.execute(text("DELETE FROM books"))
         await connection.execute(text("DELETE FROM create_requests"))
 
-    await migrated_database.write(clear)
-    return migrated_database
+    await database.write(clear)
+
+
+def reset_sqlite(path: Path) -> None:
+    """Delete all books and idempotency keys in a file; the next book gets the id 1."""
+    with closing(sqlite3.connect(path, timeout=30, isolation_level=None)) as connection:
+        for table in ("books", "create_requests", "sqlite_sequence"):
+            connection.execute(f"DELETE FROM {table}")
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Callers of every RPC, who tell what failed and check that nothing was done twice."""
+"""Callers of every RPC, which record failures and check that no call took effect twice."""
 
 import asyncio
 import itertools
@@ -12,7 +12,7 @@ from bookstore_grpc.limits import BATCH_MAX
 
 
 class Callers:
-    """Call every RPC on and on through one client, each from a caller of its own. The database is theirs alone."""
+    """Call every RPC continuously through one client, each from a caller of its own, on a database of their own."""
 
     def __init__(self, client: BookstoreClient, *, doomed_batches: int = 1) -> None:
         self._client = client
@@ -30,8 +30,9 @@ class Callers:
         for _ in range(self._doomed_batches):
             self._doomed += [book.id for book in await self._client.create_books([_book("Doomed")] * BATCH_MAX)]
         is_over = asyncio.Event()
-        calls = [self._update, self._delete, self._create, self._create_many, self._read, self._ask_health]
-        tasks = [asyncio.create_task(self._on_and_on(call, is_over)) for call in calls]
+        writes = [self._update, self._delete, self._create, self._create_many, self._change_many, self._purge]
+        calls = [*writes, self._read, self._ask_health]
+        tasks = [asyncio.create_task(self._call_continuously(call, is_over)) for call in calls]
         try:
             await work
         finally:
@@ -39,14 +40,14 @@ class Callers:
             await asyncio.gather(*tasks)
 
     async def check(self) -> None:
-        """Raise unless all calls were answered and each was done once."""
+        """Raise unless all calls succeeded and each took effect once."""
         assert not self.failures, self.failures[:3]
-        assert len(self.counts) == 6
+        assert len(self.counts) == 8
         stored = [book async for book in self._client.list_books()]
         assert sorted(book.id for book in stored if book.name == "Created") == sorted(self._created)
         assert sorted(book.id for book in stored if book.name == "Doomed") == sorted(self._doomed)
 
-    async def _on_and_on(self, call: Callable[[], Awaitable[None]], is_over: asyncio.Event) -> None:
+    async def _call_continuously(self, call: Callable[[], Awaitable[None]], is_over: asyncio.Event) -> None:
         while not is_over.is_set():
             try:
                 await call()
@@ -71,10 +72,25 @@ class Callers:
     async def _create_many(self) -> None:
         self._created += [book.id for book in await self._client.create_books([_book("Created")] * 5)]
 
+    async def _change_many(self) -> None:
+        # Done twice, the etags of the updates would not be the current ones, and there would be no such books.
+        books = await self._client.create_books([_book("Passing")] * 2)
+        changes = [
+            books_pb2.UpdateBookRequest(book=books_pb2.Book(id=book.id, etag=book.etag, name="Changed"))
+            for book in books
+        ]
+        changed = await self._client.update_books(changes)
+        await self._client.delete_books([book.id for book in changed], etags=[book.etag for book in changed])
+
+    async def _purge(self) -> None:
+        doomed = await self._client.create_books([_book("Purged")] * 3)
+        response = await self._client.purge_books(f"id >= {doomed[0].id} name = Purged", force=True)
+        assert (response.purge_count, response.more_matching) == (3, False)
+
     async def _read(self) -> None:
         await self._client.get_book(self._updated.id)
         await self._client.get_books([self._updated.id])
-        await self._client.list_page(page_size=5)
+        await self._client.list_page(page_size=5, include_total=True)
 
     async def _ask_health(self) -> None:
         await self._client.health()

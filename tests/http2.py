@@ -25,7 +25,7 @@ def headers(path: str = "/bookstore.v1.BookService/GetBook", method: str = "POST
 
 
 def opened(address: str, *, window_bytes: int = 65_535) -> socket.socket:
-    """Open a connection on which answers may have so many bytes until more are asked for."""
+    """Open a connection on which responses may have so many bytes until the window is updated."""
     host, _, port = address.rpartition(":")
     connection = socket.create_connection((host, int(port)), timeout=10)
     connection.sendall(PREFACE + frame(SETTINGS, struct.pack(">HI", INITIAL_WINDOW_SIZE, window_bytes)))
@@ -39,8 +39,8 @@ def call_frames(path: str, message: bytes, *, stream: int, is_whole: bool = True
     return frame(HEADERS, headers(path), flags=4, stream=stream) + frame(DATA, body, flags=int(is_whole), stream=stream)
 
 
-def is_answered(data: bytes, *, stream: int) -> bool:
-    """Tell whether what has come holds the end of an answer."""
+def has_ended(data: bytes, *, stream: int) -> bool:
+    """Return whether the data holds the end of a response."""
     while len(data) >= 9:
         length, flags = int.from_bytes(data[:3], "big"), data[4]
         is_end = data[3] in (DATA, HEADERS) and flags & 1 and int.from_bytes(data[5:9], "big") == stream

@@ -1,4 +1,4 @@
-"""The metrics that there are, and those of a server that runs."""
+"""The names of all metrics, and the metrics of a running server."""
 
 import asyncio
 import http.client
@@ -15,14 +15,16 @@ from tests.executable import Serving
 
 
 def metric_names() -> set[str]:
-    """The names of all metrics, each after something has happened to it."""
+    """Return the names of all metrics, each with a sample."""
     metrics = Metrics()
     call = Call("/a/B", "r", (), PlainContext())
     metrics.call_began(call)
     metrics.call_ended(call, Outcome("OK", 0.1))
     metrics.sample(
         is_ready=True,
+        is_writable=True,
         connections={"read": 1},
+        wal_bytes=1,
         certificate_expires_at=1,
         refresh_failures={"keys": 1},
         connections_closed={"http": 1},

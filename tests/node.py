@@ -14,7 +14,7 @@ _GOOGLE_PROTOS = sysconfig.get_path("purelib")  # where googleapis-common-protos
 
 
 def install(folder: Path) -> None:
-    """Make a folder of the scripts, with the packages that they need."""
+    """Create a folder with the scripts and the packages that they need."""
     npm = shutil.which("npm")
     require(npm and shutil.which("node"), "node and npm are not installed")
     assert npm is not None
@@ -23,12 +23,12 @@ def install(folder: Path) -> None:
 
 
 def command(script: str, target: str, *arguments: object) -> list[str]:
-    """Return what runs a script of the folder."""
+    """Return the command that runs a script of the folder."""
     return ["node", script, target, str(_PROTOS), _GOOGLE_PROTOS, *map(str, arguments)]
 
 
 def succeed(*command: str, cwd: Path) -> str:
-    """Run a command to its end and answer its output."""
+    """Run a command to its end and return its output."""
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=4 * PATIENCE_SECONDS, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

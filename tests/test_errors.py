@@ -44,7 +44,7 @@ def test_docstring_names_the_reason_of_every_class_that_has_one() -> None:
             assert cls.reason in drawn[cls.__name__].split(", ")
 
 
-def test_one_violation_is_told_whole_and_more_are_counted() -> None:
+def test_one_violation_is_the_message_and_more_are_counted() -> None:
     one = InvalidRequest([Violation("book.name", "is empty", Rule.REQUIRED)])
     assert one.message == str(one) == "book.name: is empty."
     two = InvalidRequest(
@@ -82,7 +82,7 @@ def test_sentence_about_the_database_says_nothing_of_it() -> None:
     assert DatabaseUnavailable().message == "The database is unavailable; try again."
 
 
-def test_the_id_of_a_create_is_told_apart_from_that_of_the_call() -> None:
+def test_the_id_of_a_create_is_distinguished_from_that_of_the_call() -> None:
     error = RequestIdReused("6f1e4c2a-58b1-4d0b-9c57-0e1f2a3b4c5d")
     assert "CreateBookRequest.request_id 6f1e4c2a-58b1-4d0b-9c57-0e1f2a3b4c5d" in error.message
     assert error.metadata == {"create_request_id": error.create_request_id}

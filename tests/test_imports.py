@@ -1,7 +1,7 @@
 import subprocess
 import sys
 
-# Audit events tell of what happens beneath every library.
+# Audit events report what happens beneath every library.
 _IMPORT_EVERYTHING = """
 import os, pkgutil, sys
 

@@ -1,17 +1,24 @@
-"""Shared by the alternatives on our tables: our settings of SQLite, a page, and the row of a new book."""
+"""Shared by the alternatives on our tables: synchronous drivers, SQLite's settings, a page, and a new book's row."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from bookstore.v1 import books_pb2
-from sqlalchemy import Engine, Select, event, select
+from sqlalchemy import Engine, Select, create_engine, event, make_url, select
 
 from benchmarks.contenders.messages import author_from_filter, book_message, microseconds_now
-from bookstore_grpc.dal.casefold import fold_case
+from bookstore_grpc.dal.folding import fold_case
 from bookstore_grpc.dal.models import Book
 
 # Only the timeout differs: writers that compete for SQLite's lock instead of queueing may wait longer than 5 s.
 _PRAGMAS = ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "busy_timeout = 60000")
+_SYNC_DRIVERS = {"sqlite": "sqlite+pysqlite", "postgresql": "postgresql+psycopg", "mariadb": "mariadb+pymysql"}
+
+
+def sync_engine(database_url: str) -> Engine:
+    """Return an engine for the same database by a synchronous driver."""
+    url = make_url(database_url)
+    return create_engine(url.set(drivername=_SYNC_DRIVERS[url.get_backend_name()]))
 
 
 def use_same_settings(engine: Engine) -> None:

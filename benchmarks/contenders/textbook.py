@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_asyn
 from benchmarks.contenders.messages import book_message, microseconds_now
 from benchmarks.contenders.rows import new_book, page_response, select_page, use_same_settings
 from benchmarks.contenders.serving import serve
-from bookstore_grpc.dal.casefold import fold_case
+from bookstore_grpc.dal.folding import fold_case
 from bookstore_grpc.dal.models import Book
 
 _Context = grpc.aio.ServicerContext[object, object]

@@ -6,17 +6,16 @@ import click
 import grpc
 from bookstore.v1 import books_pb2, books_pb2_grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from sqlalchemy import create_engine, make_url, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 
 from benchmarks.contenders.messages import book_message, microseconds_now
-from benchmarks.contenders.rows import new_book, page_response, select_page, use_same_settings
-from bookstore_grpc.dal.casefold import fold_case
+from benchmarks.contenders.rows import new_book, page_response, select_page, sync_engine, use_same_settings
+from bookstore_grpc.dal.folding import fold_case
 from bookstore_grpc.dal.models import Book
 
 # As in gRPC's own examples. More threads would only wait for the interpreter lock.
 _THREADS = 10
-_DRIVERS = {"sqlite": "sqlite+pysqlite", "postgresql": "postgresql+psycopg"}
 
 
 class ThreadsServicer(books_pb2_grpc.BookServiceServicer):
@@ -79,8 +78,7 @@ class ThreadsServicer(books_pb2_grpc.BookServiceServicer):
 @click.option("--database-url", required=True, envvar="BOOKSTORE_DATABASE_URL", help="A database with our tables.")
 def main(listen: str, database_url: str) -> None:
     """Serve books from threads."""
-    url = make_url(database_url)
-    engine = create_engine(url.set(drivername=_DRIVERS[url.get_backend_name()]))
+    engine = sync_engine(database_url)
     use_same_settings(engine)
     server = grpc.server(ThreadPoolExecutor(_THREADS))
     sessions = sessionmaker(engine, expire_on_commit=False)

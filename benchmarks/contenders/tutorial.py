@@ -47,7 +47,8 @@ class BookOut(BookIn):
 def create_app(database_url: str) -> FastAPI:
     """Return the application."""
     # SQLite's default lock timeout of 5 s is too short for some of the competing writers.
-    engine = create_async_engine(database_url, connect_args={"timeout": 60})
+    options = {"timeout": 60} if database_url.startswith("sqlite") else {}
+    engine = create_async_engine(database_url, connect_args=options)
     sessions = async_sessionmaker(engine, expire_on_commit=False)
 
     @asynccontextmanager

@@ -11,9 +11,9 @@ from bookstore_grpc.metadata import AUTHORIZATION_KEY
 
 READ, WRITE = "books.read", "books.write"
 
-# The standard methods that read (AIP-131, 132, 231). Every other method counts as one that writes.
+# The standard methods that read (AIP-131, 132, 231). Every other method needs the scope to write.
 _READING = ("Get", "List", "BatchGet")
-_SCHEME = "bearer"  # RFC 6750; in any case, RFC 9110, 11.1
+_SCHEME = "bearer"  # RFC 6750; case-insensitive by RFC 9110, 11.1
 _SHOWN_NAME_MAX_CHARACTERS = 200
 
 SCOPES_BY_METHOD = {
@@ -24,10 +24,10 @@ SCOPES_BY_METHOD = {
 
 
 class Authentication:
-    """Requires the scope of a method; methods of other services, such as reflection, require any known caller.
+    """A check that requires the scope of a method, or for other services, such as reflection, any authenticated caller.
 
-    Callers are known by a token or by a name in their certificate, to which `client_scopes` assigns scopes; a caller
-    with both has the scopes of both. Raises `TokenMissing`, `TokenInvalid` and `ScopeMissing`.
+    Callers authenticate by a token, or by a name in their certificate, to which `client_scopes` assigns scopes. Callers
+    with both have the scopes of both. Raises `TokenMissing`, `TokenInvalid` and `ScopeMissing`.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Authentication:
         self._is_health_open = is_health_open
 
     async def __call__(self, call: Call) -> None:
-        """Set the caller of the call, or raise."""
+        """Authenticate and authorize a call, and set its caller."""
         if self._is_health_open and call.method.startswith(HEALTH_PREFIX):
             return
         caller = await self._caller(call)
@@ -50,7 +50,7 @@ class Authentication:
         needed = SCOPES_BY_METHOD.get(call.method)
         if needed is not None and needed not in caller.scopes:
             raise ScopeMissing(
-                f"This call needs the scope {needed}, which its caller does not have.", metadata={"scope": needed}
+                f"This call needs the scope {needed}, which the caller does not have.", metadata={"scope": needed}
             )
 
     async def _caller(self, call: Call) -> Caller:
@@ -61,12 +61,12 @@ class Authentication:
         caller = by_token or by_certificate
         if caller is None:
             if self._client_scopes:
-                # The log then shows operators which name to assign scopes to. The client may have chosen a long one.
+                # So that operators see in the log which name needs scopes. Shortened, because the client chose it.
                 call.caller = next(iter(call.context.certificate_names()), "")[:_SHOWN_NAME_MAX_CHARACTERS]
             raise TokenMissing(
-                f"Say who calls: send a token as the metadata {AUTHORIZATION_KEY}: Bearer TOKEN."
+                f"Authentication required: send a token as the metadata {AUTHORIZATION_KEY}: Bearer TOKEN."
                 if self._tokens
-                else "The name in the caller's certificate is not known here."
+                else "The name in the caller's certificate is unknown."
             )
         return caller
 
@@ -76,8 +76,8 @@ class Authentication:
             return None
         scheme, _, token = str(values[0]).partition(" ")
         if len(values) > 1 or scheme.lower() != _SCHEME:
-            raise TokenInvalid(f"The metadata {AUTHORIZATION_KEY} is to be one: Bearer TOKEN.")
-        assert self._tokens is not None  # noqa: S101  the caller has checked that
+            raise TokenInvalid(f"The metadata {AUTHORIZATION_KEY} must be a single value: Bearer TOKEN.")
+        assert self._tokens is not None  # noqa: S101  checked by the caller of this method
         return await self._tokens.caller(token.strip())
 
     def _caller_by_certificate(self, call: Call) -> Caller | None:

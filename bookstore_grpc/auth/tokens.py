@@ -11,20 +11,20 @@ from bookstore_grpc.auth.jwks import JWKS, Key
 from bookstore_grpc.errors import TokenInvalid
 from bookstore_grpc.limits import TOKEN_CACHE_MAX, TOKEN_MAX_CHARACTERS
 
-# Required by RFC 9068, 2.2. Also checked, where present: nbf and iat.
+# Required by RFC 9068, 2.2. If present, nbf and iat are verified too.
 _REQUIRED_CLAIMS = ["exp", "iss", "aud", "sub"]
 _SENTENCES: dict[type[Exception], str] = {
     exceptions.ExpiredSignatureError: "The token has expired; get a new one.",
     exceptions.ImmatureSignatureError: "The token is not valid yet; compare the clocks.",
     exceptions.InvalidIssuedAtError: "The token is not valid yet; compare the clocks.",
-    exceptions.InvalidAudienceError: "The token is meant for another audience.",
-    exceptions.InvalidIssuerError: "The token comes from another issuer.",
+    exceptions.InvalidAudienceError: "The token is for another audience.",
+    exceptions.InvalidIssuerError: "The token is from another issuer.",
     exceptions.MissingRequiredClaimError: f"The token lacks one of the claims {', '.join(_REQUIRED_CLAIMS)}.",
-    exceptions.InvalidSignatureError: "The token's signature does not fit its contents and its key.",
+    exceptions.InvalidSignatureError: "The token's signature is invalid.",
     exceptions.InvalidAlgorithmError: "The token is signed with an algorithm that is not allowed.",
 }
-_NO_TOKEN = "The token is no JWT that can be read."  # noqa: S105  a sentence
-_UNKNOWN_KEY = "The token is signed with a key that is not known here."
+_MALFORMED = "The token is not a valid JWT."
+_UNKNOWN_KEY = "The token is signed with an unknown key."
 
 
 class Caller(NamedTuple):
@@ -54,19 +54,19 @@ class TokenVerifier:
         self._algorithms = frozenset(algorithms)
         self._leeway_seconds = leeway_seconds
         self._now = now
-        self._kept: dict[str, Caller] = {}
-        self._kept_keys = jwks.keys
+        self._cache: dict[str, Caller] = {}
+        self._cached_for_keys = jwks.keys
 
     async def caller(self, token: str) -> Caller:
-        """Return the caller. Raises `TokenInvalid`, whose message repeats nothing of the token."""
-        if self._kept_keys is not self._jwks.keys:
+        """Return the caller of a token. Raises `TokenInvalid`, whose message contains nothing of the token."""
+        if self._cached_for_keys is not self._jwks.keys:
             # A key may have been revoked.
-            self._kept.clear()
-            self._kept_keys = self._jwks.keys
-        caller = self._kept.get(token)
+            self._cache.clear()
+            self._cached_for_keys = self._jwks.keys
+        caller = self._cache.get(token)
         if caller is not None and self._now() < caller.until:
             return caller
-        return self._keep(token, await self._verified(token))
+        return self._cached(token, await self._verified(token))
 
     async def _verified(self, token: str) -> Caller:
         if len(token) > TOKEN_MAX_CHARACTERS:
@@ -74,7 +74,7 @@ class TokenVerifier:
         try:
             header = jwt.get_unverified_header(token)
         except (exceptions.PyJWTError, ValueError, RecursionError) as error:
-            raise TokenInvalid(_NO_TOKEN) from error
+            raise TokenInvalid(_MALFORMED) from error
         algorithm = header.get("alg")
         if not isinstance(algorithm, str) or algorithm not in self._algorithms:
             raise TokenInvalid(_SENTENCES[exceptions.InvalidAlgorithmError])
@@ -85,10 +85,11 @@ class TokenVerifier:
         return self._caller_by_any(keys, token, algorithm)
 
     def _keys(self, header: dict[str, Any], algorithm: str) -> Sequence[Key]:
-        fitting = [key for key in self._jwks.keys if algorithm in key.algorithms]
+        """Return the keys to try: those with the token's key id; without an id the only key of the algorithm."""
+        matching = [key for key in self._jwks.keys if algorithm in key.algorithms]
         if "kid" in header:
-            return [key for key in fitting if key.name == header["kid"]]
-        return fitting if len(fitting) == 1 else []
+            return [key for key in matching if key.name == header["kid"]]
+        return matching if len(matching) == 1 else []
 
     def _caller_by_any(self, keys: Sequence[Key], token: str, algorithm: str) -> Caller:
         sentence = _UNKNOWN_KEY
@@ -105,16 +106,16 @@ class TokenVerifier:
                 )
                 until = float(claims["exp"]) + self._leeway_seconds
             except (exceptions.PyJWTError, ValueError, TypeError, OverflowError, RecursionError) as error:
-                sentence = next((_SENTENCES[kind] for kind in type(error).__mro__ if kind in _SENTENCES), _NO_TOKEN)
+                sentence = next((_SENTENCES[kind] for kind in type(error).__mro__ if kind in _SENTENCES), _MALFORMED)
             else:
                 return Caller(claims["sub"], _scopes(claims), until)
         raise TokenInvalid(sentence)
 
-    def _keep(self, token: str, caller: Caller) -> Caller:
-        self._kept.pop(token, None)
-        if len(self._kept) == TOKEN_CACHE_MAX:
-            del self._kept[next(iter(self._kept))]
-        self._kept[token] = caller
+    def _cached(self, token: str, caller: Caller) -> Caller:
+        self._cache.pop(token, None)
+        if len(self._cache) == TOKEN_CACHE_MAX:
+            del self._cache[next(iter(self._cache))]
+        self._cache[token] = caller
         return caller
 
 

@@ -1,1 +1,1 @@
-"""The call pipeline: what surrounds every call, whatever transport brought it. It knows neither gRPC nor HTTP."""
+"""The call pipeline: what surrounds every call, independent of the transport (gRPC or HTTP)."""

@@ -1,8 +1,9 @@
 """Admission control: load shedding beyond a number of concurrent calls, and backpressure beyond a rate of rejections.
 
-A call that the transport has handed over costs half as much to reject as to serve. Under several times the load that a
-server can bear it would do nothing else. So beyond some rejections a second, calls are left with the transport, if it
-can hold them back: gRPC keeps a bounded number waiting and turns away the others at next to no cost.
+Rejecting a call in the process costs half as much as serving it. Under several times the load that a server can handle,
+it would spend all its time on rejections. So beyond some rejections per second no further calls are accepted from the
+transport, if it supports that: gRPC queues a bounded number of calls and rejects the others at almost no cost
+(docs/decisions/0010).
 """
 
 import asyncio
@@ -13,12 +14,16 @@ from bookstore_grpc.errors import ResourceExhausted
 
 # About a tenth of a core.
 _REJECTIONS_PER_SECOND = 500
-_REJECTIONS_AT_ONCE = 500
+_REJECTIONS_BURST = 500
 _RETRY_SECONDS = 0.01
+# A call that was received is counted after these turns of the event loop. At most this many are not counted yet: two of
+# each method.
+_TURNS_TO_ENTER = 2
+_NOT_ENTERED_MAX = 32
 
 
 class Admission:
-    """Counts the calls under way and rejects those beyond `max_concurrent_calls`.
+    """Counts the calls in progress and rejects those beyond `max_concurrent_calls`.
 
     `now` is a monotonic clock in seconds.
     """
@@ -26,44 +31,48 @@ class Admission:
     def __init__(self, *, max_concurrent_calls: int = 500, now: Callable[[], float] = time.monotonic) -> None:
         self._max_concurrent_calls = max_concurrent_calls
         self._now = now
-        self._under_way = 0
-        self._rejections_left = float(_REJECTIONS_AT_ONCE)
+        self._in_progress = 0
+        self._rejections_left = float(_REJECTIONS_BURST)
         self._counted_at = now()
         self._held_back: list[asyncio.Future[None]] = []
 
     @property
     def has_backlog(self) -> bool:
-        """Whether calls are held back in the transport."""
+        """Whether calls are waiting in the transport (backpressure)."""
         return bool(self._held_back)
 
     def enter(self) -> None:
-        """Count a call as under way, whether it is rejected or not."""
-        self._under_way += 1
+        """Count a call as in progress, whether it is then rejected or not."""
+        self._in_progress += 1
 
     def leave(self) -> None:
-        """Note that a call has ended."""
-        self._under_way -= 1
+        """Stop counting a call that has ended."""
+        self._in_progress -= 1
         self._wake_all()
 
-    def check_room(self) -> None:
-        """Raise `ResourceExhausted` if more calls are under way than allowed."""
-        if self._under_way > self._max_concurrent_calls:
-            # Calls over HTTP cannot be held back, and must not use up the rejections of those that can.
+    def check_capacity(self) -> None:
+        """Raise `ResourceExhausted` if more calls are in progress than allowed."""
+        if self._in_progress > self._max_concurrent_calls:
+            # Not below 0: calls over HTTP, which cannot be held back, must not use up the rejections of gRPC's calls.
             self._rejections_left = max(0.0, self._rejections_left - 1)
-            raise ResourceExhausted("The server has too many calls under way; try again.", limit="concurrent_calls")
+            raise ResourceExhausted("The server has too many calls in progress; try again.", limit="concurrent_calls")
 
     def may_receive(self) -> bool:
-        """Return whether there is room for another call, or the time to reject it."""
-        if self._under_way < self._max_concurrent_calls:
+        """Return whether another call may be received: there is capacity for it, or for its rejection."""
+        if self._in_progress < self._max_concurrent_calls:
             return True
         now = self._now()
         earned = (now - self._counted_at) * _REJECTIONS_PER_SECOND
-        self._rejections_left = min(_REJECTIONS_AT_ONCE, self._rejections_left + earned)
+        self._rejections_left = min(_REJECTIONS_BURST, self._rejections_left + earned)
         self._counted_at = now
         return self._rejections_left >= 1
 
     async def until_may_receive(self) -> None:
-        """Wait until `may_receive`."""
+        """Wait until `may_receive` returns True. Near the limit, first wait until the calls received have entered."""
+        if self._in_progress + _NOT_ENTERED_MAX < self._max_concurrent_calls:
+            return
+        for _ in range(_TURNS_TO_ENTER):
+            await asyncio.sleep(0)
         while not self.may_receive():
             loop = asyncio.get_running_loop()
             if not self._held_back:
@@ -73,7 +82,7 @@ class Admission:
             await held_back
 
     def _wake_all(self) -> None:
-        """Let all that wait check again; those in excess go on waiting."""
+        """Make all waiting tasks check again; those beyond the capacity continue to wait."""
         if self._held_back:
             for held_back in self._held_back:
                 if not held_back.done():

@@ -1,6 +1,6 @@
 """A call as the pipeline's checks and observers see it."""
 
-import os
+import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -21,9 +21,9 @@ UNKNOWN_METHOD = "unknown"
 class Call:
     """One call. `method` is its full name, or `UNKNOWN_METHOD` if the server has no such method.
 
-    `caller` is set by the authentication check: the subject of a token or the name in a certificate. `trace_id` names
-    the trace that the caller sent or that an observer started, and `span` is that observer's span. `peer` is set when
-    the pipeline starts to wait for the request, because gRPC no longer knows it once a call is cancelled.
+    `caller` is set by authentication: the subject of a token or the name in a certificate. `trace_id` is that of the
+    caller's trace, or of one that an observer started, and `span` is that observer's span. `peer` is set before the
+    request is read, because gRPC no longer knows it once a call is cancelled.
     """
 
     method: str
@@ -47,24 +47,24 @@ class Outcome(NamedTuple):
     error: BaseException | None = None
 
 
-# Returns to admit a call, or raises the error that rejects it. Checks run before the request is read.
+# A check returns to admit a call, or raises the error that rejects it. Checks run before the request is read.
 Check = Callable[[Call], Awaitable[None]]
 
 
 class Observer(Protocol):
-    """Is notified of every call. It runs in the call's path; what it raises is logged."""
+    """Is notified of the start and end of every call, within the call's task. Exceptions that it raises are logged."""
 
     def call_began(self, call: Call) -> None:
-        """Note a call whose request has not been read."""
+        """Handle the start of a call, before its request is read."""
 
     def call_ended(self, call: Call, outcome: Outcome) -> None:
-        """Note the outcome of a call, before it is sent to the caller."""
+        """Handle the end of a call, before its status is sent to the caller."""
 
 
 def new_call(method: str, context: CallContext) -> Call:
     """Return the call that a transport has received.
 
-    Its request id is the caller's, or a new one if the caller sent none that is valid.
+    Its request id is the one sent by the caller if that is valid, otherwise a new one.
     """
     metadata = context.metadata()
     request_id = trace_id = ""
@@ -73,4 +73,6 @@ def new_call(method: str, context: CallContext) -> Call:
             request_id = request_id or value
         elif key == TRACEPARENT_KEY and isinstance(value, str):
             trace_id = trace_id_from_traceparent(value)
-    return Call(method, request_id or os.urandom(16).hex(), metadata, context, trace_id=trace_id)
+    # Not a secret. `os.urandom` would release the interpreter lock, and wait for it again.
+    request_id = request_id or f"{random.getrandbits(128):032x}"
+    return Call(method, request_id, metadata, context, trace_id=trace_id)

@@ -1,10 +1,11 @@
 """The pipeline that every call runs in: observers, admission, deadline, checks, and the translation of errors.
 
-An adapter makes a `Call` with `new_call`, has it handled by `CallPipeline.run`, and writes the `BookstoreError` that
-this raises in its own form (`calls.status`).
+An adapter creates a `Call` with `new_call`, runs it in `CallPipeline.run`, and sends the `BookstoreError` that this
+raises in its own format (`calls.status`).
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
@@ -14,11 +15,11 @@ import structlog
 from bookstore_grpc.calls.admission import Admission
 from bookstore_grpc.calls.call import HEALTH_PREFIX, Call, Check, Observer, Outcome
 from bookstore_grpc.calls.context import CallEnded
-from bookstore_grpc.calls.drain import CallsUnderWay
+from bookstore_grpc.calls.in_progress import CallsInProgress
 from bookstore_grpc.calls.status import code_name, domain_error
 from bookstore_grpc.errors import BookstoreError, DeadlineExceeded, InternalError, ServerDraining
 
-_log = structlog.stdlib.get_logger("bookstore_grpc.calls")
+_log = structlog.stdlib.get_logger("bookstore_grpc.calls.pipeline")
 
 _OBSERVER_FAILED = "observer failed"
 
@@ -26,10 +27,10 @@ _T = TypeVar("_T")
 
 
 class CallPipeline:
-    """Runs calls: the `observers` are notified of each, and the `checks` admit or reject it in their order.
+    """Runs calls: the `observers` are notified of each, and the `checks`, in order, admit or reject it.
 
-    All calls but those of the health service need a free place in `admission`. None but a watch on health takes longer
-    than `max_call_seconds`.
+    `admission` applies to all calls except those of the health service, and `max_call_seconds` to all except health
+    watches.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class CallPipeline:
         admission: Admission | None = None,
         max_call_seconds: float = 30,
     ) -> None:
-        self.calls_under_way = CallsUnderWay()
+        self.calls_in_progress = CallsInProgress()
         self._checks = checks
         self._observers = observers
         self._admission = admission or Admission()
@@ -54,35 +55,34 @@ class CallPipeline:
         is_stream: bool = False,
         is_rejected_by_drain: bool = False,
     ) -> _T:
-        """Handle a call in the current task once it is admitted, and return its result.
+        """Run a call in the current task: if it is admitted, await `handle` and return its result.
 
-        Raises `BookstoreError` for whatever the caller is to be sent: an `InternalError` for every exception that is
-        not a domain error. Raises `CallEnded` if the transport has sent a status already, and `CancelledError` if the
-        caller has cancelled the call.
+        Raises the `BookstoreError` to send to the caller, an `InternalError` for every exception that is not a domain
+        error. Raises `CallEnded` if the transport has already sent a status, and `CancelledError` if the caller has
+        cancelled the call.
         """
         started = time.perf_counter()
         task = _current_task()
         is_health = call.method.startswith(HEALTH_PREFIX)
-        self.calls_under_way.add(task, is_stream=is_stream)
+        remaining = call.context.time_remaining()
+        limit = math.inf if is_stream and is_health else self._max_call_seconds  # a health watch is endless
+        is_limit_first = remaining is None or remaining > limit
+        ends_at = started + (limit if remaining is None else min(limit, remaining))
+        self.calls_in_progress.add(task, ends_at=ends_at, is_stream=is_stream)
         if not is_health:
             self._admission.enter()
         try:
             self._notify_of_start(call)
-            remaining = call.context.time_remaining()
-            has_limit = not (is_stream and is_health)  # a watch on health has no end
-            is_limit_first = has_limit and (remaining is None or remaining > self._max_call_seconds)
-            deadline = asyncio.timeout(self._max_call_seconds if is_limit_first else remaining)
             try:
-                if is_rejected_by_drain and self.calls_under_way.is_draining:
+                if is_rejected_by_drain and self.calls_in_progress.is_draining:
                     raise ServerDraining
                 if not is_health:
-                    self._admission.check_room()
-                async with deadline:
-                    for check in self._checks:
-                        await check(call)
-                    result = await handle()
+                    self._admission.check_capacity()
+                for check in self._checks:
+                    await check(call)
+                result = await handle()
             except (Exception, asyncio.CancelledError) as raised:
-                is_late = deadline.expired() and isinstance(raised, TimeoutError)
+                is_late = isinstance(raised, asyncio.CancelledError) and self.calls_in_progress.is_late(task)
                 known = self._deadline_error(is_limit_first=is_limit_first) if is_late else raised
                 error = self._leaving_error(call, known, is_stream=is_stream)
                 if error is not raised:
@@ -94,22 +94,22 @@ class CallPipeline:
             self._notify_of_end(call, Outcome("OK", time.perf_counter() - started))
             return result
         finally:
-            self.calls_under_way.discard(task, is_stream=is_stream)
+            self.calls_in_progress.discard(task)
             if not is_health:
                 self._admission.leave()
 
     def _leaving_error(self, call: Call, raised: BaseException, *, is_stream: bool) -> BaseException:
-        """Return what leaves the pipeline for what was raised in it."""
+        """Return the exception that the pipeline raises for one that was raised in it."""
         if isinstance(raised, CallEnded):
             return raised
         if isinstance(raised, asyncio.CancelledError):
-            error = self.calls_under_way.cancelled_by_drain(is_stream=is_stream)
-            # The transport cancels the task when the caller cancels the call; a handler that raises this error itself
-            # does not. Left as it is, the latter would keep the caller waiting until its deadline (grpc/grpc#29248).
+            error = self.calls_in_progress.cancelled_by_drain(is_stream=is_stream)
+            # When the caller cancels the call, the transport cancels the task. If instead a handler itself raised
+            # CancelledError, raising it again would keep the caller waiting until its deadline (grpc/grpc#29248).
             if error is None and _current_task().cancelling():
                 return raised
             raised = error or InternalError()
-        # gRPC's own servicers may have sent a status, and the deadline may have expired while they did.
+        # gRPC's own servicers send statuses themselves, and the deadline may expire while they do.
         sent = call.context.sent_status()
         return CallEnded(sent) if sent else domain_error(raised)
 
@@ -124,7 +124,7 @@ class CallPipeline:
         for observer in self._observers:
             try:
                 observer.call_began(call)
-            except Exception:  # a call does not depend on its observers
+            except Exception:  # a defect of an observer must not fail the call
                 _log.exception(_OBSERVER_FAILED)
 
     def _notify_of_end(self, call: Call, outcome: Outcome) -> None:
@@ -140,12 +140,12 @@ def _outcome(error: BaseException, raised: BaseException, *, seconds: float) -> 
         return Outcome(error.status, seconds)
     if not isinstance(error, BookstoreError):
         return Outcome("CANCELLED", seconds)
-    # The log shows a defect itself, without the error that hides it from the caller.
+    # Log a defect itself, not the InternalError that hides it from the caller.
     is_defect = isinstance(error, InternalError) and isinstance(raised, Exception)
     return Outcome(code_name(error), seconds, error.reason, raised if is_defect else error)
 
 
 def _current_task() -> asyncio.Task[Any]:
     task = asyncio.current_task()
-    assert task is not None  # noqa: S101  every transport runs each call in a task of its own
+    assert task is not None  # noqa: S101  every transport runs each call in a separate task
     return task

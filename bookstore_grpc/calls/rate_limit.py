@@ -1,4 +1,4 @@
-"""Rate limit: the check that bounds how many calls one caller may make in a second, by a token bucket each."""
+"""Rate limit: a check with a token bucket for each caller."""
 
 import time
 from collections import OrderedDict
@@ -16,10 +16,10 @@ class _Bucket(NamedTuple):
 
 
 class RateLimit:
-    """Admits `per_second` calls of each caller, and `burst` at once after a pause; health is not counted.
+    """Admits `per_second` calls of each caller, and bursts of `burst` after a pause. Health checks are not counted.
 
-    A caller is the one that authentication has found, or else an address without its port. The callers that have not
-    called for the longest are forgotten, which fills their buckets. `now` is a monotonic clock in seconds.
+    A caller is identified by authentication, or otherwise by its address without the port. Beyond `RATED_CALLERS_MAX`
+    the least recent callers are forgotten, and have a full bucket again. `now` is a monotonic clock in seconds.
     """
 
     def __init__(self, *, per_second: float, burst: int, now: Callable[[], float] = time.monotonic) -> None:
@@ -32,7 +32,7 @@ class RateLimit:
         """Take a token from the caller's bucket, or raise `ResourceExhausted`."""
         if call.method.startswith(HEALTH_PREFIX):
             return
-        # A name may look like an address.
+        # The "=" separates names from addresses, because a name may look like an address.
         name = f"={call.caller}" if call.caller else call.context.peer().rpartition(":")[0]
         now = self._now()
         bucket = self._buckets.pop(name, None) or _Bucket(self._burst, now)
@@ -43,7 +43,7 @@ class RateLimit:
             self._buckets.popitem(last=False)
         if is_empty:
             raise ResourceExhausted(
-                f"This caller makes more than {self._per_second:g} calls a second; try again later.",
+                f"This caller makes more than {self._per_second:g} calls per second; try again later.",
                 limit="rate",
                 retry_seconds=(1 - tokens) / self._per_second,
             )

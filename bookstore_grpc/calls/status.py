@@ -1,13 +1,13 @@
-"""The table from domain error to status code, reason and details. An error in no row is INTERNAL.
+"""The table from domain errors to status codes, reasons and details. An error without a row is INTERNAL.
 
-Rows are found along the class's ancestors, so a new kind of `Unavailable` needs no row of its own. A status travels in
-headers, so its size is bounded to what every client and proxy accepts, whatever callers have put into it. The record is
-neutral: gRPC's adapter serializes it, and the HTTP adapter writes it as JSON.
+A class without a row has that of its nearest ancestor, so a new kind of `Unavailable` needs no row. A status is sent in
+headers, so its size is bounded to what every client and proxy accepts, even if it contains text of callers. The result
+is independent of the transport: the gRPC adapter serializes it, and the HTTP adapter writes it as JSON.
 """
 
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from google.protobuf.any_pb2 import Any
@@ -53,19 +53,20 @@ class Status(NamedTuple):
 
 
 def domain_error(error: BaseException) -> BookstoreError:
-    """Return an error of the table: the error itself, or an `InternalError` for any that is not meant for callers."""
+    """Return the error itself if it has a row in the table, otherwise an `InternalError` that hides it from callers."""
     return error if isinstance(error, BookstoreError) and _row_or_none(error) else InternalError()
 
 
 def code_name(error: BookstoreError) -> str:
-    """Return the name of the status code of an error of the table, such as `NOT_FOUND`."""
+    """Return the name of an error's status code, such as `NOT_FOUND`. The error must have a row in the table."""
     return _row(error).code
 
 
 def status_from_error(error: BookstoreError, *, request_id: str) -> Status:
-    """Return the status of an error of the table, as `domain_error` returns one.
+    """Return the status of an error that `domain_error` returned.
 
-    The first entry of a list of violations or of missing books is always present; the metadata has the number omitted.
+    A list of violations or of books is truncated after its first entry or later; the metadata then has the
+    number of omitted entries.
     """
     code, make_details = _row(error)
     message = _shortened(error.message, max_bytes=ERROR_MESSAGE_MAX_BYTES, size=_size_in_header)
@@ -79,7 +80,7 @@ def status_from_error(error: BookstoreError, *, request_id: str) -> Status:
         return status_pb2.Status(code=code_pb2.Code.Value(code), message=message, details=details)
 
     def is_too_long(status: status_pb2.Status) -> bool:
-        # The id has a header of its own too.
+        # The request id is also sent in a separate header.
         return _size_in_header(message) + _size_in_base64(status) + len(request_id) > ERROR_MAX_BYTES
 
     shown = min(entries, ERROR_ENTRIES_MAX)
@@ -94,7 +95,7 @@ def _entry_count(error: BookstoreError) -> int:
     match error:
         case InvalidRequest():
             return len(error.violations)
-        case BookNotFound():
+        case BookNotFound() | EtagMismatch():
             return len(error.ids)
     return 0
 
@@ -122,18 +123,10 @@ def _bad_request(error: InvalidRequest, count: int) -> Iterable[Message]:
     return [error_details_pb2.BadRequest(field_violations=violations)]
 
 
-def _missing_books(error: BookNotFound, count: int) -> Iterable[Message]:
-    return _resources(error.ids[:count])
-
-
-def _changed_book(error: EtagMismatch, _count: int) -> Iterable[Message]:
-    return _resources([error.book_id])
-
-
-def _resources(ids: Sequence[int]) -> Iterable[Message]:
+def _resources(error: BookNotFound | EtagMismatch, count: int) -> Iterable[Message]:
     return [
         error_details_pb2.ResourceInfo(resource_type="bookstore.v1.Book", resource_name=f"books/{book_id}")
-        for book_id in ids
+        for book_id in error.ids[:count]
     ]
 
 
@@ -155,8 +148,8 @@ class _Row(NamedTuple):
 _TABLE: dict[type, _Row] = {
     InvalidRequest: _Row("INVALID_ARGUMENT", _bad_request),
     RequestTooLarge: _Row("RESOURCE_EXHAUSTED", _nothing),
-    BookNotFound: _Row("NOT_FOUND", _missing_books),
-    EtagMismatch: _Row("ABORTED", _changed_book),
+    BookNotFound: _Row("NOT_FOUND", _resources),
+    EtagMismatch: _Row("ABORTED", _resources),
     RequestIdReused: _Row("ALREADY_EXISTS", _nothing),
     Unauthenticated: _Row("UNAUTHENTICATED", _nothing),
     PermissionDenied: _Row("PERMISSION_DENIED", _nothing),
@@ -174,7 +167,7 @@ def _row_or_none(error: BookstoreError) -> _Row | None:
 
 def _row(error: BookstoreError) -> _Row:
     row = _row_or_none(error)
-    assert row is not None, type(error)  # noqa: S101  the pipeline lets no other leave
+    assert row is not None, type(error)  # noqa: S101  the pipeline raises no other errors
     return row
 
 
@@ -198,14 +191,14 @@ def _size_in_base64(message: Message) -> int:
 
 
 def _shortened(text: str, *, max_bytes: int, size: Callable[[str], int] = _size) -> str:
-    """Cut a text in its middle: its end may hold how many more there are, or the column."""
+    """Shorten a text in the middle, because its end may contain the number of further entries, or the column."""
     text = text.encode(errors="replace").decode()  # protobuf rejects lone surrogates
     if size(text) <= max_bytes:
         return text
 
-    def kept(count: int) -> str:
+    def shortened(count: int) -> str:
         end = count // 4
         return f"{text[: count - end]}…{text[len(text) - end :]}"
 
-    too_many = bisect_left(range(max_bytes), True, lo=1, key=lambda count: size(kept(count)) > max_bytes)
-    return kept(too_many - 1)
+    too_many = bisect_left(range(max_bytes), True, lo=1, key=lambda count: size(shortened(count)) > max_bytes)
+    return shortened(too_many - 1)

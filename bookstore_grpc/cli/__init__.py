@@ -8,7 +8,8 @@ from importlib.metadata import version
 
 import click
 
-from bookstore_grpc.cli.books import create, delete, get, health, list_, update
+from bookstore_grpc.cli.books import create, get, health, list_, update
+from bookstore_grpc.cli.delete import delete
 from bookstore_grpc.cli.export import export
 from bookstore_grpc.cli.import_ import import_
 from bookstore_grpc.cli.server import backup, migrate, serve

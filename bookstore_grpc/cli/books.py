@@ -1,12 +1,14 @@
 """The verbs for single books and lists of books, and `health`. They need only the base install."""
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from bookstore_grpc.cli.field_options import FieldsCommand
+from bookstore_grpc.cli.options import BOOK_ID
 from bookstore_grpc.cli.output import output_option, print_books
-from bookstore_grpc.cli.session import connection_options, run_with_client
+from bookstore_grpc.cli.session import connection_options, count_with_noun, run_with_client, total_text
 from bookstore_grpc.limits import PAGE_SIZE_MAX
 
 if TYPE_CHECKING:
@@ -14,31 +16,23 @@ if TYPE_CHECKING:
 
     from bookstore_grpc.client import BookstoreClient
 
-_YEAR = click.IntRange(-(2**31), 2**31 - 1)
-_ID = click.IntRange(-(2**63), 2**63 - 1)
 
-
-@click.command()
-@click.option("--name", required=True, help="The title.")
-@click.option("--author", required=True, help="The author.")
-@click.option("--release-year", type=_YEAR, required=True, help="The year of the first release; negative for BCE.")
+@click.command(cls=FieldsCommand, is_update=False)
 @click.option("--request-id", help="Idempotency key (a UUID) that makes a retry safe.  [default: random]")
 @output_option
 @connection_options
-def create(
-    *, name: str, author: str, release_year: int, request_id: str | None, output: str, **connection: Any
-) -> None:
+def create(*, fields: Mapping[str, Any], request_id: str | None, output: str, **connection: Any) -> None:
     """Store a book and print it."""
 
     async def work(client: "BookstoreClient") -> None:
-        book = await client.create_book(name=name, author=author, release_year=release_year, request_id=request_id)
+        book = await client.create_book(**fields, request_id=request_id)
         await print_books(_iterate([book]), output)
 
     run_with_client(work, **connection)
 
 
 @click.command()
-@click.argument("ids", metavar="ID...", type=_ID, nargs=-1, required=True)
+@click.argument("ids", metavar="ID...", type=BOOK_ID, nargs=-1, required=True)
 @output_option
 @connection_options
 def get(*, ids: tuple[int, ...], output: str, **connection: Any) -> None:
@@ -85,53 +79,31 @@ def list_(
             books = client.list_books(filter=filter, order_by=order_by, page_size=size)
             await print_books(_first(books, limit), output)
             return
-        page = await client.list_page(filter=filter, order_by=order_by, page_size=page_size)
+        page = await client.list_page(filter=filter, order_by=order_by, page_size=page_size, include_total=True)
         await print_books(_iterate(page.books), output)
         if page.next_page_token:
-            click.echo(f"These are the first {len(page.books)} books; use --all or --limit N for more.", err=True)
+            # A server of an earlier version returns no total.
+            count = total_text(page.total_size, is_exceeded=page.total_size_exceeded) if page.total_size else ""
+            shown = f"{len(page.books)} of {count}" if count else count_with_noun(len(page.books), "book")
+            click.echo(f"These are the first {shown}; use --all or --limit N for more.", err=True)
 
     run_with_client(work, **connection)
 
 
-@click.command()
-@click.argument("book_id", metavar="ID", type=_ID)
-@click.option("--name", help="The new title.")
-@click.option("--author", help="The new author.")
-@click.option("--release-year", type=_YEAR, help="The new year.")
+@click.command(cls=FieldsCommand, is_update=True)
+@click.argument("book_id", metavar="ID", type=BOOK_ID)
 @click.option("--etag", default="", help="Update the book only if this is its current etag.")
 @output_option
 @connection_options
-def update(
-    *,
-    book_id: int,
-    name: str | None,
-    author: str | None,
-    release_year: int | None,
-    etag: str,
-    output: str,
-    **connection: Any,
-) -> None:
+def update(*, book_id: int, fields: Mapping[str, Any], etag: str, output: str, **connection: Any) -> None:
     """Update the given fields of a book and print it."""
-    if name is None and author is None and release_year is None:
-        raise click.UsageError("Nothing to update: give --name, --author or --release-year.")
+    if all(value is None for value in fields.values()):
+        *others, last = update.flags()
+        raise click.UsageError(f"Nothing to update: give {', '.join(others)} or {last}.")
 
     async def work(client: "BookstoreClient") -> None:
-        book = await client.update_book(book_id, name=name, author=author, release_year=release_year, etag=etag)
+        book = await client.update_book(book_id, **fields, etag=etag)
         await print_books(_iterate([book]), output)
-
-    run_with_client(work, **connection)
-
-
-@click.command()
-@click.argument("book_id", metavar="ID", type=_ID)
-@click.option("--etag", default="", help="Delete the book only if this is its current etag.")
-@connection_options
-def delete(*, book_id: int, etag: str, **connection: Any) -> None:
-    """Delete a book."""
-
-    async def work(client: "BookstoreClient") -> None:
-        await client.delete_book(book_id, etag=etag)
-        click.echo(f"Book {book_id} deleted.")
 
     run_with_client(work, **connection)
 

@@ -7,16 +7,19 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+#: An id as the contract has it, an int64; which ids there can be is for the service to say.
+BOOK_ID = click.IntRange(-(2**63), 2**63 - 1)
+
 
 class OptionWithVariable(click.Option):
     """A flag with an environment variable, neither of which may be blank; click would ignore an empty variable.
 
-    It is nearly always a secret or a path that was not filled in, and the default would then be another database, or
-    a server without authentication.
+    A blank value is nearly always a secret or a path that was not filled in, and the default would then be another
+    database, or a server without authentication.
     """
 
     def consume_value(self, ctx: click.Context, opts: Mapping[str, Any]) -> tuple[Any, ParameterSource]:
-        """Return what was given. Raises `click.UsageError` if it is blank."""
+        """Return the given value. Raises `click.UsageError` if it is blank."""
         value, source = super().consume_value(ctx, opts)
         if source is ParameterSource.COMMANDLINE:
             if any(_is_blank(text) for text in (value if self.multiple else (value,))):

@@ -24,19 +24,30 @@ class OutageRetry:
 
     def __init__(self, timeout_seconds: float) -> None:
         self._outage_seconds = max(_OUTAGE_TIMEOUTS * timeout_seconds, 2 * _RETRY_SECONDS)
+        self._reported_at: float | None = None
 
     async def __call__(self, call: Callable[[], Awaitable[_Response]]) -> _Response:
         """Return the result of a call. Raises the last error when the outage lasts too long."""
-        give_up_at: float | None = None
+        started = began = time.monotonic()
         while True:
-            started = time.monotonic()
             try:
-                return await call()
+                response = await call()
             except (Unavailable, DeadlineExceeded):
-                if give_up_at is None:
-                    give_up_at = started + self._outage_seconds
-                    shown = f"{self._outage_seconds:,.1f}".removesuffix(".0")
-                    click.echo(f"The service is not responding; retrying for {shown} s.", err=True)
-                if time.monotonic() + _RETRY_SECONDS >= give_up_at:
+                is_first_attempt = began == started
+                if not is_first_attempt and time.monotonic() + _RETRY_SECONDS >= started + self._outage_seconds:
                     raise
+                self._report()
+            else:
+                # One that was sent before the outage may end during it.
+                if self._reported_at is not None and began > self._reported_at:
+                    self._reported_at = None
+                return response
             await asyncio.sleep(_RETRY_SECONDS)
+            began = time.monotonic()
+
+    def _report(self) -> None:
+        """Report the outage, unless another of the calls in flight has."""
+        if self._reported_at is None:
+            self._reported_at = time.monotonic()
+            shown = f"{self._outage_seconds:,.1f}".removesuffix(".0")
+            click.echo(f"The service is not responding; retrying for {shown} s.", err=True)

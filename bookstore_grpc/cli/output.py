@@ -4,15 +4,13 @@ import csv
 import json
 import sys
 import unicodedata
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
     from bookstore.v1.books_pb2 import Book
-
-FIELDS = ("id", "name", "author", "release_year", "create_time", "update_time", "etag")
 
 _COLUMNS = (("ID", 8), ("NAME", 44), ("AUTHOR", 30), ("YEAR", 6))
 
@@ -33,19 +31,37 @@ async def print_books(books: "AsyncIterator[Book]", output: str) -> None:
     if output == "json":
         await _print_json(books)
     elif output == "csv":
+        from bookstore_grpc.client.book_fields import FIELDS
+
         writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerow(FIELDS)
+        writer.writerow(field.name for field in FIELDS)
         async for book in books:
             writer.writerow(_values_from_book(book).values())
     else:
         _print_row([title for title, _ in _COLUMNS])
         async for book in books:
-            _print_row([str(book.id), book.name, book.author, str(book.release_year)])
+            _print_row(_cells(book))
+
+
+def print_sample(books: "Iterable[Book]") -> None:
+    """Print some books as a table on standard error."""
+    _print_row([title for title, _ in _COLUMNS], is_error=True)
+    for book in books:
+        _print_row(_cells(book), is_error=True)
+
+
+def _cells(book: "Book") -> list[str]:
+    return [str(book.id), book.name, book.author, str(book.release_year)]
 
 
 def _values_from_book(book: "Book") -> dict[str, Any]:
-    values = {field: getattr(book, field) for field in FIELDS}
-    return values | {field: values[field].ToJsonString() for field in ("create_time", "update_time")}
+    from bookstore_grpc.client.book_fields import FIELDS
+
+    # The fields that are messages are times.
+    return {
+        field.name: getattr(book, field.name).ToJsonString() if field.message_type else getattr(book, field.name)
+        for field in FIELDS
+    }
 
 
 async def _print_json(books: "AsyncIterator[Book]") -> None:
@@ -56,9 +72,9 @@ async def _print_json(books: "AsyncIterator[Book]") -> None:
     click.echo("[]" if separator == "[\n" else "\n]")
 
 
-def _print_row(values: list[str]) -> None:
+def _print_row(values: list[str], *, is_error: bool = False) -> None:
     cells = [_cell(value, width) for value, (_, width) in zip(values, _COLUMNS, strict=True)]
-    click.echo("  ".join(cells).rstrip())
+    click.echo("  ".join(cells).rstrip(), err=is_error)
 
 
 def _cell(text: str, width: int) -> str:

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
 FileFormat = Literal["csv", "jsonl"]
 
-FIELDS = ("name", "author", "release_year")
-
 _SUFFIXES: dict[str, FileFormat] = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 format_option = click.option(
     "--format",
@@ -63,42 +61,62 @@ def book_from_row(row: Row) -> "Book":
     """
     from bookstore.v1.books_pb2 import Book
 
+    from bookstore_grpc.client.book_fields import SETTABLE_FIELDS
+
     book = Book()
-    for field in ("name", "author"):
-        value = row.values.get(field)
-        if not isinstance(value, str | None):
-            raise ValueError(f"{field}: is not text")
-        try:
-            setattr(book, field, value or "")
-        except ValueError:
-            raise ValueError(f"{field}: contains half of a surrogate pair") from None
-    year = row.values.get("release_year")
-    if year not in (None, ""):
-        book.release_year = _integer(year)
+    for field in SETTABLE_FIELDS:
+        value = row.values.get(field.name)
+        if field.is_text:
+            _set_text(book, field.name, value)
+        elif value not in (None, ""):
+            setattr(book, field.name, _integer(field.name, value))
     return book
+
+
+def column_names() -> list[str]:
+    """Return the columns of a file: the settable fields of a book."""
+    from bookstore_grpc.client.book_fields import SETTABLE_FIELDS
+
+    return [field.name for field in SETTABLE_FIELDS]
 
 
 def book_writer(file: IO[str], file_format: FileFormat) -> "Callable[[Book], object]":
     """Write the header of a file, if any, and return a function that writes one book."""
+    names = column_names()
     if file_format == "jsonl":
-        return lambda book: file.write(json.dumps(_values_from_book(book), ensure_ascii=False) + "\n")
+        return lambda book: file.write(json.dumps(_values(book, names), ensure_ascii=False) + "\n")
     writer = csv.writer(file)  # RFC 4180: lines end with CRLF
-    writer.writerow(FIELDS)
-    return lambda book: writer.writerow(_values_from_book(book).values())
+    writer.writerow(names)
+    return lambda book: writer.writerow(_values(book, names).values())
 
 
-def _values_from_book(book: "Book") -> dict[str, Any]:
-    return {field: getattr(book, field) for field in FIELDS}
+def _values(book: "Book", names: Iterable[str]) -> dict[str, Any]:
+    return {name: getattr(book, name) for name in names}
 
 
-def _integer(value: Any) -> int:
+def _set_text(book: "Book", field: str, value: Any) -> None:
+    if not isinstance(value, str | None):
+        raise ValueError(f"{field}: is not text")
+    try:
+        setattr(book, field, value or "")
+    except ValueError:
+        raise ValueError(f"{field}: contains half of a surrogate pair") from None
+
+
+def _integer(field: str, value: Any) -> int:
     text = value.strip() if isinstance(value, str) else value
     if isinstance(text, bool) or not (isinstance(text, int) or (isinstance(text, str) and _INTEGER.fullmatch(text))):
-        raise ValueError(f"release_year: is {str(value)[:40]!r}, not a whole number")
+        raise ValueError(f"{field}: is {str(value)[:40]!r}, not a whole number")
     # Python refuses to parse very long numbers.
     if len(str(text)) > 20 or int(text) not in _INT32:
-        raise ValueError(f"release_year: is {str(text)[:20]}, out of range")
+        raise ValueError(f"{field}: is {str(text)[:20]}, out of range")
     return int(text)
+
+
+def _required_columns() -> list[str]:
+    from bookstore_grpc.client.book_fields import SETTABLE_FIELDS
+
+    return [field.name for field in SETTABLE_FIELDS if field.is_required]
 
 
 def _read_csv(lines: Iterable[str]) -> Iterator[Row]:
@@ -106,9 +124,10 @@ def _read_csv(lines: Iterable[str]) -> Iterator[Row]:
     reader = csv.reader(lines)
     try:
         header = [title.strip().lower() for title in next(reader, [])]
-        if missing := [field for field in FIELDS if field not in header]:
+        required = _required_columns()
+        if missing := [name for name in required if name not in header]:
             raise click.ClickException(
-                f"The first line must name the columns {', '.join(FIELDS)}; missing: {', '.join(missing)}."
+                f"The first line must name the columns {', '.join(required)}; missing: {', '.join(missing)}."
             )
         line = reader.line_num + 1
         for cells in reader:

@@ -1,4 +1,4 @@
-"""The verbs that run the service: `serve`, `migrate` and `backup`. Their flags are the `Settings`."""
+"""The verbs that run the service: `serve`, `migrate` and `backup`. Their flags are derived from `Settings`."""
 
 import asyncio
 import re
@@ -18,11 +18,11 @@ from bookstore_grpc.cli.session import Seconds, count_with_noun, unknown_variabl
 from bookstore_grpc.errors import StartupError
 from bookstore_grpc.server.settings import ENVIRONMENT_PREFIX, Settings, settings_fields
 
-_PASSWORD = re.compile(r"://[^/]*:[^/]*@|[?&]password=")
+_PASSWORD = re.compile(r"://[^/]*:[^/]*@|[?&](ssl)?password=")
 
 
 def _settings_options(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command a flag and a variable for each setting, or for those that are named."""
+    """Return a decorator that adds a flag and a variable for each setting, or for the named ones only."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         for setting in reversed(settings_fields()):
@@ -86,7 +86,7 @@ def serve(context: click.Context, /, **values: Any) -> None:
     A SQLite database is created and migrated automatically. For the others run `bookstore migrate` first.
     """
     settings = Settings(**values)
-    # Until the event loop handles signals: the first process of a container would ignore SIGTERM.
+    # Until the event loop handles signals. PID 1 of a container would ignore SIGTERM without a handler.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
     with _server_side(context, settings):
@@ -105,7 +105,9 @@ def serve(context: click.Context, /, **values: Any) -> None:
 
 @click.command()
 @_settings_options("database_url", "database_timeout_seconds", "log_level", "log_format")
-@click.option("--sql", is_flag=True, help="Print the SQL that builds the tables from nothing; connect to nothing.")
+@click.option(
+    "--sql", is_flag=True, help="Print the SQL that creates the tables in an empty database, without connecting."
+)
 @click.pass_context
 def migrate(context: click.Context, /, *, sql: bool, **values: Any) -> None:
     """Bring the database's tables to the newest migration."""
@@ -126,13 +128,13 @@ def migrate(context: click.Context, /, *, sql: bool, **values: Any) -> None:
 @_settings_options("database_url", "database_timeout_seconds")
 @click.pass_context
 def backup(context: click.Context, /, *, path: Path, force: bool, **values: Any) -> None:
-    """Copy a SQLite database to FILE, also while servers use it.
+    """Copy a SQLite database to FILE, even while servers use it.
 
-    FILE appears when it is complete and checked. It holds everything that was stored before the copy began. On
-    PostgreSQL use pg_dump, on MariaDB mariadb-dump.
+    FILE appears when it is complete and verified. It contains everything that was stored before the copy began. For
+    PostgreSQL use pg_dump, for MariaDB mariadb-dump.
     """
     settings = Settings(**values)
-    # Schedulers end a backup with SIGTERM; half a copy must not stay.
+    # On SIGTERM, too, a partial copy must be removed.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with _server_side(context, settings):
         from bookstore_grpc.server import commands
@@ -149,7 +151,7 @@ def backup(context: click.Context, /, *, path: Path, force: bool, **values: Any)
 
 @contextmanager
 def _server_side(context: click.Context, settings: Settings) -> Iterator[None]:
-    """Set up logs, and turn what keeps the server from starting into an error of the command."""
+    """Configure logging, and translate start-up errors into errors of the command."""
     try:
         from bookstore_grpc.telemetry.logs import configure_logging, warn_of_variables
 
@@ -159,7 +161,7 @@ def _server_side(context: click.Context, settings: Settings) -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         raise click.ClickException(
-            f"`bookstore {context.info_name}` needs more than the client (no module {error.name!r}): "
+            f"`bookstore {context.info_name}` needs the extra [server] (no module {error.name!r}): "
             "pip install 'bookstore-grpc[server]'."
         ) from error
     except StartupError as error:

@@ -196,3 +196,8 @@ def _grpc_cause(details: str) -> str:
 def count_with_noun(count: int, noun: str) -> str:
     """Return a count with its noun: "1 book", "9,979 books"."""
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+def total_text(count: int, *, is_exceeded: bool) -> str:
+    """Return how many books there are, as the service has counted them: "3,204 books", "more than 10,000 books"."""
+    return f"more than {count:,} books" if is_exceeded else count_with_noun(count, "book")

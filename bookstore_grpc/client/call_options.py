@@ -8,8 +8,9 @@ import math
 import re
 import time
 from collections.abc import Iterable, Mapping
-from typing import TypedDict
+from typing import Any, TypedDict, cast
 
+from bookstore_grpc.client.book_fields import SETTABLE_FIELDS
 from bookstore_grpc.metadata import AUTHORIZATION_KEY, REQUEST_ID_KEY, REQUEST_ID_PATTERN
 
 Pairs = tuple[tuple[str, str | bytes], ...]
@@ -44,6 +45,21 @@ class CallOptions(TypedDict, total=False):
     timeout_seconds: float | None
     metadata: GivenMetadata
     call_id: str
+
+
+class BookOptions(CallOptions, total=False):
+    """Options of a call that stores a book: any settable field of the contract's `Book` too.
+
+    Fields are accepted by the contract's descriptor, so one that is added works at once. Type checkers know those that
+    are named here or in the method's signature; `Any` would let them pass misspelled options as well.
+    """
+
+
+def split_fields(options: BookOptions) -> tuple[dict[str, Any], CallOptions]:
+    """Return the fields of a book among options, and the other options."""
+    others = cast("dict[str, Any]", {**options})
+    fields = {field.name: others.pop(field.name) for field in SETTABLE_FIELDS if field.name in others}
+    return fields, cast("CallOptions", others)
 
 
 def reusable(options: CallOptions) -> CallOptions:

@@ -10,7 +10,7 @@ from bookstore.v1 import books_pb2, books_pb2_grpc
 from google.protobuf.field_mask_pb2 import FieldMask
 from grpc_health.v1 import health_pb2
 
-from bookstore_grpc.client.call_options import CallOptions, reusable
+from bookstore_grpc.client.call_options import BookOptions, CallOptions, reusable, split_fields
 from bookstore_grpc.client.channel import TLS, call_metadata, connector
 from bookstore_grpc.client.transport import Transport
 from bookstore_grpc.errors import BookstoreError
@@ -93,11 +93,12 @@ class BookstoreClient:
         author: str,
         release_year: int,
         request_id: str | None = None,
-        **options: Unpack[CallOptions],
+        **options: Unpack[BookOptions],
     ) -> books_pb2.Book:
         """Store a book and return it. `request_id` is the idempotency key, a UUID; the default is a random one."""
-        book = books_pb2.Book(name=name, author=author, release_year=release_year)
-        return await self._transport.call(self._books.CreateBook, _create_request(book, request_id), **options)
+        fields, call_options = split_fields(options)
+        book = books_pb2.Book(name=name, author=author, release_year=release_year, **fields)
+        return await self._transport.call(self._books.CreateBook, _create_request(book, request_id), **call_options)
 
     async def create_books(
         self,
@@ -132,11 +133,15 @@ class BookstoreClient:
         order_by: str = "",
         page_size: int = 0,
         page_token: str = "",
+        include_total: bool = False,
         **options: Unpack[CallOptions],
     ) -> books_pb2.ListBooksResponse:
-        """Return one page. Raises `InvalidFilter`, `InvalidOrderBy` and `InvalidPageToken`."""
+        """Return one page, with `include_total` also the number of books on all pages.
+
+        Raises `InvalidFilter`, `InvalidOrderBy` and `InvalidPageToken`.
+        """
         request = books_pb2.ListBooksRequest(
-            filter=filter, order_by=order_by, page_size=page_size, page_token=page_token
+            filter=filter, order_by=order_by, page_size=page_size, page_token=page_token, include_total=include_total
         )
         return await self._transport.call(self._books.ListBooks, request, **options)
 
@@ -169,23 +174,58 @@ class BookstoreClient:
         author: str | None = None,
         release_year: int | None = None,
         etag: str = "",
-        **options: Unpack[CallOptions],
+        **options: Unpack[BookOptions],
     ) -> books_pb2.Book:
-        """Change the given fields of a book and return it.
+        """Change the given fields of a book and return it; None leaves a field as it is.
 
         With `etag` (optimistic concurrency) only if it is the book's current one. Raises `BookNotFound` and
         `EtagMismatch`.
         """
-        values = {"name": name, "author": author, "release_year": release_year}
-        given = {field: value for field, value in values.items() if value is not None}
-        book = books_pb2.Book(id=book_id, etag=etag, name=name or "", author=author or "", release_year=release_year)
-        request = books_pb2.UpdateBookRequest(book=book, update_mask=FieldMask(paths=list(given)))
-        return await self._transport.call(self._books.UpdateBook, request, is_idempotent=False, **options)
+        fields, call_options = split_fields(options)
+        fields |= {"name": name, "author": author, "release_year": release_year}
+        changes = {field: value for field, value in fields.items() if value is not None}
+        book = books_pb2.Book(id=book_id, etag=etag, **changes)
+        request = books_pb2.UpdateBookRequest(book=book, update_mask=FieldMask(paths=list(changes)))
+        return await self._transport.call(self._books.UpdateBook, request, is_idempotent=False, **call_options)
 
     async def delete_book(self, book_id: int, *, etag: str = "", **options: Unpack[CallOptions]) -> None:
         """Delete a book. With `etag`, only if it is the current one. Raises `BookNotFound` and `EtagMismatch`."""
         request = books_pb2.DeleteBookRequest(id=book_id, etag=etag)
         await self._transport.call(self._books.DeleteBook, request, is_idempotent=False, **options)
+
+    async def update_books(
+        self, requests: Sequence[books_pb2.UpdateBookRequest], **options: Unpack[CallOptions]
+    ) -> Sequence[books_pb2.Book]:
+        """Change 1 to 1,000 books, all or none, in sequence, and return them in order.
+
+        Raises `BookNotFound` and `EtagMismatch`, each with all such books.
+        """
+        request = books_pb2.BatchUpdateBooksRequest(requests=requests)
+        update = self._books.BatchUpdateBooks
+        return (await self._transport.call(update, request, is_idempotent=False, **options)).books
+
+    async def delete_books(
+        self, ids: Sequence[int], *, etags: Sequence[str] | None = None, **options: Unpack[CallOptions]
+    ) -> None:
+        """Delete 1 to 1,000 different books, all or none. With `etags` only if they are the current ones.
+
+        Raises `BookNotFound` and `EtagMismatch`, each with all such books.
+        """
+        given = etags if etags is not None else [""] * len(ids)
+        requests = [books_pb2.DeleteBookRequest(id=each, etag=etag) for each, etag in zip(ids, given, strict=True)]
+        request = books_pb2.BatchDeleteBooksRequest(requests=requests)
+        await self._transport.call(self._books.BatchDeleteBooks, request, is_idempotent=False, **options)
+
+    async def purge_books(
+        self, filter: str, *, force: bool = False, **options: Unpack[CallOptions]
+    ) -> books_pb2.PurgeBooksResponse:
+        """Delete the books that match a filter if `force` is true, otherwise count them and return a sample.
+
+        With `force` the server returns before the call's deadline. While `more_matching` is set in the response,
+        another call goes on. Raises `InvalidFilter`.
+        """
+        request = books_pb2.PurgeBooksRequest(filter=filter, force=force)
+        return await self._transport.call(self._books.PurgeBooks, request, is_idempotent=not force, **options)
 
     async def health(self, service: str = "", **options: Unpack[CallOptions]) -> str:
         """Return the health of `service`: "SERVING", "NOT_SERVING" or "SERVICE_UNKNOWN"."""

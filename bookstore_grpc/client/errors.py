@@ -74,7 +74,7 @@ _ERRORS_FROM_DETAILS: dict[str, Callable[[_Details], BookstoreError]] = {
     ),
     BookNotFound.reason: lambda details: BookNotFound(details.ids, message=details.message),
     RequestTooLarge.reason: lambda details: RequestTooLarge(message=details.message),
-    EtagMismatch.reason: lambda details: EtagMismatch(details.ids[0], message=details.message),
+    EtagMismatch.reason: lambda details: EtagMismatch(details.ids[0], ids=details.ids, message=details.message),
     RequestIdReused.reason: lambda details: RequestIdReused(
         details.metadata["create_request_id"], message=details.message
     ),
@@ -133,7 +133,7 @@ def _error(error: grpc.aio.AioRpcError, status: status_pb2.Status) -> BookstoreE
         raised = _ERRORS_BY_REASON.get(info.reason, _ERRORS_BY_CODE.get(error.code(), BookstoreError))(message)
     raised.reason = info.reason  # empty if the status is not from the service
     raised.metadata = dict(info.metadata)
-    if isinstance(raised, InvalidRequest | BookNotFound):
+    if isinstance(raised, InvalidRequest | BookNotFound | EtagMismatch):
         raised.omitted_count = int(info.metadata.get(OMITTED_COUNT_KEY, 0))
     if isinstance(raised, ResourceExhausted | Unavailable) and retry.HasField("retry_delay"):
         raised.retry_seconds = retry.retry_delay.ToMilliseconds() / 1_000

@@ -1,1 +1,1 @@
-"""Every place that touches another package's private parts."""
+"""All uses of other packages' private parts, with the versions that they were tried on."""

@@ -1,4 +1,4 @@
-"""aiosqlite's worker thread, of which it offers neither the daemon flag nor a join.
+"""Access to aiosqlite's worker thread: its daemon flag and `join`, which aiosqlite does not expose.
 
 Tried on aiosqlite 0.22.0 and 0.22.1.
 """
@@ -12,13 +12,13 @@ from bookstore_grpc.errors import StartupError
 
 
 def check() -> None:
-    """Raise `StartupError` if the thread of a connection is not where this module finds it."""
+    """Raise `StartupError` if a connection has no `_thread`."""
     connection = aiosqlite.Connection(lambda: sqlite3.connect(":memory:"), iter_chunk_size=64)
     if not isinstance(getattr(connection, "_thread", None), Thread):
         raise StartupError(f"aiosqlite {aiosqlite.__version__} is not supported: its connections have no `_thread`.")
 
 
 def worker_thread(connection: aiosqlite.Connection) -> Thread:
-    """Return the thread of a connection; until it is awaited for the first time, the thread has not started."""
+    """Return the thread of a connection. It starts when the connection is awaited for the first time."""
     thread: Thread = connection._thread
     return thread

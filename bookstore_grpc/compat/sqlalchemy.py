@@ -1,6 +1,7 @@
-"""SQLAlchemy's cache key of a statement: one compilation serves all statements that differ only in their values.
+"""SQLAlchemy's statement cache key: statements that differ only in their values share one compilation.
 
-SQLAlchemy does so within its own execution, and offers it to nobody else. Tried on SQLAlchemy 2.1.0 and 2.1.9.
+SQLAlchemy uses it only within its own execution, and has no public interface for it. Tried on SQLAlchemy 2.1.0 and
+2.1.9.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -8,7 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 import sqlalchemy
-from sqlalchemy import Dialect, Select, column, select
+from sqlalchemy import ClauseElement, Dialect, column, select
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.util import LRUCache
@@ -19,42 +20,46 @@ _STATEMENTS_MAX, _SHAPES_MAX = 256, 512
 
 
 class StatementCompiler:
-    """Compiles statements for a dialect with positional parameters, and keeps the compilations."""
+    """Compiles statements for a dialect with positional parameters, and caches the compilations."""
 
     def __init__(self, dialect: Dialect) -> None:
         self._dialect = dialect
-        self._shapes: LRUCache[Hashable, tuple[SQLCompiler, list[str]]] = LRUCache(_SHAPES_MAX)
+        self._shapes: LRUCache[Hashable, SQLCompiler] = LRUCache(_SHAPES_MAX)
         self._compiled = lru_cache(_STATEMENTS_MAX)(self._compile)
 
     @property
     def shapes(self) -> int:
-        """How many compilations are kept."""
+        """The number of cached compilations."""
         return len(self._shapes)
 
-    def compile(self, statement: Select[Any], parameters: Mapping[str, object] | None) -> tuple[str, Sequence[Any]]:
+    def compile(self, statement: ClauseElement, parameters: Mapping[str, object] | None) -> tuple[str, Sequence[Any]]:
         """Return the SQL of a statement and its parameters in order."""
         compiled, values = self._compiled(statement)
-        expanded = compiled.construct_expanded_state(values if parameters is None else {**values, **parameters})
-        return expanded.statement, expanded.positional_parameters
+        if parameters:
+            values = {**values, **parameters}
+        if compiled.post_compile_params:  # of an IN, whose SQL depends on the number of values
+            expanded = compiled.construct_expanded_state(values)
+            return expanded.statement, expanded.positional_parameters
+        processors: Mapping[str, Any] = compiled._bind_processors  # of types that no driver knows
+        return compiled.string, [
+            processors[name](values[name]) if name in processors else values[name]
+            for name in compiled.positiontup or ()
+        ]
 
-    def _compile(self, statement: Select[Any]) -> tuple[SQLCompiler, dict[str, object]]:
-        """Return the compilation that a statement shares with all of its shape, and the values that it contains."""
+    def _compile(self, statement: ClauseElement) -> tuple[SQLCompiler, Mapping[str, Any]]:
+        """Return the compilation that a statement shares with others of its shape, and the values in the statement."""
         key = statement._generate_cache_key()
         if key is None:
             raise TypeError("SQLAlchemy has no cache key for this statement")
-        shared = self._shapes.get(key.key)
-        if shared is None:
+        compiled = self._shapes.get(key.key)
+        if compiled is None:
             compiled = self._dialect.statement_compiler(self._dialect, statement, cache_key=key)
-            shared = self._shapes[key.key] = (compiled, [bind.key for bind in key.bindparams])
-        compiled, names = shared
-        values = {
-            name: bind.effective_value for name, bind in zip(names, key.bindparams, strict=True) if not bind.required
-        }
-        return compiled, values
+            self._shapes[key.key] = compiled
+        return compiled, compiled.construct_params(extracted_parameters=key.bindparams, _check=False)
 
 
 def check() -> None:
-    """Raise `StartupError` if two statements that differ in a value do not share a compilation, each with its value."""
+    """Raise `StartupError` unless two statements that differ in a value share a compilation and keep their values."""
     compiler = StatementCompiler(sqlite.dialect())
     name: Any = column("name")
     try:
@@ -66,4 +71,4 @@ def check() -> None:
 
 
 def _unsupported() -> StartupError:
-    return StartupError(f"SQLAlchemy {sqlalchemy.__version__} is not supported: its cache keys are of another kind.")
+    return StartupError(f"SQLAlchemy {sqlalchemy.__version__} is not supported: its cache keys are different.")

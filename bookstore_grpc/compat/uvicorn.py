@@ -1,8 +1,8 @@
-"""uvicorn's server and protocol, with bounds on what an untrusted client can hold.
+"""uvicorn's server and protocol, with bounds on the resources that an untrusted client can hold.
 
-uvicorn has no public hooks for these: the classes here override methods of its protocol for httptools and of its
-server, and read their attributes. Tried on uvicorn 0.38 to 0.54; pyproject.toml excludes later ones, and
-`check_uvicorn` finds at the start what another version lacks.
+uvicorn has no public hooks for these: the classes here override methods of its server and of its protocol for
+httptools, and read their attributes. Tried on uvicorn 0.38 to 0.54; pyproject.toml excludes later versions, and
+`check_uvicorn` verifies at the start that everything is present.
 """
 
 import asyncio
@@ -29,15 +29,15 @@ STOP_SECONDS = 1
 _HEAD_SECONDS = 10
 _UNREAD_SECONDS = 60
 _BACKLOG = 2_048
-# Connections accepted before anything else is done. So many descriptors may be open beyond the limit.
-_ACCEPTED_AT_ONCE = 16
+# Connections accepted in one step of the event loop; the descriptors that may be open beyond the limit.
+_ACCEPT_BATCH = 16
 _PAUSE_SECONDS = 1
 _NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _PIPELINED_MAX = 32
 _LENGTHS = (b"content-length", b"transfer-encoding")
 
 
-# What is overridden or called of uvicorn's protocol, and what is read of it.
+# The methods of uvicorn's protocol that are overridden or called, and the attributes that are read.
 _PROTOCOL_METHODS = (
     "connection_made",
     "connection_lost",
@@ -67,15 +67,15 @@ _SERVER_METHODS = ("capture_signals", "serve", "shutdown", "startup")
 
 
 def check_uvicorn() -> None:
-    """Raise `StartupError` unless uvicorn has what this module overrides; without it the bounds would not hold."""
+    """Raise `StartupError` if uvicorn lacks something that this module uses: the bounds would not be enforced."""
     missing = [name for name in _SERVER_METHODS if not hasattr(uvicorn.Server, name)]
     missing += [name for name in _PROTOCOL_METHODS if not hasattr(HttpToolsProtocol, name)]
     assigned = HttpToolsProtocol.__init__.__code__.co_names
     missing += [name for name in _PROTOCOL_ATTRIBUTES if name not in assigned]
     if missing:
         raise StartupError(
-            f"uvicorn {uvicorn.__version__} does not fit this version, because it lacks {', '.join(missing)}: "
-            "pip install 'bookstore-grpc[server]' installs one that does."
+            f"uvicorn {uvicorn.__version__} is not supported, because it lacks {', '.join(missing)}: "
+            "pip install 'bookstore-grpc[server]' installs a supported version."
         )
 
 
@@ -98,18 +98,18 @@ def bounded_server(application: Application, limit: ConnectionLimit, tls: ssl.SS
 
 
 class _Server(uvicorn.Server):
-    """Accepts connections itself: uvicorn counts one only after its TLS handshake."""
+    """Accepts connections itself, because uvicorn counts a connection only after its TLS handshake."""
 
     def __init__(self, config: uvicorn.Config, limit: ConnectionLimit, tls: ssl.SSLContext | None) -> None:
         super().__init__(config)
         self._limit = limit
         self._tls = tls
-        self._beginning: dict[socket, asyncio.Task[None]] = {}
-        self._is_over = False
+        self._handshaking: dict[socket, asyncio.Task[None]] = {}
+        self._is_shut_down = False
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
-        """Handle no signals; the process does."""
+        """Handle no signals: the process handles them."""
         yield
 
     async def startup(self, sockets: list[socket] | None = None) -> None:
@@ -122,20 +122,20 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket] | None = None) -> None:
         """Accept no more connections, and close the open ones."""
-        self._is_over = True
+        self._is_shut_down = True
         for bound in sockets or ():
             asyncio.get_running_loop().remove_reader(bound)
-        for accepted in self._beginning:
-            _cut(accepted)
+        for accepted in self._handshaking:
+            _shut_down(accepted)
         await super().shutdown(sockets)
 
     def _accept_from(self, bound: socket) -> None:
-        if not self._is_over:
+        if not self._is_shut_down:
             asyncio.get_running_loop().add_reader(bound, self._accept, bound)
 
     def _accept(self, bound: socket) -> None:
         loop = asyncio.get_running_loop()
-        for _ in range(_ACCEPTED_AT_ONCE):
+        for _ in range(_ACCEPT_BATCH):
             try:
                 accepted, (host, *_) = bound.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
@@ -143,18 +143,18 @@ class _Server(uvicorn.Server):
             except OSError as error:
                 if error.errno not in _NO_DESCRIPTOR:
                     raise
-                loop.remove_reader(bound)  # or the event loop would spin on it
+                loop.remove_reader(bound)  # otherwise the event loop would be busy with it
                 loop.call_later(_PAUSE_SECONDS, self._accept_from, bound)
                 return
             limited = self._limit.admit(host)
             if limited is None:
                 accepted.close()
                 continue
-            limited.close = partial(_cut, accepted)
-            self._beginning[accepted] = loop.create_task(self._begin(accepted, limited))
+            limited.close = partial(_shut_down, accepted)
+            self._handshaking[accepted] = loop.create_task(self._start_protocol(accepted, limited))
 
-    async def _begin(self, accepted: socket, limited: LimitedConnection) -> None:
-        """Start the protocol on a socket, after the TLS handshake if there is TLS."""
+    async def _start_protocol(self, accepted: socket, limited: LimitedConnection) -> None:
+        """Start the protocol on a socket, after the TLS handshake if TLS is on."""
         connection = _Connection(self.config, self.server_state, self._limit, limited)
         try:
             with suppress(OSError):  # a failed handshake is not logged
@@ -165,19 +165,19 @@ class _Server(uvicorn.Server):
                     ssl_handshake_timeout=_HEAD_SECONDS if self._tls else None,
                 )
         finally:
-            del self._beginning[accepted]
+            del self._handshaking[accepted]
             if not connection.is_made:
                 self._limit.release(limited)
 
 
-def _cut(accepted: socket) -> None:
-    """Shut down a connection that has no transport yet; the task that waits for its handshake then ends."""
+def _shut_down(accepted: socket) -> None:
+    """Shut down a connection that has no transport yet, which ends the task that waits for its handshake."""
     with suppress(OSError):
         accepted.shutdown(SHUT_RDWR)
 
 
 class _Connection(HttpToolsProtocol):
-    """A connection with bounds: on the time until a request, the size of its head, and the time to read a response."""
+    """A connection with bounds: the time until a request, the size of its head, and the time to read a response."""
 
     def __init__(
         self, config: uvicorn.Config, state: ServerState, limit: ConnectionLimit, limited: LimitedConnection
@@ -196,7 +196,7 @@ class _Connection(HttpToolsProtocol):
         self._head_timer: asyncio.TimerHandle | None = None
         self._unread_timer: asyncio.TimerHandle | None = None
         if self._limited.is_released:
-            transport.abort()  # it was evicted during the handshake, and may have sent a request by now
+            transport.abort()  # evicted during the handshake; it may have sent a request since
             return
         self.app_state = {CALLER: self._caller}
         self._bound_wait()
@@ -230,7 +230,7 @@ class _Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._overhead_bytes = 0
         self._end_wait()
-        # After `Connection: Upgrade` the parser takes the body of this request for another request.
+        # After `Connection: Upgrade` the parser would treat the body of this request as another request.
         if self.parser.should_upgrade() and any(name in _LENGTHS for name, _ in self.headers):
             raise _RequestRejected
         super().on_headers_complete()
@@ -241,11 +241,11 @@ class _Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
-        self._mark_turn()
+        self._update_limit()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        self._mark_turn()
+        self._update_limit()
         if self.transport.is_closing():
             self._bound_unread()
 
@@ -256,7 +256,7 @@ class _Connection(HttpToolsProtocol):
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._mark_turn()
+        self._update_limit()
         if not self.transport.is_closing():
             self._end_unread()
 
@@ -267,7 +267,7 @@ class _Connection(HttpToolsProtocol):
         self._reject(400)
 
     def _reject(self, status: int) -> None:
-        """Respond to an invalid request and close; without a response if that could be taken for another request's."""
+        """Respond to an invalid request and close; without a response if it could be mistaken for another request's."""
         if self.transport.is_closing():
             return
         cycle = self.cycle
@@ -275,19 +275,19 @@ class _Connection(HttpToolsProtocol):
             if cycle.response_started or not cycle.more_body or self.pipeline:
                 self._close()
                 return
-            # The body of this very request is invalid.
+            # The body of the current request is invalid.
             cycle.disconnected = True
             cycle.message_event.set()
         self.transport.write(STATUS_LINE[status] + b"content-length: 0\r\nconnection: close\r\n\r\n")
         self._close()
 
     def _close(self) -> None:
-        """Close the connection when everything is sent, within a bound for clients that read nothing."""
+        """Close the connection when everything is sent, or after a time limit if the client does not read."""
         self.transport.close()
         self._limit.mark_waiting(self._limited)
         self._bound_unread()
 
-    def _mark_turn(self) -> None:
+    def _update_limit(self) -> None:
         """Mark the connection as serving if its last request is complete and has no response yet, else as waiting."""
         if self.transport.is_closing() or self.cycle.more_body or self.cycle.response_complete:
             self._limit.mark_waiting(self._limited)
@@ -315,4 +315,4 @@ class _Connection(HttpToolsProtocol):
 
 
 class _RequestRejected(Exception):
-    """Raised to the parser, which stops and rejects the request."""
+    """Raised in callbacks of the parser, which then stops and rejects the request."""

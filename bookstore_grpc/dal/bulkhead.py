@@ -1,4 +1,4 @@
-"""A bulkhead: bounds how many slow reads run at once, so that they leave connections to fast ones."""
+"""A bulkhead: limits the number of concurrent slow reads, so that connections remain for fast ones."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -8,14 +8,14 @@ from bookstore_grpc.errors import ResourceExhausted
 
 
 class Bulkhead:
-    """Admits at most `at_once` callers, in order of arrival; at most `waiting_max` wait, each for `wait_seconds`.
+    """Admits `max_concurrent` callers at a time, in order of arrival.
 
-    `limit` names in a word what is bounded, for the callers that are rejected.
+    At most `waiting_max` callers wait, each for at most `wait_seconds`. `limit` is the name of the limit in the error.
     """
 
-    def __init__(self, limit: str, *, at_once: int, waiting_max: int, wait_seconds: float) -> None:
+    def __init__(self, limit: str, *, max_concurrent: int, waiting_max: int, wait_seconds: float) -> None:
         self._limit = limit
-        self._slots = asyncio.Semaphore(at_once)
+        self._slots = asyncio.Semaphore(max_concurrent)
         self._waiting_max = waiting_max
         self._wait_seconds = wait_seconds
         self._waiting = 0
@@ -23,7 +23,7 @@ class Bulkhead:
 
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[None]:
-        """Hold a slot. Raises `ResourceExhausted` if too many wait, or after `wait_seconds`."""
+        """Hold a slot. Raises `ResourceExhausted` if too many callers wait, or after `wait_seconds`."""
         if self._slots.locked():
             await self._wait()
         else:
@@ -48,4 +48,4 @@ class Bulkhead:
             self._waiting -= 1
 
     def _exhausted(self) -> ResourceExhausted:
-        return ResourceExhausted(f"Too many {self._limit} are under way; try again.", limit=self._limit)
+        return ResourceExhausted(f"Too many {self._limit} are in progress; try again.", limit=self._limit)

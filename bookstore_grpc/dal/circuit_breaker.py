@@ -1,4 +1,4 @@
-"""The circuit breaker: calls do not wait for a database that the probe has found unavailable."""
+"""The circuit breaker: calls fail fast while the health probe finds the database unavailable."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -6,17 +6,18 @@ from contextlib import asynccontextmanager
 
 from bookstore_grpc.errors import DatabaseUnavailable
 
-#: The message to a caller whose wait was ended.
+#: The message to a caller whose wait was cut short.
 NO_RESPONSE = "The database does not respond; try again."
 
-# The time limit of a call while the breaker is open: enough to find that the database is back.
+# The time limit of a call while the breaker is open: long enough for a call to succeed if the database is back.
 _TRIAL_SECONDS = 1
 
 
 class CircuitBreaker:
-    """Bounds the waits for a database while it is unavailable, as the caller that probes it reports.
+    """Bounds the waits for a database between `trip` and `reset`, which the health probe calls.
 
-    A database whose host is down or cut off sends no error, so a call would wait for ever. The probe notices first.
+    A database whose host is down or whose network is cut sends no error, so without this a call would wait until its
+    deadline.
     """
 
     def __init__(self) -> None:
@@ -24,19 +25,19 @@ class CircuitBreaker:
         self._waits: set[asyncio.Timeout] = set()
 
     def trip(self) -> None:
-        """Open the breaker: end every wait now, and give later calls one second."""
+        """Open the breaker: end every current wait, and limit later ones to one second."""
         self._is_open = True
         for wait in self._waits:
             if not wait.expired():
                 wait.reschedule(0)
 
     def reset(self) -> None:
-        """Close the breaker: later calls may wait without limit again."""
+        """Close the breaker: later calls may wait without a limit again."""
         self._is_open = False
 
     @asynccontextmanager
     async def bounded_wait(self) -> AsyncIterator[None]:
-        """Surround a wait for the database. Raises `DatabaseUnavailable` when the breaker opens or its limit ends."""
+        """Bound a wait for the database. Raises `DatabaseUnavailable` when the breaker opens or the time limit ends."""
         try:
             async with asyncio.timeout(_TRIAL_SECONDS if self._is_open else None) as wait:
                 self._waits.add(wait)

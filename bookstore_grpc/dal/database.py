@@ -1,6 +1,6 @@
-"""The database: reading, writing, probing and migrating it.
+"""The database: reads, writes, the health probe and migrations.
 
-Reads, writes and probes each have an engine of their own, so that none can starve the others.
+Reads, writes and the probe have separate engines, so that none can starve the others.
 """
 
 import asyncio
@@ -13,42 +13,48 @@ from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from typing import Any, TypeVar
 
 import structlog
-from sqlalchemy import Row, Select, exc, literal, select
+from sqlalchemy import exc, literal, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.pool import QueuePool
 
 from bookstore_grpc.dal import migrations
 from bookstore_grpc.dal.bulkhead import Bulkhead
 from bookstore_grpc.dal.circuit_breaker import NO_RESPONSE, CircuitBreaker
+from bookstore_grpc.dal.database_url import parse_database_url
 from bookstore_grpc.dal.detached_tasks import DetachedTasks
-from bookstore_grpc.dal.driver_errors import Conflict, ConnectionLost, translated_errors
-from bookstore_grpc.dal.engines import Cutoff, parse_database_url, reading_engine, writing_engine
+from bookstore_grpc.dal.driver_errors import Conflict, ConnectionLost, ReadOnly, translated_errors
+from bookstore_grpc.dal.driver_reader import DriverReader, Rows
+from bookstore_grpc.dal.engines import Cutoff, reading_engine, writing_engine
+from bookstore_grpc.dal.models import Query
 from bookstore_grpc.dal.pool_invalidation import PoolInvalidation
 from bookstore_grpc.dal.sqlite_file import SqliteFile
 from bookstore_grpc.dal.sqlite_reader import InlineReader, Version
+from bookstore_grpc.dal.sqlite_wal import SqliteWal
+from bookstore_grpc.dal.writability import require_writable
 from bookstore_grpc.errors import DatabaseUnavailable
 from bookstore_grpc.limits import SEARCHES_WAITING_MAX
 
 T = TypeVar("T")
 
-_log = structlog.stdlib.get_logger("bookstore_grpc.database")
+_log = structlog.stdlib.get_logger("bookstore_grpc.dal.database")
 
 _WRITE_ATTEMPTS = 8
 _PROBE_SECONDS = 2
+_WRITE_CHECK_SECONDS = 0.5
 _CLOSE_SECONDS = 2
 _LOCK_WAIT_LOGGED_SECONDS = 1
-# How long a migration of MariaDB may take to end once the server is stopped: less than platforms give a server.
+# How long a running migration of MariaDB may continue after a signal: less than the usual grace periods of platforms.
 _MIGRATION_END_SECONDS = 20
 
 
 class Database:
     """A database chosen by URL.
 
-    It opens no connection before the first call. `pool_size` bounds the reading connections, and the writing ones, of
+    It connects at the first call. `pool_size` is the maximum number of read connections, and of write connections, of
     which there are at most two (on SQLite one). `timeout_seconds` bounds the wait for a connection and for SQLite's
-    lock, `statement_seconds` the duration of a read. Searches use at most `searches_at_once` of the reading
-    connections, leave one to other reads if there are two, and wait for each other half as long as one may take
-    (docs/decisions/0012-bounded-searches.md).
+    lock, `statement_seconds` the duration of a read. Searches use at most `max_concurrent_searches` of the read
+    connections, always leave one to other reads if there are two, and wait for a slot for at most half of
+    `statement_seconds` (docs/decisions/0012-bounded-searches.md).
 
     Raises `StartupError` for a URL that names no supported database, or if its driver is not installed.
     """
@@ -60,31 +66,38 @@ class Database:
         pool_size: int,
         timeout_seconds: float,
         statement_seconds: float = 60,
-        searches_at_once: int = 5,
+        max_concurrent_searches: int = 5,
     ) -> None:
         self._statement_seconds = statement_seconds
-        self.url = parse_database_url(url)
+        database_url = parse_database_url(url)
+        self.url = database_url.url
+        #: The database's name for logs and messages, without user, password and options.
+        self.description = database_url.description
         self.dialect = self.url.get_backend_name()
         self.is_embedded = self.dialect == "sqlite"
-        # The fewer batches run at once, the larger they are: on PostgreSQL one at a time created three times as many
-        # books a second as ten. With two, a batch that waits for a lock does not block all other writes.
+        # The fewer concurrent batches, the larger they are: on PostgreSQL one created three times as many books per
+        # second as ten. With two, a batch that waits for a lock does not block all other writes.
         self.writing_connections = 1 if self.is_embedded else min(2, pool_size)
         self._reader = reading_engine(
-            self.url, pool_size=pool_size, timeout_seconds=timeout_seconds, statement_seconds=statement_seconds
-        )
-        self._inline_reader = InlineReader(self.url, self._reader.dialect) if self.is_embedded else None
-        self._writer = writing_engine(self.url, pool_size=self.writing_connections, timeout_seconds=timeout_seconds)
-        self._prober = reading_engine(
-            self.url, pool_size=1, timeout_seconds=timeout_seconds, statement_seconds=statement_seconds
+            database_url, pool_size=pool_size, timeout_seconds=timeout_seconds, statement_seconds=statement_seconds
         )
         self._file = SqliteFile(self.url)
+        self._inline_reader = InlineReader(self.url, self._reader.dialect, self._file) if self.is_embedded else None
+        self._writer = writing_engine(database_url, pool_size=self.writing_connections, timeout_seconds=timeout_seconds)
+        self._prober = reading_engine(
+            database_url, pool_size=1, timeout_seconds=timeout_seconds, statement_seconds=statement_seconds
+        )
+        self._wal = SqliteWal(database_url) if self.is_embedded else None
         self._tasks = DetachedTasks(cancels=not self.is_embedded)
         self._circuit_breaker = CircuitBreaker()
-        # SQLite reads on this process's cores, one of which is left to everything else.
+        self._was_read_only = False  # at a write since the last failover
+        self._running_write_check: asyncio.Task[None] | None = None
+        self._last_write_check: asyncio.Task[None] | None = None
+        # SQLite reads on this process's cores, one of which stays free of searches.
         reads_at_once = min(pool_size, _cores()) if self.is_embedded else pool_size
         self._searches = Bulkhead(
             "searches",
-            at_once=max(1, min(searches_at_once, reads_at_once - 1)),
+            max_concurrent=max(1, min(max_concurrent_searches, reads_at_once - 1)),
             waiting_max=SEARCHES_WAITING_MAX,
             wait_seconds=statement_seconds / 2,
         )
@@ -92,77 +105,94 @@ class Database:
         if not self.is_embedded:
             for engine in (self._reader, self._writer, self._prober):
                 self._pool_invalidation.watch(engine)
-
-    @property
-    def description(self) -> str:
-        """How logs and messages name the database: without user, password and options."""
-        if self.is_embedded:
-            return f"sqlite {self.url.database}"
-        port = f":{self.url.port}" if self.url.port else ""
-        return f"{self.dialect} {self.url.host or 'localhost'}{port}/{self.url.database}"
+            self._driver_reader = DriverReader(self._reader, self._pool_invalidation)
 
     def connections_in_use(self) -> dict[str, int]:
-        """Return how many connections of each pool are in use, and how many of them read for searches."""
+        """Return the number of connections in use in each pool, and how many of them searches use."""
         pools = {"read": self._reader.pool, "write": self._writer.pool}
         in_use = {name: pool.checkedout() for name, pool in pools.items() if isinstance(pool, QueuePool)}
         return {**in_use, "search": self._searches.running}
 
+    def wal_bytes(self) -> int | None:
+        """Return the size of SQLite's WAL in bytes, or None for other databases."""
+        return self._wal.size() if self._wal else None
+
+    async def truncate_wal(self) -> None:
+        """Truncate SQLite's WAL if a reader has let it grow and is gone. To be called periodically.
+
+        A server that writes does so by itself with a later commit.
+        """
+        with suppress(DatabaseUnavailable), translated_errors(self.dialect):
+            self._file.require_same()
+            if self._wal and self._wal.is_too_long:
+                await self._tasks.run(self._wal.truncate())
+
     async def read(
-        self, statement: Select[Any], parameters: Mapping[str, object] | None = None, *, is_search: bool = False
-    ) -> Sequence[Sequence[Any]]:
+        self,
+        statement: Query,
+        parameters: Mapping[str, object] | None = None,
+        *,
+        is_search: bool = False,
+        is_inline: bool = True,
+    ) -> Rows:
         """Return the rows of one statement, in one round trip.
 
+        On SQLite a short read is executed inline, on the event loop; one that is known to take longer should not try.
         Raises `DatabaseUnavailable`, and `ResourceExhausted` for a search while too many others run.
         """
+        if not self._inline_reader:
+            sql, values = self._driver_reader.compile(statement, parameters)
+            return await self._unless_tripped(self._rows(sql, values, is_search=is_search))
         with translated_errors(self.dialect):
-            self._file.require_same()
-            if not self._inline_reader:
-                return await self._unless_tripped(self._rows(statement, parameters, is_search=is_search))
-            rows = self._inline_reader.rows(statement, parameters)
-            if rows is not None:
+            if is_inline and (rows := self._inline_reader.rows(statement, parameters)) is not None:
                 return rows
             async with self._slot(is_search=is_search):
-                return await self._rows_in_thread(statement, parameters)
+                self._file.require_same()
+                return await self._rows_in_thread(*self._inline_reader.compile(statement, parameters))
 
     def version(self) -> Version | None:
-        """Return a value that changes with every commit of any process, or None if that would take a wait.
+        """Return a value that changes with every commit of any process, or None if it is not available without waiting.
 
-        Only SQLite has one, where it takes no round trip. Raises `DatabaseUnavailable`.
+        Only SQLite has such a version without a round trip. Raises `DatabaseUnavailable`.
         """
         if not self._inline_reader:
             return None
         with translated_errors(self.dialect):
-            self._file.require_same()
             return self._inline_reader.version()
 
     async def write(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-        """Run `work` in one transaction and commit it, or leave nothing behind.
+        """Run `work` in one transaction, and commit it or roll it back.
 
-        A transaction that conflicts with another is retried, and so is, once, one whose connection was lost before its
-        commit, so `work` must have no effect outside its connection. Raises `DatabaseUnavailable`, and what `work`
-        raises.
+        The transaction is retried if it conflicts with another one, and once on a new connection if its own is lost
+        before the commit or is read-only, so `work` must have no effects outside of the transaction. Raises
+        `DatabaseUnavailable`, and whatever `work` raises.
         """
-        has_lost_connection = False
+        failed: ConnectionLost | ReadOnly | None = None
         for attempt in range(_WRITE_ATTEMPTS):
             if attempt:
-                # Jitter, so that the same transactions do not conflict again. It protects no secret.
+                # Backoff with jitter, so that the same transactions do not conflict again. Not used for security.
                 await asyncio.sleep(random.uniform(0, 0.01 * 2**attempt))  # noqa: S311
+            began = time.monotonic()
             try:
-                return await self._unless_tripped(self._transaction(work))
+                result = await self._unless_tripped(self._transaction(work))
             except Conflict as error:
                 conflict: DatabaseUnavailable = error
-            except ConnectionLost as error:
-                if has_lost_connection:
+            except (ConnectionLost, ReadOnly) as error:
+                if failed:
                     raise
-                has_lost_connection = True
-                conflict = error
+                failed = conflict = error
+                self._was_read_only |= isinstance(error, ReadOnly)
+            else:
+                if isinstance(failed, ReadOnly):
+                    self._leave_former_primary(opened_before=began)
+                return result
         raise conflict
 
     async def ping(self) -> None:
         """Raise `DatabaseUnavailable` unless the database responds within two seconds.
 
-        A failure trips the circuit breaker of PostgreSQL or MariaDB and invalidates their connections; a success resets
-        it.
+        On PostgreSQL and MariaDB a failure trips the circuit breaker and invalidates all connections. A success resets
+        the circuit breaker.
         """
         try:
             async with asyncio.timeout(_PROBE_SECONDS):
@@ -177,12 +207,28 @@ class Database:
             raise DatabaseUnavailable(NO_RESPONSE) from late
         self._circuit_breaker.reset()
 
-    async def migrate(self) -> str:
-        """Bring the tables to the newest migration, in a transaction, and return its revision.
+    async def check_writes(self) -> None:
+        """Raise `DatabaseUnavailable` if the database cannot write, which is found out without a write.
 
-        Several servers may do so at once: one migrates, the others wait. A database that a newer version has
-        migrated is left as it is, and so is another program's. If cancelled, it leaves no partial migration.
-        Raises `DatabaseUnavailable`.
+        A read-only connection is replaced first, because a new one may lead to a server that can write. Takes at most
+        half a second: without a result by then, for example because other writes wait for a lock, the last one counts.
+        """
+        if self.is_embedded:
+            with translated_errors(self.dialect):
+                self._file.require_writable()
+            return
+        check = self._running_write_check or self._tasks.start(self._require_writable())
+        ended, running = await asyncio.wait({check}, timeout=_WRITE_CHECK_SECONDS)
+        self._running_write_check = running.pop() if running else None
+        self._last_write_check = ended.pop() if ended else self._last_write_check
+        if self._last_write_check:
+            self._last_write_check.result()
+
+    async def migrate(self) -> str:
+        """Migrate the tables to the newest revision, in a transaction, and return that revision.
+
+        Several servers may call this concurrently: one migrates, the others wait. A newer schema, or that of another
+        program, is left unchanged. If cancelled, it leaves no partial migration. Raises `DatabaseUnavailable`.
         """
         has_lock = asyncio.Event()
 
@@ -190,13 +236,13 @@ class Database:
             return await connection.run_sync(lambda sync: migrations.upgrade(sync, on_locked=has_lock.set))
 
         migration = asyncio.create_task(self.write(upgrade))
-        if self.is_embedded:  # elsewhere the migration itself logs that it waits
+        if self.is_embedded:  # on the other databases the migration itself logs that it waits
             asyncio.get_running_loop().call_later(_LOCK_WAIT_LOGGED_SECONDS, _log_lock_wait, migration, has_lock)
         try:
             revision = await asyncio.shield(migration)
         except asyncio.CancelledError:
             if self.dialect == "mariadb" and has_lock.is_set():
-                # It commits at every change of a table, and a partial migration would block the next.
+                # MariaDB commits at every change of a table, and a partial migration would block the next one.
                 await asyncio.wait((migration,), timeout=_MIGRATION_END_SECONDS)
             migration.cancel()
             raise
@@ -209,8 +255,13 @@ class Database:
             revision = await self._tasks.run(self._revision())
         return revision is None or migrations.is_behind(revision)
 
+    async def is_search_index_missing(self) -> bool:
+        """Return whether searches read the whole table, because PostgreSQL lacks an extension."""
+        with translated_errors(self.dialect):
+            return await self._tasks.run(self._is_search_index_missing())
+
     async def close(self) -> None:
-        """Close every connection, after a short wait for the calls under way."""
+        """Close all connections, after waiting up to two seconds for database calls in progress."""
         await self._tasks.wait(seconds=_CLOSE_SECONDS)
         if self._inline_reader:
             self._inline_reader.close()
@@ -220,55 +271,45 @@ class Database:
     def _slot(self, *, is_search: bool) -> AbstractAsyncContextManager[None]:
         return self._searches.slot() if is_search else nullcontext()
 
-    async def _rows(
-        self, statement: Select[Any], parameters: Mapping[str, object] | None, *, is_search: bool = False
-    ) -> Sequence[Row[Any]]:
+    async def _rows(self, sql: str, parameters: Sequence[object], *, is_search: bool = False) -> Rows:
         async with self._slot(is_search=is_search):
             try:
-                return await self._rows_of_one_attempt(statement, parameters, is_search=is_search)
+                return await self._rows_of_one_attempt(sql, parameters, is_search=is_search)
             except ConnectionLost:
-                # All older connections are invalid now, so this attempt opens a new one.
-                return await self._rows_of_one_attempt(statement, parameters, is_search=is_search)
+                # All older connections have been invalidated, so this attempt uses a new one.
+                return await self._rows_of_one_attempt(sql, parameters, is_search=is_search)
 
-    async def _rows_of_one_attempt(
-        self, statement: Select[Any], parameters: Mapping[str, object] | None, *, is_search: bool
-    ) -> Sequence[Row[Any]]:
-        thread_id: int | None = None
-        try:
-            with translated_errors(self.dialect):
-                async with self._reader.connect() as connection:
-                    if is_search and self.dialect == "mariadb":
-                        driver_connection: Any = (await connection.get_raw_connection()).driver_connection
-                        thread_id = driver_connection.thread_id()
-                    rows: Sequence[Row[Any]] = (await connection.execute(statement, parameters)).all()
-                    return rows
-        except asyncio.CancelledError:
-            if thread_id is not None:
-                self._tasks.start(self._kill_statement(thread_id))
-            raise
+    async def _rows_of_one_attempt(self, sql: str, parameters: Sequence[object], *, is_search: bool) -> Rows:
+        async with self._driver_reader.connection() as connection:
+            try:
+                return await self._driver_reader.fetch(connection, sql, parameters)
+            except asyncio.CancelledError:
+                if is_search and self.dialect == "mariadb":
+                    self._tasks.start(self._kill_statement(connection.thread_id()))
+                raise
 
     async def _kill_statement(self, thread_id: int) -> None:
-        """End a statement on MariaDB, which notices a closed connection only at the statement's end."""
+        """Kill a statement on MariaDB, which notices a closed connection only when the statement has ended."""
         with suppress(DatabaseUnavailable, exc.DBAPIError), translated_errors(self.dialect):
             async with asyncio.timeout(_PROBE_SECONDS), self._prober.connect() as connection:
                 await connection.exec_driver_sql(f"KILL {thread_id}")
 
-    async def _rows_in_thread(
-        self, statement: Select[Any], parameters: Mapping[str, object] | None
-    ) -> Sequence[Row[Any]]:
-        """Read SQLite in a thread, which ends the statement early if the caller is cancelled."""
+    async def _rows_in_thread(self, sql: str, parameters: Sequence[object]) -> Rows:
+        """Read SQLite in a thread. If the caller is cancelled, the statement is interrupted."""
         cutoff: Cutoff | None = None
         is_cancelled = False
 
-        async def read() -> Sequence[Row[Any]]:
+        async def read() -> Rows:
             nonlocal cutoff
             async with self._reader.connect() as connection:
                 if is_cancelled:
                     return []
-                cutoff = (await connection.get_raw_connection()).driver_connection.cutoff  # type: ignore[union-attr]
+                driver: Any = (await connection.get_raw_connection()).driver_connection
+                cutoff = driver.cutoff
                 cutoff.at = time.monotonic() + self._statement_seconds
                 try:
-                    rows: Sequence[Row[Any]] = (await connection.execute(statement, parameters)).all()
+                    # By the driver, because SQLAlchemy's results of ever new statements cost a millisecond.
+                    rows: Rows = await driver.execute_fetchall(sql, parameters)
                     return rows
                 finally:
                     cutoff.at = math.inf
@@ -285,11 +326,15 @@ class Database:
         async with self._prober.connect() as connection:
             return await connection.run_sync(migrations.current_revision)
 
+    async def _is_search_index_missing(self) -> bool:
+        async with self._prober.connect() as connection:
+            return await connection.run_sync(migrations.is_search_index_missing)
+
     async def _probe(self) -> None:
         try:
             await self._select_one()
         except ConnectionLost:
-            # The connection may predate an outage that is over. Then all others do, and are invalid now too.
+            # The connection may predate an outage that is over. The other old connections are now invalidated too.
             await self._select_one()
 
     async def _select_one(self) -> None:
@@ -297,6 +342,17 @@ class Database:
             self._file.require_same()
             async with self._prober.connect() as connection:
                 await connection.execute(select(literal(1)))
+
+    async def _require_writable(self) -> None:
+        began = time.monotonic()
+        await self.write(require_writable)
+        if self._was_read_only:
+            self._leave_former_primary(opened_before=began)
+
+    def _leave_former_primary(self, *, opened_before: float) -> None:
+        """Invalidate connections after a failover: those for reads may still be to a server that falls behind."""
+        self._was_read_only = False
+        self._pool_invalidation.invalidate(opened_before=opened_before)
 
     async def _transaction(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         is_committing = False
@@ -308,7 +364,7 @@ class Database:
                     is_committing = True
                 return result
         except ConnectionLost as error:
-            if is_committing:  # it may have been committed, so only the caller can decide to retry
+            if is_committing:  # the outcome is unknown, so only the caller can decide whether to retry
                 raise DatabaseUnavailable from error.__cause__
             raise
 
@@ -320,7 +376,7 @@ class Database:
 
 def _log_lock_wait(migration: asyncio.Task[Any], has_lock: asyncio.Event) -> None:
     if not migration.done() and not has_lock.is_set():
-        _log.info("waiting for SQLite's lock, which another process holds")
+        _log.info("waiting for SQLite's lock: another process holds it")
 
 
 def _cores() -> int:

@@ -1,4 +1,4 @@
-"""Database calls in tasks of their own, so that a cancelled caller need not wait for their end."""
+"""Database calls in separate tasks, so that a cancelled caller does not wait for them."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -9,11 +9,11 @@ T = TypeVar("T")
 
 
 class DetachedTasks:
-    """The database calls under way.
+    """The database calls in progress.
 
     A SQLite statement runs in a thread: if its task were cancelled, the connection would stay open and the file locked
-    until the garbage collector ran. So on SQLite (`cancels=False`) abandoned calls run to their end. Elsewhere they are
-    cancelled, and may take seconds to disconnect from a server that does not respond.
+    until garbage collection. So on SQLite (`cancels=False`) the calls of a cancelled caller run to completion. On other
+    databases they are cancelled, which may take seconds if the server does not respond.
     """
 
     def __init__(self, *, cancels: bool) -> None:
@@ -21,7 +21,7 @@ class DetachedTasks:
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def run(self, calls: Coroutine[Any, Any, T]) -> T:
-        """Await database calls. If this is cancelled it ends at once, and the calls in the background."""
+        """Await database calls. If cancelled, it returns immediately, and the calls end in the background."""
         task = self.start(calls)
         try:
             return await asyncio.shield(task)
@@ -46,4 +46,4 @@ class DetachedTasks:
     def _on_done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled():
-            task.exception()  # retrieved, or asyncio logs that nobody did
+            task.exception()  # mark it as retrieved, or asyncio would log it

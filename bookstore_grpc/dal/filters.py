@@ -1,12 +1,12 @@
-"""Filters: from the text of AIP-160 to a SQL expression, in which a caller's text is always a bound parameter.
+"""Filters: parses AIP-160 text into a SQL expression, in which callers' text is always a bound parameter.
 
-The grammar is that of AIP-160 without functions and nested fields, of which a Book has none. A sequence of factors
-without AND between them means AND.
+The grammar is that of AIP-160 without functions and nested fields, which a Book does not have. Factors in sequence are
+combined by AND.
 """
 
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from operator import eq, ge, gt, le, lt, ne
@@ -20,13 +20,14 @@ from sqlalchemy.orm import InstrumentedAttribute
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
-from bookstore_grpc.dal.casefold import fold_case
-from bookstore_grpc.dal.models import COLUMNS, FOLDED_COLUMNS, HEAD_COLUMNS
+from bookstore_grpc.dal.folding import fold, fold_case
+from bookstore_grpc.dal.models import COLUMNS, FOLDED_COLUMNS, head_column, ordered_column
 from bookstore_grpc.dal.records import FIELDS, Field, FieldType
+from bookstore_grpc.dal.search_index import Candidates, Indexed, all_of, any_of, needle
 from bookstore_grpc.errors import InvalidFilter, Rule, quoted
 from bookstore_grpc.limits import CONTROL_CHARACTER, FILTER_MAX_CODE_POINTS, FILTER_MAX_LEVELS, FILTER_MAX_TERMS
 
-# The lexer is contextual: ARGUMENT is tried only after a comparator, so `-500` is a number there and `-word` a
+# The lexer is contextual: ARGUMENT is matched only after a comparator, so `-500` is a number there and `-word` is a
 # negation elsewhere.
 _GRAMMAR = r"""
 start: expression
@@ -53,9 +54,12 @@ ARGUMENT: /(?:[^\s()"'<>=!:]|!(?!=))(?:[^\s()"<>=!]|!(?!=))*/
 """
 
 _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {"=": eq, "!=": ne, "<": lt, "<=": le, ">": gt, ">=": ge}
+# What people call these fields.
+_ALIASES = {"title": "name", "year": "release_year"}
 _INTEGER_BITS = {FieldType.INT32: 32, FieldType.INT64: 64}
 
 _INTEGER = re.compile(r"-?[0-9]+")
+_YEAR = re.compile(r"[0-9]{4}")
 _TIME = re.compile(
     r"(\d{4}-\d{2}-\d{2})[Tt](\d{2}:\d{2}:\d{2})(?:\.(\d{1,9}))?([Zz]|[+-]\d{2}:[0-5]\d)", re.ASCII
 )  # RFC 3339, section 5.6
@@ -64,8 +68,15 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _Predicate = ColumnElement[bool]
 
 
+class Filter(NamedTuple):
+    """The SQL condition of a filter, and a set of books which has all that meet it; None if no index finds one."""
+
+    condition: ColumnElement[bool]
+    candidates: Candidates | None = None
+
+
 class _Text(NamedTuple):
-    """The text of an argument: whole, and as a wildcard pattern its stem and at which ends it has a `*`."""
+    """The text of an argument; and for a wildcard pattern, the text without `*`, and at which ends it had one."""
 
     whole: str
     stem: str
@@ -73,8 +84,8 @@ class _Text(NamedTuple):
     open_end: bool
 
 
-def parse_filter(text: str) -> ColumnElement[bool]:
-    """Return the condition on `books` that a filter states. Raises `InvalidFilter`, which names the column."""
+def parse_filter(text: str, *, dialect: str) -> Filter:
+    """Parse a filter. Raises `InvalidFilter`, which has the column of the error."""
     if len(text) > FILTER_MAX_CODE_POINTS:
         _reject(
             f"has {len(text):,} characters, more than {FILTER_MAX_CODE_POINTS:,}",
@@ -82,7 +93,7 @@ def parse_filter(text: str) -> ColumnElement[bool]:
             rule=Rule.TOO_LONG,
         )
     if not text.strip():
-        return true()
+        return Filter(true())
     try:
         tree = _parser().parse(text)
     except UnexpectedInput as error:
@@ -91,7 +102,7 @@ def parse_filter(text: str) -> ColumnElement[bool]:
     if len(terms) > FILTER_MAX_TERMS:
         first_beyond = sorted(_first_token(term).start_pos or 0 for term in terms)[FILTER_MAX_TERMS]
         _reject(f"has more than {FILTER_MAX_TERMS} terms", column=first_beyond + 1, rule=Rule.TOO_MANY)
-    return _expression(tree.children[0], level=0)
+    return _expression(tree.children[0], level=0, dialect=dialect)
 
 
 @cache
@@ -99,20 +110,24 @@ def _parser() -> Lark:
     return Lark(_GRAMMAR, parser="lalr", lexer="contextual")
 
 
-def _expression(tree: Any, *, level: int) -> _Predicate:
-    return and_(*(_factor(factor, level=level) for sequence in tree.children for factor in sequence.children))
+def _expression(tree: Any, *, level: int, dialect: str) -> Filter:
+    factors = [
+        _factor(factor, level=level, dialect=dialect) for sequence in tree.children for factor in sequence.children
+    ]
+    return Filter(and_(*(each.condition for each in factors)), all_of([each.candidates for each in factors]))
 
 
-def _factor(tree: Any, *, level: int) -> _Predicate:
-    return or_(*(_term(term, level=level) for term in tree.children))
+def _factor(tree: Any, *, level: int, dialect: str) -> Filter:
+    terms = [_term(term, level=level, dialect=dialect) for term in tree.children]
+    return Filter(or_(*(each.condition for each in terms)), any_of([each.candidates for each in terms]))
 
 
-def _term(tree: Any, *, level: int) -> _Predicate:
-    predicate = _simple(tree.children[-1], level=level)
-    return not_(predicate) if len(tree.children) > 1 else predicate
+def _term(tree: Any, *, level: int, dialect: str) -> Filter:
+    found = _simple(tree.children[-1], level=level, dialect=dialect)
+    return Filter(not_(found.condition)) if len(tree.children) > 1 else found
 
 
-def _simple(tree: Tree[Token], *, level: int) -> _Predicate:
+def _simple(tree: Tree[Token], *, level: int, dialect: str) -> Filter:
     match tree.data:
         case "composite":
             left, expression, _right = tree.children
@@ -122,17 +137,24 @@ def _simple(tree: Tree[Token], *, level: int) -> _Predicate:
                     column=_column(left),
                     rule=Rule.TOO_MANY,
                 )
-            return _expression(expression, level=level + 1)
+            return _expression(expression, level=level + 1, dialect=dialect)
         case "words":
-            needle = fold_case(_text_from_token(_first_token(tree)).whole)
-            return or_(*(_contains(column, needle) for column in FOLDED_COLUMNS.values()))
+            return _words(_first_token(tree), dialect=dialect)
         case _:
-            field, comparator, argument = tree.children
-            return _restriction(field, comparator, argument)  # type: ignore[arg-type]  # these are tokens by the grammar
+            field, comparator, argument = map(_token, tree.children)
+            return _restriction(field, comparator, argument, dialect=dialect)
 
 
-def _restriction(name: Token, comparator: Token, argument: Token) -> _Predicate:
-    field = FIELDS.get(name)
+def _words(token: Token, *, dialect: str) -> Filter:
+    found = _containing(list(FOLDED_COLUMNS.values()), _text_from_token(token).whole, dialect=dialect)
+    if not _YEAR.fullmatch(token):
+        return found
+    is_of_year = COLUMNS["release_year"] == int(token)
+    return Filter(or_(found.condition, is_of_year), any_of([found.candidates, Indexed(is_of_year)]))
+
+
+def _restriction(name: Token, comparator: Token, argument: Token, *, dialect: str) -> Filter:
+    field = FIELDS.get(_ALIASES.get(name, name))
     if field is None:
         _reject(
             f"{quoted(name)} is not a field of a book; there are {', '.join(FIELDS)}",
@@ -140,16 +162,16 @@ def _restriction(name: Token, comparator: Token, argument: Token) -> _Predicate:
             rule=Rule.UNKNOWN_FIELD,
         )
     if comparator == ":":
-        return _search(field, comparator, argument)
+        return _search(field, comparator, argument, dialect=dialect)
     if field.type is FieldType.TEXT:
-        return _text_comparison(field.name, comparator, _text_from_token(argument))
+        return _text_comparison(field.name, comparator, _text_from_token(argument), dialect=dialect)
     column = COLUMNS[field.name]
     if field.type is FieldType.TIME:
-        return _time_comparison(column, comparator, field, argument)
-    return _OPERATORS[comparator](column, _integer_from_token(field, argument))  # type: ignore[no-any-return]
+        return Filter(_time_comparison(column, comparator, field, argument))
+    return Filter(_OPERATORS[comparator](column, _integer_from_token(field, argument)))
 
 
-def _search(field: Field, comparator: Token, argument: Token) -> _Predicate:
+def _search(field: Field, comparator: Token, argument: Token, *, dialect: str) -> Filter:
     if not field.is_searchable:
         kind = "searched" if field.type is FieldType.TEXT else "text"
         _reject(
@@ -159,37 +181,49 @@ def _search(field: Field, comparator: Token, argument: Token) -> _Predicate:
         )
     text = _text_from_token(argument)
     if argument == "*":  # AIP-160: the field is present
-        return COLUMNS[field.name] != "" if field.is_optional else true()
-    return _contains(FOLDED_COLUMNS[field.name], fold_case(text.whole))
+        return Filter(COLUMNS[field.name] != "" if field.is_optional else true())
+    return _containing([FOLDED_COLUMNS[field.name]], text.whole, dialect=dialect)
 
 
-def _text_comparison(field: str, comparator: str, text: _Text) -> _Predicate:
+def _containing(columns: Sequence[InstrumentedAttribute[str]], text: str, *, dialect: str) -> Filter:
+    """Return the filter for texts that contain another, without regard to case and diacritics."""
+    # The second is for texts that a server of the previous version has stored, and that are not yet complete.
+    needles = dict.fromkeys([fold(text), fold_case(text)])
+    return Filter(
+        or_(*(_contains(column, each) for each in needles for column in columns)),
+        any_of([needle(each, columns, dialect=dialect) for each in needles]),
+    )
+
+
+def _text_comparison(field: str, comparator: str, text: _Text, *, dialect: str) -> Filter:
     if comparator not in ("=", "!="):
-        return _OPERATORS[comparator](COLUMNS[field], text.whole)  # type: ignore[no-any-return]
-    predicate = _text_equality(field, text)
-    return predicate if comparator == "=" else not_(predicate)
+        return Filter(_OPERATORS[comparator](ordered_column(field, dialect=dialect), text.whole))
+    predicate = _text_equality(field, text, dialect=dialect)
+    if comparator == "!=":
+        return Filter(not_(predicate))
+    return Filter(predicate, _containing_stem(field, text, dialect=dialect) if text.open_start else None)
 
 
-def _text_equality(field: str, text: _Text) -> _Predicate:
-    column = COLUMNS[field]
+def _containing_stem(field: str, text: _Text, *, dialect: str) -> Candidates | None:
+    folded = fold(text.stem)
+    if field not in FOLDED_COLUMNS or any(map(unicodedata.combining, folded)):  # next to other marks it could change
+        return None
+    return needle(folded, [FOLDED_COLUMNS[field]], dialect=dialect)
+
+
+def _text_equality(field: str, text: _Text, *, dialect: str) -> _Predicate:
     if text.open_start and text.open_end:
-        return _contains(column, text.stem)
+        return _contains(COLUMNS[field], text.stem)
     if text.open_start:
-        return _ending(column, literal(len(text.stem), Integer())) == text.stem
-    if text.open_end:
-        return _starts_with(field, text.stem)
-    if field in HEAD_COLUMNS:
-        # Implied by the equality, and what the index holds.
-        return and_(HEAD_COLUMNS[field] == text.whole[: FIELDS[field].head_code_points], column == text.whole)
-    return column == text.whole
-
-
-def _starts_with(field: str, prefix: str) -> _Predicate:
-    """Return "starts with" as a range, which can use an index and means the same on every database."""
-    if field in HEAD_COLUMNS:
-        head = prefix[: FIELDS[field].head_code_points]
-        return and_(_range(HEAD_COLUMNS[field], head), _range(COLUMNS[field], prefix))
-    return _range(COLUMNS[field], prefix)
+        return _ending(COLUMNS[field], literal(len(text.stem), Integer())) == text.stem
+    column, head = ordered_column(field, dialect=dialect), head_column(field, dialect=dialect)
+    head_code_points = FIELDS[field].head_code_points
+    if text.open_end:  # as a range, which can use an index and is the same on every database
+        starts = _range(column, text.stem)
+        return starts if head is None else and_(_range(head, text.stem[:head_code_points]), starts)
+    equals = column == text.whole
+    # The head is implied, and has an index.
+    return equals if head is None else and_(head == text.whole[:head_code_points], equals)
 
 
 def _range(column: InstrumentedAttribute[str], prefix: str) -> _Predicate:
@@ -198,7 +232,7 @@ def _range(column: InstrumentedAttribute[str], prefix: str) -> _Predicate:
 
 
 def _successor(prefix: str) -> str | None:
-    """Return the least text, by code point, above every text that starts with `prefix`; None if there is none."""
+    """Return the smallest text, by code point, greater than all that start with `prefix`; None if there is none."""
     stem = prefix.rstrip("\U0010ffff")
     if not stem:
         return None
@@ -213,7 +247,7 @@ def _contains(column: InstrumentedAttribute[str], needle: str) -> _Predicate:
 
 
 class _position(FunctionElement[int]):  # noqa: N801  reads as the SQL function it is
-    """The position, from 1, of one text in another, compared exactly; 0 if it is not there."""
+    """The position of one text in another, from 1, by exact comparison; 0 if it is absent."""
 
     type = Integer()
     inherit_cache = True
@@ -226,7 +260,7 @@ def _compile_position(element: _position, compiler: SQLCompiler, **options: Any)
 
 
 class _ending(FunctionElement[str]):  # noqa: N801  reads as the SQL function it is
-    """The last so many code points of a text, or all of a shorter text."""
+    """The given number of code points at the end of a text, or the whole text if it is shorter."""
 
     type = String()
     inherit_cache = True
@@ -248,7 +282,7 @@ def _time_comparison(column: InstrumentedAttribute[int], comparator: str, field:
     floor, rest = divmod(nanoseconds, 1_000)
     if not rest:
         return _OPERATORS[comparator](column, floor)  # type: ignore[no-any-return]
-    # Stored times are whole microseconds: none equals this time, which lies between `floor` and the next.
+    # Stored times are whole microseconds, so none equals this time, which is between `floor` and `floor + 1`.
     match comparator:
         case "=":
             return false()
@@ -295,7 +329,7 @@ def _text_from_token(token: Token) -> _Text:
     text = "".join(character for character, _ in characters)
     if CONTROL_CHARACTER.search(text):
         _reject(
-            "the text holds a control character, which no book does",
+            "the text contains a control character, which no book does",
             column=_column(token),
             rule=Rule.CONTROL_CHARACTER,
         )
@@ -306,7 +340,7 @@ def _text_from_token(token: Token) -> _Text:
 
 
 def _unescaped(text: str) -> list[tuple[str, bool]]:
-    r"""Return the characters of a quoted text, each with whether a `\` escapes it."""
+    r"""Return the characters of a quoted text, each with whether it was escaped by `\`."""
     characters = []
     rest = iter(text)
     for character in rest:
@@ -315,8 +349,11 @@ def _unescaped(text: str) -> list[tuple[str, bool]]:
 
 
 def _first_token(tree: Tree[Token]) -> Token:
-    token = tree.children[0]
-    assert isinstance(token, Token)  # noqa: S101  so the grammar ensures; this is for the type checker
+    return _token(tree.children[0])
+
+
+def _token(token: Token | Tree[Token]) -> Token:
+    assert isinstance(token, Token)  # noqa: S101  guaranteed by the grammar; for the type checker
     return token
 
 

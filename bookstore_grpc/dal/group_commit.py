@@ -1,7 +1,8 @@
-"""Group commit: writes in flight share one transaction.
+"""Group commit: concurrent writes share a transaction.
 
-While one batch is in its transaction, the next one gathers. There is no timer: a lone write starts at once, and under
-load a batch is what arrived meanwhile (docs/decisions/0008-groups.md).
+While one batch is in its transaction, further writes are queued for the next batch. There is no timer: a single write
+starts immediately, and under load a batch consists of what arrived in the meantime
+(docs/decisions/0008-group-commit.md).
 """
 
 import asyncio
@@ -15,7 +16,7 @@ import structlog
 
 from bookstore_grpc.errors import BookstoreError
 
-_log = structlog.stdlib.get_logger("bookstore_grpc.group_commit")
+_log = structlog.stdlib.get_logger("bookstore_grpc.dal.group_commit")
 
 Connection = TypeVar("Connection")
 Operation = TypeVar("Operation")
@@ -29,17 +30,17 @@ class WriteBatch(Protocol[Operation_contra, Result]):
     """Executes operations within one transaction."""
 
     async def lock(self, operations: Sequence[Operation_contra], /) -> None:
-        """Read and lock what the operations are about, which may take long."""
+        """Read and lock the rows that the operations affect. May wait for other transactions."""
 
     async def apply(self, operations: Sequence[Operation_contra], /) -> list[Result | Exception]:
-        """Execute the operations, which are among those of `lock`, and return a result or an exception for each."""
+        """Execute the operations, a subset of those given to `lock`, and return a result or an exception for each."""
 
 
 class BatchEnd(NamedTuple, Generic[Operation]):
-    """How a transaction ended, for observers.
+    """The end of a transaction, for observers.
 
-    `contexts` are those of the callers, where they are kept. `started_ns` is in nanoseconds since
-    1970-01-01T00:00:00Z. `error` is what the transaction raised, which fails all of the batch.
+    `contexts` are those of the callers, if they are kept. `started_ns` is in nanoseconds since 1970-01-01T00:00:00Z.
+    `error` is the exception of the transaction, which fails the whole batch.
     """
 
     operations: Sequence[Operation]
@@ -62,7 +63,7 @@ class _Submission(NamedTuple, Generic[Operation, Result]):
 
 
 class _Batch(Generic[Operation, Result]):
-    """The submissions that share a transaction, in their order of arrival. It takes more only while it is open."""
+    """The submissions that share a transaction, in order of arrival. More can be added only while it is open."""
 
     def __init__(self, submissions: Sequence[_Submission[Operation, Result]] = (), *, is_open: bool = True) -> None:
         self.submissions = list(submissions)
@@ -93,15 +94,16 @@ class _Batch(Generic[Operation, Result]):
 class GroupCommit(Generic[Connection, Operation, Result]):
     """Commits submitted operations in batches.
 
-    At most `batches_max` run at once, each of at most `size_max` by the sizes of its operations, or of one operation.
+    At most `batches_max` batches run concurrently. The sizes of a batch's operations add up to at most `size_max`,
+    unless it consists of a single larger operation.
 
-    `transact` runs a function in a transaction, again if it is to be retried; `new_write_batch` makes, on the
-    transaction's connection, what executes the operations. What either raises fails the whole batch if it is an error
-    meant for callers. Any other exception is a defect: the operations are then retried one by one, so that the one
-    that causes it does not fail the others. A batch is cancelled when all of its callers are.
+    `transact` runs a function in a transaction, repeatedly if the transaction is retried. `new_write_batch` returns the
+    object that executes the operations on the transaction's connection. If either raises a `BookstoreError`, it fails
+    the whole batch. Any other exception is a defect: the operations are then retried one by one, so that the one that
+    causes it does not fail the others. A batch is cancelled when all of its callers are cancelled.
 
-    `on_batch_end` is called for every transaction that had operations, before their callers resume. `keeps_contexts`
-    gives it the contexts of the callers.
+    `on_batch_end` is called for every transaction that had operations, before their callers resume, and with
+    `keeps_contexts` it gets the contexts of the callers.
     """
 
     def __init__(
@@ -124,7 +126,7 @@ class GroupCommit(Generic[Connection, Operation, Result]):
         self._running: dict[asyncio.Task[None], _Batch[Operation, Result]] = {}
 
     async def submit(self, operation: Operation, *, size: int = 1) -> Result:
-        """Execute an operation in the next transaction and return its result, or raise it."""
+        """Execute an operation in the next transaction, and return its result or raise its exception."""
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         context = copy_context() if self._keeps_contexts else None
         self._queue.append(_Submission(operation, size, future, context))
@@ -136,7 +138,7 @@ class GroupCommit(Generic[Connection, Operation, Result]):
             raise
 
     def _start_batch(self) -> None:
-        """Start a batch for the queue, unless one has yet to take it or no more may run."""
+        """Start a batch for the queue, unless one is already waiting to take it or the maximum is running."""
         has_waiting_batch = any(not batch.has_begun for batch in self._running.values())
         if has_waiting_batch or len(self._running) == self._batches_max:
             return
@@ -179,19 +181,19 @@ class GroupCommit(Generic[Connection, Operation, Result]):
             batch.is_open = False
 
     async def _execute(self, batch: _Batch[Operation, Result], connection: Connection) -> list[Result | Exception]:
-        """Execute a batch in a transaction that has begun, or has begun again."""
+        """Execute a batch in a transaction, which may be a retry."""
         self._take_pending(batch)
         writes = self._new_write_batch(connection)
         await writes.lock(batch.operations)
-        # Locks may have been waited for; a caller that was cancelled meanwhile must leave nothing behind.
+        # `lock` may have waited; the operations of callers that were cancelled in the meantime must not be executed.
         batch.drop_cancelled()
         return await writes.apply(batch.operations)
 
     def _take_pending(self, batch: _Batch[Operation, Result]) -> None:
-        """Move what is queued into the batch, as far as it has room. An empty batch takes one operation of any size.
+        """Move queued operations into the batch up to `size_max`. An empty batch takes one operation of any size.
 
-        A batch that was cancelled may continue in a thread; it is closed, or it would take operations that it never
-        resolves.
+        A cancelled batch may still be running in a thread. It is closed, so that it takes no operations that it would
+        never resolve.
         """
         batch.has_begun = True
         batch.drop_cancelled()
@@ -216,5 +218,5 @@ class GroupCommit(Generic[Connection, Operation, Result]):
             contexts = [each.context for each in batch.submissions if each.context is not None]
             try:
                 self._on_batch_end(BatchEnd(batch.operations, contexts, started_ns, error))
-            except Exception:  # the transaction has ended all the same, and the callers wait for it
+            except Exception:  # a defect of an observer must not keep the callers from resuming
                 _log.exception("observer failed")

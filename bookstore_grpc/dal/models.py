@@ -8,13 +8,35 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import BigInteger, Computed, Index, Integer, LargeBinary, String, Text, Uuid, select
+from sqlalchemy import (
+    DDL,
+    BigInteger,
+    Column,
+    CompoundSelect,
+    Computed,
+    Dialect,
+    Index,
+    Integer,
+    LargeBinary,
+    Select,
+    String,
+    Text,
+    Uuid,
+    event,
+    select,
+    text,
+)
 from sqlalchemy.dialects import mysql, postgresql
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute, Mapped, mapped_column
-from sqlalchemy.types import TypeEngine
+from sqlalchemy.schema import CreateColumn
+from sqlalchemy.sql.compiler import DDLCompiler
+from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from bookstore_grpc.dal.records import FIELDS, BookRecord, Field, FieldType
 
+# As SQL, because Alembic does not take "" for the default that SQLite reports.
+_EMPTY = text("''")
 _POSTGRESQL_COLLATION = "C"
 _MARIADB_COLLATION = "utf8mb4_nopad_bin"
 
@@ -35,6 +57,35 @@ def exact_text() -> TypeEngine[str]:
         .with_variant(postgresql.TEXT(collation=_POSTGRESQL_COLLATION), "postgresql")
         .with_variant(mysql.TEXT(charset="utf8mb4", collation=_MARIADB_COLLATION), "mariadb")
     )
+
+
+_SORT_KEY_BYTES_PER_CODE_POINT = 3
+# The `info` of what only one database has.
+_ON_MARIADB = {"only_on": "mariadb"}
+_ON_SQLITE = {"only_on": "sqlite"}
+
+
+class SortKey(TypeDecorator[str]):
+    """The bytes that order a text by code point: those of MariaDB's WEIGHT_STRING. A parameter is the text itself."""
+
+    impl = mysql.VARBINARY
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> bytes | None:
+        """Return three bytes for each code point."""
+        if value is None:
+            return None
+        key = bytearray(value.encode("utf-32-be"))
+        del key[::4]  # the first of four bytes, which is always 0
+        return bytes(key)
+
+
+@compiles(CreateColumn)
+def _create_column(column: CreateColumn, compiler: DDLCompiler, **options: Any) -> str | None:
+    only_on = column.element.info.get("only_on", compiler.dialect.name)
+    if only_on != compiler.dialect.name:
+        return None
+    return compiler.visit_create_column(column, **options)  # type: ignore[no-any-return, no-untyped-call]  # it has no types
 
 
 def row_id() -> TypeEngine[int]:
@@ -68,17 +119,28 @@ class Book(Base):
         nullable=True,  # though it is never NULL: MariaDB allows no NOT NULL on a computed column
     )
 
+    # An index entry of PostgreSQL is too short for it, and SQLite reads the order from that of `author_head`.
+    author_sort_key: Mapped[str] = mapped_column(
+        SortKey(_SORT_KEY_BYTES_PER_CODE_POINT * FIELDS["author"].max_code_points),
+        Computed("weight_string(author,0,0,1)", persisted=False),  # as MariaDB describes `weight_string(author)`
+        nullable=True,
+        info=_ON_MARIADB,
+        deferred=True,
+    )
+
     # Without AUTOINCREMENT SQLite reuses the highest id once its book is deleted.
     __table_args__ = ({"sqlite_autoincrement": True},)
+    # An INSERT of the ORM would return the computed columns, also one that the database does not have.
+    __mapper_args__ = {"eager_defaults": False}  # noqa: RUF012  the base class has no annotation of it
 
 
 def _add_optional_text(field: Field) -> None:
     """Add the columns of an optional text, with a default for the INSERTs of an older version."""
     if not field.is_optional or field.type is not FieldType.TEXT:
         raise TypeError(f"the field {field.name} has no column in {Book.__name__}")
-    setattr(Book, field.name, mapped_column(exact_string(field.max_code_points), nullable=False, server_default=""))
+    setattr(Book, field.name, mapped_column(exact_string(field.max_code_points), nullable=False, server_default=_EMPTY))
     if field.is_searchable:
-        setattr(Book, f"{field.name}_folded", mapped_column(exact_text(), nullable=False, server_default=""))
+        setattr(Book, f"{field.name}_folded", mapped_column(exact_text(), nullable=False, server_default=_EMPTY))
 
 
 for _field in FIELDS.values():
@@ -87,6 +149,41 @@ for _field in FIELDS.values():
     if _field.is_orderable and _field.name != "id":
         _indexed = f"{_field.name}_head" if _field.head_code_points else _field.name
         Index(f"ix_books_{_indexed}", getattr(Book, _indexed), Book.id)
+    if _field.head_code_points:
+        _key = f"{_field.name}_sort_key"
+        Index(f"ix_books_{_key}", getattr(Book, _key), Book.id, info=_ON_MARIADB).ddl_if(dialect="mariadb")
+
+#: The whole book as lists send it, encoded by the caller of the DAL; NULL if that is not known or out of date.
+ENTRY: Column[bytes] = Column("entry", LargeBinary, info=_ON_SQLITE)
+#: How many fields the entry's writer knew. A migration that adds a field needs it to tell a server that does not.
+ENTRY_FIELDS: Column[int] = Column("entry_fields", Integer, info=_ON_SQLITE)
+# They are no attributes of the mapped class, because its INSERT would name them on every database.
+_BOOKS = Base.metadata.tables[Book.__tablename__]
+_BOOKS.append_column(ENTRY)
+_BOOKS.append_column(ENTRY_FIELDS)
+Index("ix_books_without_entry", _BOOKS.c.id, sqlite_where=ENTRY.is_(None), info=_ON_SQLITE).ddl_if(dialect="sqlite")
+# A server of a version that knows no entries leaves one that is out of date, and one that does not know an optional
+# field, which it leaves as it is, an entry without the field.
+_IS_OUTDATED_ENTRY = " OR ".join(
+    [
+        "new.entry IS old.entry",
+        *(
+            f"new.entry_fields < {count} AND new.{name} <> ''"
+            for count, name in enumerate(BookRecord._fields, 1)
+            if FIELDS[name].is_optional
+        ),
+    ]
+)
+_DROP_OUTDATED_ENTRY = DDL(  # type: ignore[no-untyped-call]  # it has no types
+    " ".join(
+        [
+            "CREATE TRIGGER books_outdated_entry AFTER UPDATE ON books",
+            f"WHEN new.entry IS NOT NULL AND ({_IS_OUTDATED_ENTRY})",
+            "BEGIN UPDATE books SET entry = NULL WHERE id = new.id; END",
+        ]
+    )
+)
+event.listen(_BOOKS, "after_create", _DROP_OUTDATED_ENTRY.execute_if(dialect="sqlite"))
 
 
 class CreateRequest(Base):
@@ -106,16 +203,44 @@ class CreateRequest(Base):
     __table_args__ = (Index("ix_create_requests_create_time", "create_time"),)
 
 
+class BookCount(Base):
+    """A part of the number of books, which triggers keep (docs/decisions/0026-counts.md). The sum is the number.
+
+    There are no rows if the database permits no triggers.
+    """
+
+    __tablename__ = "book_counts"
+
+    slot: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    count: Mapped[int] = mapped_column(BigInteger)
+
+
 Columns = Mapping[str, InstrumentedAttribute[Any]]
 
-#: The column of each field, that of its folded text if it is searchable, and that of its head if only that is indexed.
+#: The column of each field, and that of its folded text if it is searchable.
 COLUMNS: Columns = {name: getattr(Book, name) for name in FIELDS}
 FOLDED_COLUMNS: Columns = {
     name: getattr(Book, f"{name}_folded") for name, field in FIELDS.items() if field.is_searchable
 }
-HEAD_COLUMNS: Columns = {
+# For a text that is too long for an index: the column of its head, and that of its sort key, which MariaDB has.
+_HEAD_COLUMNS: Columns = {
     name: getattr(Book, f"{name}_head") for name, field in FIELDS.items() if field.head_code_points
 }
+_SORT_KEY_COLUMNS: Columns = {name: getattr(Book, f"{name}_sort_key") for name in _HEAD_COLUMNS}
+
+
+def ordered_column(field: str, *, dialect: str) -> InstrumentedAttribute[Any]:
+    """Return the column to compare and to order by: that of the field, or of its sort key if only that has an index."""
+    return _SORT_KEY_COLUMNS.get(field, COLUMNS[field]) if dialect == "mariadb" else COLUMNS[field]
+
+
+def head_column(field: str, *, dialect: str) -> InstrumentedAttribute[Any] | None:
+    """Return the column of a text's head, if only that has an index."""
+    return None if dialect == "mariadb" else _HEAD_COLUMNS.get(field)
+
+
+#: A statement that reads.
+Query = Select[Any] | CompoundSelect[Any]
 
 #: The columns of a `BookRecord`, in its order; every statement that reads books builds on it.
 SELECT_BOOKS = select(*(COLUMNS[name] for name in BookRecord._fields))

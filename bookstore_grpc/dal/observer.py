@@ -1,4 +1,4 @@
-"""The interface by which tracing observes reads and transactions."""
+"""The observer interface of the DAL, which tracing implements."""
 
 from collections.abc import Sequence
 from contextvars import Context
@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class DatabaseObserver(Protocol):
-    """Is called at the end of every read and of every batch of writes. Its methods must not raise.
+    """Is called at the end of every read and of every write transaction. Its methods must not raise.
 
     `summary` names the statements, as in "SELECT books", without any value. `started_ns` is in nanoseconds since
     1970-01-01T00:00:00Z. `error` is what was raised, if anything.
@@ -18,4 +18,4 @@ class DatabaseObserver(Protocol):
     def batch_ended(
         self, summary: str, callers: Sequence[Context], started_ns: int, error: BaseException | None
     ) -> None:
-        """Record a transaction, also a failed one, before its callers resume; `callers` are their contexts."""
+        """Record a transaction, including failed ones, before its callers resume. `callers` are their contexts."""

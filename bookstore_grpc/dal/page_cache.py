@@ -1,16 +1,16 @@
-"""The page cache: pages of ListBooks, valid until the next commit (docs/decisions/0009-kept-pages.md)."""
+"""The page cache: pages of ListBooks, valid until the next commit (docs/decisions/0009-page-cache.md)."""
 
 from collections.abc import Hashable
 
 from bookstore_grpc.dal.records import BookPage
 from bookstore_grpc.dal.sqlite_reader import Version
 
-# What an entry counts beside its books, because a key can be long and its page empty.
+# Each entry counts as this many books in addition to its own, because its key can be long and its page empty.
 _BOOKS_FOR_A_KEY = 32
 
 
 class PageCache:
-    """The pages of one version of the database. `max_books` bounds the books on all of them together."""
+    """Caches pages of one version of the database. `max_books` bounds the total number of books on them."""
 
     def __init__(self, *, max_books: int) -> None:
         self._max_books = max_books
@@ -19,13 +19,13 @@ class PageCache:
         self._count = 0
 
     def get(self, key: Hashable, version: Version | None) -> BookPage | None:
-        """Return the page that was stored under a cache key at this version."""
+        """Return the page cached under a key at this version, or None. A new version clears the cache."""
         if version != self._version:
             self._clear(version)
         return self._pages.get(key)
 
     def put(self, key: Hashable, version: Version | None, page: BookPage) -> None:
-        """Store a page that was read at or after `version`, unless a newer version has been seen meanwhile."""
+        """Cache a page that was read at or after `version`, unless a newer version has been seen in the meantime."""
         count = _BOOKS_FOR_A_KEY + len(page.books)
         if version is None or version != self._version or count > self._max_books:
             return

@@ -1,17 +1,23 @@
 """The fields of a book, and the plain values that enter and leave the DAL.
 
-`FIELDS` is the one table of fields. Columns, indexes, filters, orders, page tokens and the write batch derive from it;
-the named tuples below repeat its names for the type checker, and importing this module checks that they agree.
+`FIELDS` is the one table of fields. Columns, indexes, filters, orders, page tokens and the write batch derive from it,
+and so do the validation of requests, the messages of responses and the bounds in the OpenAPI document. The named tuples
+below repeat its names for the type checker, and importing this module checks that they agree.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from operator import itemgetter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
-from bookstore_grpc.limits import AUTHOR_MAX_CODE_POINTS, NAME_MAX_CODE_POINTS
+from bookstore_grpc.limits import (
+    AUTHOR_MAX_CODE_POINTS,
+    NAME_MAX_CODE_POINTS,
+    RELEASE_YEAR_MAX,
+    RELEASE_YEAR_MIN,
+)
 
 
 class FieldType(Enum):
@@ -29,13 +35,17 @@ class Field(NamedTuple):
     A text has at most `max_code_points`. It `is_searchable` by `:` and bare words of a filter through a column with its
     folded text, and is indexed by its head of `head_code_points` where that is not 0. A field that `is_settable` is
     written by callers, any other by the service. A text that `is_optional` is stored as "" while it is absent; a caller
-    clears it with "". A field that `is_orderable` has an index.
+    clears it with "". A settable integer is required, and from `min_value` to `max_value`. A field that `is_orderable`
+    has an index. The documentation of the API shows the `example`.
     """
 
     name: str
     type: FieldType
     max_code_points: int = 0
     head_code_points: int = 0
+    min_value: int = 0
+    max_value: int = 0
+    example: str | int | None = None
     is_settable: bool = False
     is_optional: bool = False
     is_searchable: bool = False
@@ -49,17 +59,32 @@ _AUTHOR_HEAD_CODE_POINTS = 255
 FIELDS: Mapping[str, Field] = {
     field.name: field
     for field in (
-        Field("id", FieldType.INT64),
-        Field("name", FieldType.TEXT, NAME_MAX_CODE_POINTS, is_settable=True, is_searchable=True),
+        Field("id", FieldType.INT64, example=1),
+        Field(
+            "name",
+            FieldType.TEXT,
+            NAME_MAX_CODE_POINTS,
+            example="The Left Hand of Darkness",
+            is_settable=True,
+            is_searchable=True,
+        ),
         Field(
             "author",
             FieldType.TEXT,
             AUTHOR_MAX_CODE_POINTS,
             head_code_points=_AUTHOR_HEAD_CODE_POINTS,
+            example="Ursula K. Le Guin",
             is_settable=True,
             is_searchable=True,
         ),
-        Field("release_year", FieldType.INT32, is_settable=True),
+        Field(
+            "release_year",
+            FieldType.INT32,
+            min_value=RELEASE_YEAR_MIN,
+            max_value=RELEASE_YEAR_MAX,
+            example=1969,
+            is_settable=True,
+        ),
         Field("create_time", FieldType.TIME),
         Field("update_time", FieldType.TIME),
     )
@@ -102,15 +127,43 @@ class BookChanges(NamedTuple):
     release_year: int | None = None
 
 
+class BookUpdate(NamedTuple):
+    """Changes of a book; an empty `etag` matches any state."""
+
+    book_id: int
+    changes: BookChanges
+    etag: str = ""
+
+
+class BookVersion(NamedTuple):
+    """A book in the state that `etag` names; an empty one matches any state."""
+
+    book_id: int
+    etag: str = ""
+
+
+class BookTotal(NamedTuple):
+    """How many books match a filter: `size`, or more if `is_exceeded`, because counting has stopped there."""
+
+    size: int
+    is_exceeded: bool = False
+
+
 @dataclass(frozen=True, eq=False)
 class BookPage:
-    """A page of books and the token of the next one, empty on the last.
+    """A page of books and the token of the next one, empty on the last; the total of all pages if it was asked for.
 
-    It is equal only to itself, so that caches can use it as a key.
+    Each book is what the DAL's `Encode` returns of it, or without one its record. A page is equal only to itself, so
+    that caches can use it as a key.
     """
 
-    books: list[BookRecord]
+    books: list[Any]
     next_page_token: str
+    total: BookTotal | None = None
+
+
+#: Encodes a book as an entry, in which form the DAL returns and on SQLite stores it. It does not know the form.
+Encode = Callable[[BookRecord], bytes]
 
 
 def record_from_draft(draft: BookDraft, *, book_id: int, create_time: int) -> BookRecord:

@@ -1,4 +1,4 @@
-"""Backups of a SQLite database in use: each is one complete and verified file."""
+"""Backups of a SQLite database that is in use. A backup is a single, complete and verified file."""
 
 import errno
 import os
@@ -17,24 +17,24 @@ from bookstore_grpc.errors import StartupError
 
 Progress = Callable[[int, int], None]
 
-# 4 MB: large enough that the steps cost little, small enough that an interruption takes effect at once.
+# 4 MB: large enough for efficient steps, small enough that an interruption takes effect immediately.
 _STEP_PAGES = 1_024
 _CHECK_STEPS = 100_000
 _BACKUP_COMMANDS = {"postgresql": "pg_dump", "mariadb": "mariadb-dump"}
-# Suffixes of files that SQLite takes for a part of the database beside them.
+# Suffixes of files that SQLite treats as part of the database of the same name.
 _LOG_SUFFIXES = ("-wal", "-journal")
-# The database is only read, so these errors concern the copy.
+# The original is only read, so these errors concern the copy.
 _CANNOT_WRITE = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_TRUNCATE}
 # The errors of link(2) on a file system without hard links.
 _NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
 def copy_database(url: URL, path: Path, *, force: bool, timeout_seconds: float, on_progress: Progress) -> int:
-    """Copy the current state of a SQLite database to a file, and return how many books it holds.
+    """Copy the current state of a SQLite database to a file, and return the number of books in it.
 
-    `path` appears once the copy is complete, verified and synced to disk. Only with `force` is an existing file
-    replaced, also one created meanwhile, and a link followed.
-    `on_progress` receives the pages done and all pages. Raises `StartupError`, and whatever `on_progress` raises.
+    `path` appears when the copy is complete, verified and synced to disk. An existing file, even one created in the
+    meantime, is replaced only with `force`, and only then is a symbolic link followed. `on_progress` receives the
+    numbers of copied pages and of all pages. Raises `StartupError`, and whatever `on_progress` raises.
     """
     backend = url.get_backend_name()
     if backend in _BACKUP_COMMANDS:
@@ -47,14 +47,14 @@ def copy_database(url: URL, path: Path, *, force: bool, timeout_seconds: float, 
         translated_errors(backend),
         closing(_connect(url, timeout_seconds)) as source,
     ):
-        # Outside a transaction the copy would restart with every commit of others, and never end
-        # (https://sqlite.org/c3ref/backup_finish.html). In WAL mode the transaction blocks nobody.
+        # Without a transaction the copy would restart at every commit by others, and might never end
+        # (https://sqlite.org/c3ref/backup_finish.html). In WAL mode the transaction does not block writers.
         source.execute("BEGIN")
         if source.execute("SELECT 1 FROM sqlite_master WHERE name = 'books'").fetchone() is None:
-            raise StartupError(f"{url.database} holds no catalogue: it has no table of books.")
+            raise StartupError(f"{url.database} is not a catalogue: it has no table of books.")
         original = Path(source.execute("PRAGMA database_list").fetchone()[2])
         if path.is_symlink() and not force:
-            raise StartupError(f"{path} is a link, to {target}; name that file, or use --force.")
+            raise StartupError(f"{path} is a symbolic link to {target}; name that file, or use --force.")
         _check_target(target, original, force=force)
         try:
             return _write_copy(source, original, target, force=force, on_progress=on_progress)
@@ -69,7 +69,7 @@ def copy_database(url: URL, path: Path, *, force: bool, timeout_seconds: float, 
 
 
 def _write_copy(source: sqlite3.Connection, original: Path, target: Path, *, force: bool, on_progress: Progress) -> int:
-    # In the target's folder, so that it can be moved there in one step; SQLite's own files beside it are removed too.
+    # In the target's directory, so that the move is atomic. SQLite's temporary files are removed with the directory.
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
         part = Path(folder, "part")
         books = _copy(source, part, on_progress)
@@ -88,7 +88,7 @@ def _connect(url: URL, timeout_seconds: float) -> sqlite3.Connection:
     if not options.get("uri"):
         if not os.path.exists(name):
             raise StartupError(f"There is no database {url.database}; --database-url names another.")
-        name = f"file:{quote(name)}?mode=rw"  # or SQLite would create the file if it disappeared now
+        name = f"file:{quote(name)}?mode=rw"  # does not create the file if it disappears now
     connect: Callable[..., sqlite3.Connection] = sqlite3.connect  # its stub is stricter than what a dialect returns
     return connect(name, **{**options, "uri": True, "timeout": timeout_seconds, "isolation_level": None})
 
@@ -102,16 +102,16 @@ def _check_target(target: Path, original: Path, *, force: bool) -> None:
     for suffix in _LOG_SUFFIXES:
         if os.path.lexists(f"{target}{suffix}"):
             raise StartupError(
-                f"{target}{suffix} would be taken for a part of the backup; remove it, or choose another name."
+                f"SQLite would treat {target}{suffix} as part of the backup; remove it, or choose another name."
             )
 
 
 def _already_exists(target: Path) -> StartupError:
-    return StartupError(f"{target} is there already; --force replaces it.")
+    return StartupError(f"{target} already exists; --force replaces it.")
 
 
 def _move_to_new(part: Path, target: Path) -> None:
-    """Move a file to a name that is free, in one step. Raises `FileExistsError` if it is not, and changes nothing."""
+    """Move a file atomically to an unused name. Raises `FileExistsError` if the name is in use."""
     try:
         os.link(part, target)
     except OSError as error:
@@ -123,9 +123,9 @@ def _move_to_new(part: Path, target: Path) -> None:
 
 
 def _rename_to_new(part: Path, target: Path) -> None:
-    """Move a file to a free name on a file system without hard links, such as FAT.
+    """Move a file to an unused name on a file system without hard links, such as FAT.
 
-    rename(2) replaces, so the name is first reserved with an empty file, which only this process then replaces.
+    rename(2) would replace an existing file, so an empty file is created first to reserve the name.
     """
     target.touch(exist_ok=False)
     try:
@@ -143,15 +143,15 @@ def _copy(source: sqlite3.Connection, part: Path, on_progress: Progress) -> int:
             copy, pages=_STEP_PAGES, progress=lambda _status, remaining, total: on_progress(total - remaining, total)
         )
         source.execute("ROLLBACK")
-        # Like the original, the copy is in WAL mode, in which it could not be read on a read-only medium. The server
-        # turns WAL on again.
+        # Like the original the copy is in WAL mode, and so could not be read on a read-only medium. The server turns
+        # WAL mode on again.
         copy.execute("PRAGMA journal_mode = DELETE")
         _check(copy)
         return int(copy.execute("SELECT count(*) FROM books").fetchone()[0])
 
 
 def _check(copy: sqlite3.Connection) -> None:
-    # Between the steps Python handles signals. An exception there cannot propagate, but it ends the statement.
+    # Python handles signals when SQLite calls the handler. An exception cannot propagate, but interrupts the statement.
     copy.set_progress_handler(lambda: 0, _CHECK_STEPS)
     try:
         (found,) = copy.execute("PRAGMA integrity_check(1)").fetchone()

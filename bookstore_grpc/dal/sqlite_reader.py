@@ -1,54 +1,64 @@
-"""Short reads of a SQLite file on the event loop's own thread (docs/decisions/0007-inline-reads.md)."""
+"""Short reads of a SQLite file on the event loop's own thread (docs/decisions/0007-inline-sqlite-reads.md)."""
 
+import math
 import sqlite3
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Dialect, Select
+from sqlalchemy import ClauseElement, Dialect
 from sqlalchemy.engine import URL
 
 from bookstore_grpc.compat import sqlalchemy as sqlalchemy_compat
+from bookstore_grpc.dal.sqlite_file import SqliteFile
 
-# SQLite calls the progress handler every so many steps of its virtual machine. A page of 1,000 books takes 10,000 to
+# SQLite calls the progress handler after this many steps of its virtual machine. A page of 1,000 books takes 10,000 to
 # 25,000 steps; 50,000 take about 2 ms, less than encoding the messages of such a page.
 _STEPS_PER_CALL = 2_000
 _CALLS_MAX = 25
+# A read may be of a file that was removed or replaced this long ago. A write checks the file itself.
+_FILE_CHECK_SECONDS = 0.01
 _BUSY_OR_INTERRUPTED = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_INTERRUPT}
 
 Version = tuple[object, int]
 
 
 class InlineReader:
-    """Reads on the caller's own thread what takes at most about 2 ms.
+    """Runs reads of up to about 2 ms on the caller's thread (inline reads).
 
-    Handing a read to a thread costs several times what SQLite takes to find a book or a page. SQLAlchemy compiles the
-    SQL, once for all statements of a shape, and the `sqlite3` module executes it, for SQLAlchemy's execution costs as
-    much again. Parameters and columns are numbers and texts, which need no conversion.
+    A thread switch costs several times what SQLite needs to find a book or a page. SQLAlchemy compiles the SQL, once
+    for all statements that differ only in values, and the `sqlite3` module executes it, because executing it with
+    SQLAlchemy would double the cost. Parameters and columns are numbers and texts, which need no conversion.
+
+    Every method that reads raises `sqlite3.Error`, and what `file` raises once it is no longer the remembered one.
     """
 
-    def __init__(self, url: URL, dialect: Dialect) -> None:
+    def __init__(self, url: URL, dialect: Dialect, file: SqliteFile) -> None:
         sqlalchemy_compat.check()
         self._url = url
+        self._file = file
+        self._file_checked_at = -math.inf
         self._dialect = dialect
         self._compiler = sqlalchemy_compat.StatementCompiler(dialect)
         self._connection: sqlite3.Connection | None = None
         self._progress_calls = 0
 
-    def rows(self, statement: Select[Any], parameters: Mapping[str, object] | None) -> Sequence[Any] | None:
-        """Return the rows of a statement, or None if it must be read elsewhere: it takes long, or has to wait.
+    def rows(self, statement: ClauseElement, parameters: Mapping[str, object] | None) -> Sequence[Any] | None:
+        """Return the rows of a statement, or None if it must run in a thread, because it takes long or has to wait."""
+        return self._fetch(*self.compile(statement, parameters))
 
-        Raises `sqlite3.Error`.
-        """
-        return self._fetch(*self._compiler.compile(statement, parameters))
+    def compile(self, statement: ClauseElement, parameters: Mapping[str, object] | None) -> tuple[str, Sequence[Any]]:
+        """Return the SQL of a statement and its parameters in order."""
+        return self._compiler.compile(statement, parameters)
 
     def version(self) -> Version | None:
         """Return a value that changes with every commit of any process, or None if that would have to wait.
 
-        See https://sqlite.org/pragma.html#pragma_data_version. Raises `sqlite3.Error`.
+        See https://sqlite.org/pragma.html#pragma_data_version.
         """
         rows = self._fetch("PRAGMA data_version")
-        # The number has no meaning on another connection. The version keeps a reference to its connection, so that no
-        # later one can have the same identity.
+        # The number is meaningful only for its connection. The version keeps a reference to the connection, so that no
+        # later connection can have the same identity.
         return (self._connection, rows[0][0]) if rows else None
 
     def close(self) -> None:
@@ -59,11 +69,15 @@ class InlineReader:
 
     def _fetch(self, sql: str, parameters: Sequence[Any] = ()) -> Sequence[Any] | None:
         try:
+            # Before a new connection too, because SQLite would create a missing file.
+            if self._connection is None or time.monotonic() > self._file_checked_at + _FILE_CHECK_SECONDS:
+                self._file.require_same()
+                self._file_checked_at = time.monotonic()
             connection = self._connection or self._connect()
             self._progress_calls = 0
             return connection.execute(sql, parameters).fetchall()
         except sqlite3.Error as error:
-            # Also after an interruption: Python 3.11 does not return the statement to its cache, and would parse it
+            # Also after an interruption: Python 3.11 would not return the statement to its cache, and so parse it again
             # each time.
             self.close()
             if getattr(error, "sqlite_errorcode", 0) & 0xFF in _BUSY_OR_INTERRUPTED:

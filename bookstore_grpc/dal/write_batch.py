@@ -1,8 +1,8 @@
 """The write batch: creates, updates and deletes executed in one transaction.
 
-All operations are decided in memory before anything is written: the batch reads and locks the rows concerned, applies
-each operation in turn to what the earlier ones left, then writes all changes, one statement for each kind. A rejected
-operation has therefore written nothing, and does not affect the others.
+All operations are decided in memory before anything is written. The batch reads and locks the affected rows, decides
+each operation in turn on the state left by the previous ones, then writes all changes with one statement per kind. So a
+rejected operation writes nothing, and does not affect the others.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,34 +12,26 @@ from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
-from sqlalchemy import bindparam, delete, insert, select, update
+from sqlalchemy import Executable
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from bookstore_grpc.dal.casefold import fold_case
 from bookstore_grpc.dal.engines import PACKET_BYTES
-from bookstore_grpc.dal.models import FOLDED_COLUMNS, SELECT_BOOKS, Book, CreateRequest
-from bookstore_grpc.dal.records import FIELDS, BookChanges, BookDraft, BookRecord, record_from_draft
+from bookstore_grpc.dal.folding import searchable_text
+from bookstore_grpc.dal.models import FOLDED_COLUMNS
+from bookstore_grpc.dal.records import FIELDS, BookDraft, BookRecord, BookUpdate, BookVersion, Encode, record_from_draft
+from bookstore_grpc.dal.sqlite_entries import entry_columns
+from bookstore_grpc.dal.sqlite_insert import insert_records, insert_requests, next_book_id
+from bookstore_grpc.dal.write_statements import WRITE_STATEMENTS
 from bookstore_grpc.errors import BookNotFound, BookstoreError, EtagMismatch, RequestIdReused
 from bookstore_grpc.limits import INSERT_MAX_BYTES
 
-# Built once. Every batch locks in the order of the ids, so that two batches cannot deadlock.
-_GET_LOCKED = SELECT_BOOKS.where(Book.id.in_(bindparam("ids", expanding=True))).order_by(Book.id).with_for_update()
-_GET_REQUESTS = select(
-    CreateRequest.request_id, CreateRequest.book_id, CreateRequest.digest, CreateRequest.create_time
-).where(CreateRequest.request_id.in_(bindparam("request_ids", expanding=True)))
-_INSERT = insert(Book).returning(Book.id)
-_INSERT_IN_ORDER = insert(Book).returning(Book.id, sort_by_parameter_order=True)
-_INSERT_REQUESTS = insert(CreateRequest)
-_UPDATE = update(Book).where(Book.id == bindparam("book_id"))
-_DELETE = delete(Book).where(Book.id.in_(bindparam("ids", expanding=True)))
-
-# Upper bound of a row of an INSERT without its texts: numbers, names, quotes, a digest with every byte escaped.
-_ROW_BYTES = 256
-# Upper bound of the INSERT before its rows.
+# Upper bound of a row of an INSERT or UPDATE without its texts: numbers, names, quotes, a digest of escaped bytes.
+_ROW_BYTES = 512
+# Upper bound of the statement before its rows.
 _HEAD_BYTES = 512
 
 _SETTABLE = [field.name for field in FIELDS.values() if field.is_settable]
-_FOLDED = [(name, column.key) for name, column in FOLDED_COLUMNS.items()]
+_FOLDED = [(column.key, name) for name, column in FOLDED_COLUMNS.items()]
 _OPTIONAL = [field.name for field in FIELDS.values() if field.is_settable and field.is_optional]
 _required_values = attrgetter(*(name for name in _SETTABLE if name not in _OPTIONAL))
 
@@ -52,28 +44,32 @@ class CreateBooks(NamedTuple):
     drafts: Sequence[BookDraft]
 
 
-class UpdateBook(NamedTuple):
-    """Change a book; an empty `etag` matches any state."""
+class UpdateBooks(NamedTuple):
+    """Change books, all or none, in sequence."""
 
-    book_id: int
-    changes: BookChanges
-    etag: str
+    updates: Sequence[BookUpdate]
 
 
-class DeleteBook(NamedTuple):
-    """Delete a book; an empty `etag` matches any state."""
+class DeleteBooks(NamedTuple):
+    """Delete different books, all or none."""
 
-    book_id: int
-    etag: str
+    versions: Sequence[BookVersion]
 
 
-Operation = CreateBooks | UpdateBook | DeleteBook
+class CompleteSearchTexts(NamedTuple):
+    """Store the search texts of books anew, as far as the books still exist."""
+
+    ids: Sequence[int]
+
+
+Operation = CreateBooks | UpdateBooks | DeleteBooks | CompleteSearchTexts
 _SUMMARIES: dict[type[Operation], str] = {
     CreateBooks: "INSERT books",
-    UpdateBook: "UPDATE books",
-    DeleteBook: "DELETE books",
+    UpdateBooks: "UPDATE books",
+    DeleteBooks: "DELETE books",
+    CompleteSearchTexts: "UPDATE books",
 }
-#: The books that a create made, or the one book as an update left it or as a delete found it.
+#: The books that a create made, those that updates changed, each as its update left it, or none for a delete.
 Written = list[BookRecord]
 
 
@@ -84,6 +80,7 @@ class _Creation:
     digest: bytes
     create_time: int
     book_id: int = 0  # known once the row is inserted
+    record: BookRecord | None = None
 
 
 class _Created(NamedTuple):
@@ -94,23 +91,29 @@ class _Created(NamedTuple):
 
     def records(self) -> Written:
         return [
-            record_from_draft(draft, book_id=each.book_id, create_time=each.create_time)
+            each.record or record_from_draft(draft, book_id=each.book_id, create_time=each.create_time)
             for draft, each in zip(self.drafts, self.creations, strict=True)
         ]
 
 
 def summary_of_writes(operations: Iterable[Operation]) -> str:
-    """Return what a batch does, as in "INSERT books UPDATE books"."""
+    """Return a summary of a batch, such as "INSERT books UPDATE books"."""
     kinds = {type(operation) for operation in operations}
-    return " ".join(summary for kind, summary in _SUMMARIES.items() if kind in kinds)
+    return " ".join(dict.fromkeys(summary for kind, summary in _SUMMARIES.items() if kind in kinds))
 
 
 class BookWriteBatch:
-    """The writes of one transaction. `now` is in microseconds since 1970-01-01T00:00:00Z."""
+    """The writes of one transaction. `now` is in microseconds since 1970-01-01T00:00:00Z.
 
-    def __init__(self, connection: AsyncConnection, *, now: int) -> None:
+    On SQLite, a book's entry is stored with it if `encode` is given.
+    """
+
+    def __init__(self, connection: AsyncConnection, *, now: int, encode: Encode | None = None) -> None:
         self._connection = connection
         self._now = now
+        self._encode = encode
+        self._is_sqlite = connection.dialect.name == "sqlite"
+        self._statements = WRITE_STATEMENTS[connection.dialect.name]
         self._by_request_id: dict[UUID, _Creation] = {}
         self._new: list[tuple[BookDraft, _Creation]] = []
         self._books: dict[int, BookRecord] = {}
@@ -118,12 +121,12 @@ class BookWriteBatch:
         self._deleted: set[int] = set()
 
     async def lock(self, operations: Sequence[Operation]) -> None:
-        """Read the request ids and the books that the operations name, and lock the books."""
+        """Read the idempotency keys and the books of the operations, and lock the books."""
         await self._read_requests(operations)
         await self._read_books(operations)
 
     async def apply(self, operations: Sequence[Operation]) -> list[Written | Exception]:
-        """Execute the operations as if one after the other, and return a result or an error for each."""
+        """Execute the operations with the effect of executing them in sequence. Returns a result or error for each."""
         decisions = [self._decide(operation) for operation in operations]
         await self._insert()
         await self._update()
@@ -134,13 +137,17 @@ class BookWriteBatch:
         creates = (operation for operation in operations if isinstance(operation, CreateBooks))
         request_ids = {draft.request_id for create in creates for draft in create.drafts if draft.request_id}
         if request_ids:
-            for row in await self._connection.execute(_GET_REQUESTS, {"request_ids": _padded(list(request_ids))}):
+            for row in await self._connection.execute(
+                self._statements.get_requests, {"request_ids": self._statements.keys(list(request_ids))}
+            ):
                 self._by_request_id[row.request_id] = _Creation(row.digest, row.create_time, row.book_id)
 
     async def _read_books(self, operations: Sequence[Operation]) -> None:
-        ids = {operation.book_id for operation in operations if not isinstance(operation, CreateBooks)}
+        ids = {book_id for operation in operations for book_id in _ids(operation)}
         if ids:
-            for row in await self._connection.execute(_GET_LOCKED, {"ids": _padded(sorted(ids))}):
+            for row in await self._connection.execute(
+                self._statements.get_books, {"ids": self._statements.keys(sorted(ids))}
+            ):
                 self._books[row.id] = BookRecord._make(row)
 
     def _decide(self, operation: Operation) -> _Created | Written | Exception:
@@ -148,10 +155,13 @@ class BookWriteBatch:
             match operation:
                 case CreateBooks():
                     return self._decide_create(operation)
-                case UpdateBook():
+                case UpdateBooks():
                     return self._decide_update(operation)
-                case DeleteBook():
+                case DeleteBooks():
                     return self._decide_delete(operation)
+                case CompleteSearchTexts(ids):
+                    self._changed.update(book_id for book_id in ids if book_id in self._books)
+                    return []
         except BookstoreError as error:
             return error
 
@@ -175,45 +185,80 @@ class BookWriteBatch:
         self._by_request_id |= by_request_id
         return _Created(create.drafts, creations)
 
-    def _decide_update(self, operation: UpdateBook) -> Written:
-        record = self._current(operation.book_id, operation.etag)
-        new_values = {field: value for field, value in operation.changes._asdict().items() if value is not None}
-        changed = record._replace(**new_values)
-        if changed != record:
-            # The clock may stand still or go back; the etag must differ all the same.
-            changed = changed._replace(update_time=max(self._now, record.update_time + 1))
-            self._books[record.id] = changed
-            self._changed.add(record.id)
-        return [changed]
+    def _decide_update(self, operation: UpdateBooks) -> Written:
+        self._require_present(operation.updates)
+        changed: dict[int, BookRecord] = {}
+        results: Written = []
+        outdated: list[int] = []
+        for book_id, changes, etag in operation.updates:
+            record = changed.get(book_id) or self._books[book_id]
+            if etag and etag != record.etag:
+                outdated.append(book_id)
+                continue
+            new_values = {field: value for field, value in changes._asdict().items() if value is not None}
+            updated = record._replace(**new_values)
+            if updated != record:
+                # The new etag must differ even if the clock stands still or goes back.
+                updated = updated._replace(update_time=max(self._now, record.update_time + 1))
+                changed[book_id] = updated
+            results.append(updated)
+        if outdated:
+            raise EtagMismatch(outdated[0], ids=dict.fromkeys(outdated))
+        self._books |= changed
+        self._changed |= changed.keys()
+        return results
 
-    def _decide_delete(self, operation: DeleteBook) -> Written:
-        record = self._current(operation.book_id, operation.etag)
-        del self._books[record.id]
-        self._changed.discard(record.id)
-        self._deleted.add(record.id)
-        return [record]
+    def _decide_delete(self, operation: DeleteBooks) -> Written:
+        self._require_present(operation.versions)
+        outdated = [book_id for book_id, etag in operation.versions if etag and etag != self._books[book_id].etag]
+        if outdated:
+            raise EtagMismatch(outdated[0], ids=outdated)
+        for book_id, _ in operation.versions:
+            del self._books[book_id]
+            self._changed.discard(book_id)
+            self._deleted.add(book_id)
+        return []
 
-    def _current(self, book_id: int, etag: str) -> BookRecord:
-        """Return a book as the earlier operations left it. Raises `BookNotFound`, or `EtagMismatch`."""
-        record = self._books.get(book_id)
-        if record is None:
-            raise BookNotFound([book_id])
-        if etag and etag != record.etag:
-            raise EtagMismatch(book_id)
-        return record
+    def _require_present(self, books: Sequence[BookUpdate | BookVersion]) -> None:
+        """Raise `BookNotFound` with the books that do not exist, or that earlier operations have deleted."""
+        missing = [each.book_id for each in books if each.book_id not in self._books]
+        if missing:
+            raise BookNotFound(dict.fromkeys(missing))
 
     async def _insert(self) -> None:
         if not self._new:
             return
-        rows = [{"create_time": self._now, **_columns(draft, update_time=self._now)} for draft, _ in self._new]
-        # SQLite numbers the rows of one INSERT in their order; elsewhere SQLAlchemy returns the ids in that order.
-        is_sqlite = self._connection.dialect.name == "sqlite"
+        if self._statements.insert_books is None:
+            await self._insert_into_sqlite()
+        else:
+            await self._insert_books(self._statements.insert_books)
+            await self._insert_requests()
+
+    async def _insert_into_sqlite(self) -> None:
+        first_id = await next_book_id(self._connection)
+        records: list[BookRecord] = []
+        requests: list[tuple[object, ...]] = []
+        for book_id, (draft, creation) in enumerate(self._new, first_id):
+            record = record_from_draft(draft, book_id=book_id, create_time=creation.create_time)
+            creation.record = record
+            records.append(record)
+            if draft.request_id:
+                requests.append((draft.request_id.hex, book_id, creation.digest, creation.create_time))
+        await insert_records(self._connection, records, self._encode)
+        await insert_requests(self._connection, requests)
+
+    async def _insert_books(self, statement: Executable) -> None:
+        rows = [_row(draft, create_time=self._now, update_time=self._now) for draft, _ in self._new]
+        statements = self._statements
         ids: list[int] = []
         for portion in self._portions(rows):
-            result = await self._connection.execute(_INSERT if is_sqlite else _INSERT_IN_ORDER, portion)
+            result = await self._connection.execute(statement, statements.rows(portion))
             ids += [row[0] for row in result]
-        for (_, creation), book_id in zip(self._new, sorted(ids) if is_sqlite else ids, strict=True):
+        in_order = ids if statements.is_insert_ordered else sorted(ids)
+        for (_, creation), book_id in zip(self._new, in_order, strict=True):
             creation.book_id = book_id
+
+    async def _insert_requests(self) -> None:
         requests = [
             {
                 "request_id": draft.request_id,
@@ -225,12 +270,12 @@ class BookWriteBatch:
             if draft.request_id
         ]
         if requests:
-            # In the order of the ids, so that two batches with the same ids cannot deadlock.
+            # In a fixed order, so that two batches with the same keys cannot deadlock.
             for portion in self._portions(sorted(requests, key=lambda row: str(row["request_id"]))):
-                await self._connection.execute(_INSERT_REQUESTS, portion)
+                await self._connection.execute(self._statements.insert_requests, self._statements.rows(portion))
 
     def _portions(self, rows: Sequence[Mapping[str, object]]) -> Iterator[list[Mapping[str, object]]]:
-        """Yield the rows of each INSERT: MariaDB bounds the length of a statement, so there it may take several."""
+        """Yield the rows of each statement. MariaDB limits the length of a statement, so there may be several."""
         if self._connection.dialect.name != "mariadb":
             yield list(rows)
             return
@@ -239,7 +284,7 @@ class BookWriteBatch:
         portion: list[Mapping[str, object]] = []
         left = most
         for row in rows:
-            # The driver writes the values into the statement, where each byte may need an escape.
+            # The driver inserts the values into the statement, where each byte may need an escape.
             size = _ROW_BYTES + sum(2 * len(value.encode()) for value in row.values() if isinstance(value, str))
             if size > left and portion:
                 yield portion
@@ -251,34 +296,47 @@ class BookWriteBatch:
     async def _update(self) -> None:
         changed = [self._books[book_id] for book_id in sorted(self._changed)]
         if changed:
-            rows = [{"book_id": book.id, **_columns(book, update_time=book.update_time)} for book in changed]
-            await self._connection.execute(_UPDATE, rows)
+            rows = [_row(book, book_id=book.id, update_time=book.update_time) for book in changed]
+            if self._is_sqlite:
+                rows = [{**row, **entry_columns(book, self._encode)} for row, book in zip(rows, changed, strict=True)]
+            for portion in self._portions(rows):
+                await self._statements.update_books(self._connection, portion)
 
     async def _delete(self) -> None:
         if self._deleted:
-            await self._connection.execute(_DELETE, {"ids": _padded(sorted(self._deleted))})
+            await self._connection.execute(
+                self._statements.delete_books, {"ids": self._statements.keys(sorted(self._deleted))}
+            )
 
 
-def _columns(book: BookDraft | BookRecord, *, update_time: int) -> dict[str, object]:
-    """Return the columns that a write of a book sets."""
-    columns: dict[str, Any] = {name: getattr(book, name) for name in _SETTABLE}
-    for name, folded in _FOLDED:
-        columns[folded] = fold_case(columns[name])
-    columns["update_time"] = update_time
-    return columns
+def _ids(operation: Operation) -> Iterable[int]:
+    """Return the ids of the existing books that an operation affects."""
+    match operation:
+        case CreateBooks():
+            return ()
+        case UpdateBooks(updates):
+            return (each.book_id for each in updates)
+        case DeleteBooks(versions):
+            return (each.book_id for each in versions)
+        case CompleteSearchTexts(ids):
+            return ids
+
+
+def _row(book: BookDraft | BookRecord, **values: Any) -> Mapping[str, object]:
+    """Return `values` with those of the columns that callers set."""
+    for name in _SETTABLE:
+        values[name] = getattr(book, name)
+    for folded, name in _FOLDED:
+        values[folded] = searchable_text(values[name])
+    return values
 
 
 def _digest(draft: BookDraft) -> bytes:
-    """Return the digest of a draft by which a reused request id is told from a replay.
+    """Return the digest of a draft, which distinguishes a retry from a reused idempotency key.
 
-    An optional field counts only where it is set, so that adding one leaves the digests of earlier requests valid.
+    Optional fields count only if they are set, so that adding one to the contract keeps earlier digests valid.
     """
-    # Stored text holds no control characters, so NUL separates the fields unambiguously.
+    # Stored text contains no control characters, so NUL is an unambiguous separator.
     values = [str(value) for value in _required_values(draft)]
     values += [f"{name}={value}" for name in _OPTIONAL if (value := getattr(draft, name))]
     return sha256("\0".join(values).encode()).digest()
-
-
-def _padded(keys: Sequence[T]) -> Sequence[T]:
-    """Repeat the last key up to a power of two, so that a few prepared statements serve batches of every size."""
-    return [*keys, *[keys[-1]] * ((1 << (len(keys) - 1).bit_length()) - len(keys))]

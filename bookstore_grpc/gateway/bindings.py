@@ -1,7 +1,7 @@
-"""Which HTTP requests are transcoded to which RPCs: the `google.api.http` options in a service's descriptors.
+"""Bindings of HTTP requests to RPCs for transcoding, from the `google.api.http` options in a service's descriptors.
 
-The rules are those of google/api/http.proto. What no RPC here needs is rejected when the bindings are read, rather than
-ignored: `response_body`, and bindings of streaming RPCs.
+The rules are those of google/api/http.proto. Options that no RPC here needs are an error instead of being ignored:
+`response_body`, and bindings of streaming RPCs.
 """
 
 import re
@@ -18,7 +18,7 @@ _WILDCARDS = {"*": "[^/]+", "**": ".+"}
 
 
 class Binding(NamedTuple):
-    """One HTTP form of an RPC: a verb, a path template, and the field of the request that is the body, "*" or ""."""
+    """One HTTP form of an RPC. `body` is the request field that the HTTP body holds: "*" for all, "" for none."""
 
     method: MethodDescriptor
     verb: str
@@ -27,7 +27,7 @@ class Binding(NamedTuple):
 
     @property
     def call(self) -> str:
-        """The name of the method in gRPC, such as `/bookstore.v1.BookService/GetBook`."""
+        """The full name of the gRPC method, such as `/bookstore.v1.BookService/GetBook`."""
         return f"/{self.method.containing_service.full_name}/{self.method.name}"
 
     @property
@@ -36,23 +36,23 @@ class Binding(NamedTuple):
         return tuple(name for name, _ in _VARIABLE.findall(self.template))
 
     def rewritten(self, variable: Callable[[str, str], str]) -> str:
-        """Return the template with its variables replaced, each given as its field and its pattern."""
+        """Return the template with each variable replaced by `variable(field, pattern)`."""
         return _VARIABLE.sub(lambda found: variable(found[1], found[2] or "*"), self.template)
 
     def path(self, values: Mapping[str, str]) -> str:
-        """Return the path with these values of its fields, percent-encoded."""
+        """Return the path with these values of its fields, which are percent-encoded."""
         return self.rewritten(lambda field, _pattern: quote(values[field]))
 
 
 class Route(NamedTuple):
-    """The bindings of one path by verb, and the values of the path's variables."""
+    """The bindings of a path, by verb, and the values of its variables."""
 
     bindings: Mapping[str, Binding]
     values: tuple[str, ...] = ()
 
 
 class Routes:
-    """Finds the route of a path. Bindings may name the variables of one path differently.
+    """Finds the route of a path. Bindings of the same path may name its variables differently.
 
     Raises `ValueError` if two bindings have the same verb and path.
     """
@@ -62,10 +62,10 @@ class Routes:
         for binding in bindings:
             verbs = by_path.setdefault(binding.rewritten(_unnamed), {})
             if binding.verb in verbs:
-                raise ValueError(f"{binding.call}: {binding.verb} {binding.template} is another binding's already.")
+                raise ValueError(f"{binding.call}: another binding already has {binding.verb} {binding.template}.")
             verbs[binding.verb] = binding
         self._fixed = {path: Route(found) for path, found in by_path.items() if not _VARIABLE.search(path)}
-        # The most specific path goes first: a variable would match the `:archive` that another path ends with.
+        # The most specific path first, because a variable would also match the `:archive` at the end of another path.
         varying = sorted((path for path in by_path if path not in self._fixed), key=_literal_length, reverse=True)
         self._varying = [(_pattern(path), by_path[path]) for path in varying]
 
@@ -85,7 +85,7 @@ def bindings(service: ServiceDescriptor) -> tuple[Binding, ...]:
 
 
 def location_of_new(binding: Binding, all_bindings: Collection[Binding]) -> Binding | None:
-    """Return the binding that gets the new resource of a create (AIP-133), or None for other methods."""
+    """Return the binding of the Get method for the new resource of a create (AIP-133), or None for other methods."""
     name = binding.method.name
     if binding.verb != "POST" or not name.startswith("Create"):
         return None
@@ -94,13 +94,13 @@ def location_of_new(binding: Binding, all_bindings: Collection[Binding]) -> Bind
 
 
 def _bindings_of_method(method: MethodDescriptor) -> Iterator[Binding]:
-    rule: HttpRule = method.GetOptions().Extensions[annotations_pb2.http]  # type: ignore[index]  # its stubs do not know what extends what
+    rule: HttpRule = method.GetOptions().Extensions[annotations_pb2.http]  # type: ignore[index]  # the stubs do not know the types of extensions
     for each in (rule, *rule.additional_bindings):
         kind = each.WhichOneof("pattern")
         if kind is None:
-            continue  # an RPC for gRPC alone
+            continue  # an RPC without an HTTP form
         if each.response_body or method.client_streaming or method.server_streaming:
-            raise ValueError(f"{method.full_name}: neither response_body nor a stream has a form in JSON here.")
+            raise ValueError(f"{method.full_name}: neither response_body nor streaming is supported.")
         verb, path = (each.custom.kind, each.custom.path) if kind == "custom" else (kind.upper(), getattr(each, kind))
         yield Binding(method, verb, path, each.body)
 
@@ -114,7 +114,7 @@ def _unnamed(_field: str, pattern: str) -> str:
 
 
 def _pattern(template: str) -> re.Pattern[str]:
-    """Return a pattern that matches the paths of a template; each variable is a group."""
+    """Return a pattern that matches the paths of a template, with a group for each variable."""
     parts: list[str] = []
     end = 0
     for variable in _VARIABLE.finditer(template):

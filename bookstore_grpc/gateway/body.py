@@ -7,7 +7,7 @@ from bookstore_grpc.errors import RequestTooLarge
 from bookstore_grpc.gateway.context import HttpContext
 from bookstore_grpc.net.asgi import Receive
 
-# The rest of a rejected request's body is read for so long: closing the connection earlier can lose the response.
+# For how long the rest of a rejected request's body is read. Closing the connection earlier could lose the response.
 _REST_SECONDS = 1
 
 
@@ -24,7 +24,7 @@ class Body:
         self._has_more = self.is_announced
 
     async def read(self) -> bytes:
-        """Return all of it. Raises `RequestTooLarge`, and `CallEnded` if the client has disconnected."""
+        """Return the whole body. Raises `RequestTooLarge`, and `CallEnded` if the client has disconnected."""
         if self._length > self._max_bytes:
             raise RequestTooLarge(self._max_bytes)
         parts: list[bytes] = []
@@ -40,7 +40,7 @@ class Body:
         return b"".join(parts)
 
     async def finish(self) -> bool:
-        """Discard what has not been read, if it is received soon, and return whether nothing is left."""
+        """Read and discard the rest of the body for up to one second. Returns whether it was completely received."""
         if self._context.header("expect"):
             return not self._has_more
         try:

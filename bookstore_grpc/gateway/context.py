@@ -1,4 +1,4 @@
-"""An HTTP request: HTTP's side of a call, as the call pipeline asks for it, and what the gateway reads of it."""
+"""The `CallContext` of calls over HTTP, and access to the request."""
 
 import asyncio
 import ipaddress
@@ -20,18 +20,18 @@ class HttpContext:
         self._caller: Caller = scope["state"][CALLER]
         self.path: str = scope["path"]
         self.query: bytes = scope["query_string"]
-        # The response to HEAD is that to GET, and the server leaves out its body.
+        # HEAD is handled as GET; the HTTP server omits the body.
         self.verb: str = "GET" if scope["method"] == "HEAD" else scope["method"]
 
     def header(self, name: str) -> str | None:
-        """Return a header, the first of several, or None."""
+        """Return the first header of a name, or None."""
         return next((value for key, value in self._metadata if key == name), None)
 
     @contextmanager
     def ended_with_caller(self) -> Iterator[None]:
-        """Cancel the block and leave it when the client disconnects, as gRPC cancels the calls of one that does."""
+        """Cancel the block when the client disconnects, as gRPC does, and continue after it."""
         task = asyncio.current_task()
-        assert task is not None  # noqa: S101  uvicorn runs each request in a task of its own
+        assert task is not None  # noqa: S101  uvicorn runs each request in a separate task
         self._caller.task = task
         try:
             yield
@@ -52,7 +52,7 @@ class HttpContext:
         return self._metadata
 
     def peer(self) -> str:
-        """Return the address of the client, as gRPC spells it."""
+        """Return the address of the client in gRPC's format."""
         host, port = self._client
         try:
             is_v6 = ipaddress.ip_address(host).version == 6
@@ -70,10 +70,12 @@ class HttpContext:
         alternatives = certificate.get("subjectAltName", ())
         subject = [pair for part in certificate.get("subject", ()) for pair in part]
         return [
-            *(name for _, name in alternatives if isinstance(name, str)),  # a DirName is a tuple; gRPC has none either
+            *(
+                name for _, name in alternatives if isinstance(name, str)
+            ),  # a DirName is a tuple, and omitted by gRPC too
             *(name for kind, name in subject if kind == "commonName"),
         ]
 
     def sent_status(self) -> str | None:
-        """Return None: only the gateway itself sends a status, and after the call."""
+        """Return None: only the gateway sends a status, after the call."""
         return None

@@ -1,7 +1,7 @@
-"""Protection against DNS rebinding: a page of any site can make its own host name resolve to this machine's loopback.
+"""Protection against DNS rebinding: an untrusted web page can make its own host name resolve to the loopback address.
 
-To the browser the server then belongs to that site, whose scripts may call it and read the responses. Only the Host
-header shows the difference.
+The browser then treats this server as part of that page's origin, so the page's scripts may call it and read the
+responses. Only the Host header reveals the attack.
 """
 
 from collections.abc import Collection
@@ -11,7 +11,7 @@ from bookstore_grpc.net.address import is_loopback
 
 
 class HostCheck:
-    """Admits requests to these host names and to the loopback's. It is part of a call, so it is counted and logged."""
+    """Admits requests to these host names and to the loopback's. Rejected requests are calls, counted and logged."""
 
     def __init__(self, hosts: Collection[str]) -> None:
         self._hosts = {host.lower() for host in hosts}
@@ -21,7 +21,7 @@ class HostCheck:
         host = _host_name(header or "")
         if not (is_loopback(host) or host in self._hosts):
             raise HostUnknown(
-                f"This server does not go by the name {quoted(host)}; its operator can let it, with --http-hosts."
+                f"This server does not accept the host name {quoted(host)}; its operator can allow it (--http-hosts)."
             )
 
 

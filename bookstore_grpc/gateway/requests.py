@@ -1,4 +1,4 @@
-"""Decoding of HTTP requests: path, query, headers and body of a binding's requests to messages."""
+"""Decoding of HTTP requests: from path, query, headers and body to a request message."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -27,9 +27,9 @@ Path = tuple[FieldDescriptor, ...]
 class RequestDecoder:
     """Decodes the requests of one binding.
 
-    A query may have the fields that are neither in the path nor in the body. `If-Match` is the etag of the request, or
-    else of the resource in its body. PATCH without a mask changes the fields that the body has, also to null
-    (RFC 7396), and PUT replaces the whole resource (RFC 9110, 9.3.4).
+    The query may have the fields that are neither in the path nor in the body. `If-Match` sets the etag of the request,
+    or otherwise of the resource in its body. PATCH without a mask changes the fields that are present in the body, even
+    if null (RFC 7396), and PUT replaces the whole resource (RFC 9110, 9.3.4).
     """
 
     def __init__(self, binding: Binding) -> None:
@@ -47,7 +47,7 @@ class RequestDecoder:
 
     @property
     def takes_body(self) -> bool:
-        """Whether a part of the request is in the body, as JSON."""
+        """Whether requests have a JSON body."""
         return bool(self._binding.body)
 
     def decode(
@@ -59,9 +59,9 @@ class RequestDecoder:
         body: bytes,
         violations: Violations,
     ) -> Message:
-        """Return the request, and add what is wrong with it to the violations.
+        """Return the request, and add its violations to `violations`.
 
-        Raises `MalformedMessage` if the body is not JSON or the query not UTF-8.
+        Raises `MalformedMessage` if the body is not JSON or the query is not UTF-8.
         """
         request: Message = self._request_class()
         if self.takes_body:
@@ -78,7 +78,7 @@ class RequestDecoder:
         try:
             value = orjson.loads(body)
         except orjson.JSONDecodeError as error:
-            raise MalformedMessage(self._binding.call, f"the body is no JSON ({error})") from error
+            raise MalformedMessage(self._binding.call, f"the body is not JSON ({error})") from error
         name = self._binding.body
         if name == "*":
             fill_message(request, value, "", violations)
@@ -106,7 +106,7 @@ class RequestDecoder:
         for name, text in parameters:
             path = self._parameters.get(name)
             if path is None:
-                violations.add(name[:100], Rule.UNKNOWN_FIELD, f"is no parameter of {self._binding.method.name}")
+                violations.add(name[:100], Rule.UNKNOWN_FIELD, f"is not a parameter of {self._binding.method.name}")
                 continue
             *parents, field = path
             if path in given and not field.is_repeated:
@@ -116,9 +116,9 @@ class RequestDecoder:
             message = _below(request, parents)
             if field is self._mask:
                 if not text:
-                    continue  # the same as none
+                    continue  # an empty mask is the same as none
                 if self._binding.verb == "PUT" and text != "*":
-                    description = "is not for PUT, which replaces everything; that is PATCH"
+                    description = "is not allowed with PUT, which replaces all fields; use PATCH"
                     violations.add(_dotted_name(path), Rule.CONFLICT, description)
                 message.ClearField(field.name)
             set_field(message, field, _parameter_value(field, text), _dotted_name(path), violations)
@@ -127,22 +127,22 @@ class RequestDecoder:
         *parents, field = path
         message = _below(request, parents)
         if not etag:
-            violations.add(_dotted_name(path), Rule.REQUIRED, "is empty in If-Match, which would guard against nothing")
+            violations.add(_dotted_name(path), Rule.REQUIRED, "is empty in If-Match, which would match any version")
         elif '"' in etag:
-            violations.add(_dotted_name(path), Rule.TOO_MANY, "is a list of etags in If-Match, which takes one")
+            violations.add(_dotted_name(path), Rule.TOO_MANY, "is a list of etags in If-Match, which takes only one")
         elif getattr(message, field.name) not in ("", etag):
-            violations.add(_dotted_name(path), Rule.CONFLICT, "is another one than that in If-Match")
+            violations.add(_dotted_name(path), Rule.CONFLICT, "differs from the one in If-Match")
         setattr(message, field.name, etag)
 
 
 def query_parameters(binding: Binding) -> Iterator[Path]:
-    """Return the fields that a query may have, as paths whose last field has no fields of its own in JSON."""
+    """Return the paths of the fields that a query may have. Only leaf fields, without fields of their own in JSON."""
     if binding.body != "*":
         yield from _parameters(binding.method.input_type, (), taken=(binding.body, *binding.path_fields))
 
 
 def etag_path(binding: Binding) -> Path | None:
-    """Return the field for an `If-Match`, or None if the request has none."""
+    """Return the path of the field that `If-Match` sets, or None if the request has no etag."""
     for name in (_ETAG, f"{binding.body}.{_ETAG}"):
         try:
             return field_path(binding.method.input_type, name)
@@ -152,7 +152,7 @@ def etag_path(binding: Binding) -> Path | None:
 
 
 def field_path(message: Descriptor, name: str) -> Path:
-    """Return the fields along a dotted name. Raises `KeyError`."""
+    """Return the path of a dotted field name. Raises `KeyError`."""
     first, _, rest = name.partition(".")
     field = message.fields_by_name[first]
     if not rest:
@@ -168,7 +168,7 @@ def is_mask(field: FieldDescriptor) -> bool:
 
 
 def etag_from_header(value: str) -> str:
-    """Return the etag in a header. A proxy that compresses responses makes it weak (`W/`); the state is the same."""
+    """Return the etag in a header. `W/` is ignored: proxies that compress responses make etags weak."""
     return value.strip().removeprefix("W/").strip('" ')
 
 
@@ -188,7 +188,7 @@ def _parameter_value(field: FieldDescriptor, text: str) -> Any:
     if field.type == FieldDescriptor.TYPE_BOOL:
         value = _BOOLS.get(text, text)
     elif is_mask(field):
-        value = re.sub("_([a-z0-9])", lambda found: found[1].upper(), text)  # JSON knows one spelling only
+        value = re.sub("_([a-z0-9])", lambda found: found[1].upper(), text)  # in JSON, masks have only this spelling
     return [value] if field.is_repeated else value
 
 

@@ -1,4 +1,4 @@
-"""Results of calls to HTTP responses: statuses, headers, JSON."""
+"""Encoding of HTTP responses: status, headers and JSON of results and errors."""
 
 import math
 from collections.abc import Mapping
@@ -30,12 +30,12 @@ from bookstore_grpc.net.asgi import Send
 Header = tuple[bytes, bytes]
 
 _JSON = (b"content-type", b"application/json")
-# A response is for one caller, and may be reused only after it is revalidated by its etag.
+# A response is for one caller, and caches must revalidate it by its etag.
 _UNCACHED = (b"cache-control", b"private, no-cache")
 _NOSNIFF = (b"x-content-type-options", b"nosniff")
 _HEADERS: tuple[Header, ...] = (_JSON, _UNCACHED, _NOSNIFF)
 
-# By the name of the code; google/rpc/code.proto has them in its comments.
+# HTTP statuses by the name of the status code, from the comments of google/rpc/code.proto.
 STATUSES: Mapping[str, int] = {
     "OK": 200,
     "INVALID_ARGUMENT": 400,
@@ -55,7 +55,7 @@ STATUSES: Mapping[str, int] = {
     "UNAVAILABLE": 503,
     "DEADLINE_EXCEEDED": 504,
 }
-# Reasons for which HTTP has a status of its own.
+# Reasons with a more specific HTTP status.
 STATUSES_BY_REASON: Mapping[str, int] = {
     HostUnknown.reason: 403,
     MethodUnknown.reason: 404,
@@ -73,11 +73,11 @@ class Response(NamedTuple):
     body: bytes
 
     def with_header(self, name: str, value: str) -> "Response":
-        """Return the same response with one more header."""
+        """Return the response with one more header."""
         return self._replace(headers=(*self.headers, (name.encode(), value.encode())))
 
     async def send(self, send: Send) -> None:
-        """Send it."""
+        """Send the response."""
         headers = list(self.headers)
         if self.status != 304:  # which has no body
             headers.append((b"content-length", str(len(self.body)).encode()))
@@ -86,21 +86,21 @@ class Response(NamedTuple):
 
 
 class ResponseEncoder:
-    """Encodes the responses of one binding. That of a create is 201, with the `Location` of the new resource."""
+    """Encodes the responses of one binding. A create returns 201 with the `Location` of the new resource."""
 
     def __init__(self, binding: Binding, *, location: Binding | None) -> None:
         self._message_class = GetMessageClass(binding.method.output_type)
         self._has_etag = "etag" in binding.method.output_type.fields_by_name
         self._location = location
         self._is_get = binding.verb == "GET"
-        self._kept_json = lru_cache(JSON_RESPONSE_CACHE_MAX)(self._json_from_bytes)
+        self._cached_json = lru_cache(JSON_RESPONSE_CACHE_MAX)(self._json_from_bytes)
 
     def encode(self, response: Message | bytes, *, if_none_match: str | None) -> Response:
-        """Return the response for a message, given as such or serialized."""
+        """Return the response for a message or for its serialized form."""
         if isinstance(response, bytes):
-            # A cached page is the same bytes again.
+            # A page from the page cache has the same bytes each time.
             is_short = len(response) <= JSON_RESPONSE_CACHE_ENTRY_MAX_BYTES
-            return Response(200, _HEADERS, (self._kept_json if is_short else self._json_from_bytes)(response))
+            return Response(200, _HEADERS, (self._cached_json if is_short else self._json_from_bytes)(response))
         message: Any = response
         headers = _HEADERS
         if self._has_etag and message.etag:
@@ -119,16 +119,16 @@ class ResponseEncoder:
 
 
 def response_from_error(error: BookstoreError, *, request_id: str) -> Response:
-    """Return the response for a failure: its status as JSON, and the headers that HTTP has for it."""
+    """Return the response for an error: its status as JSON, and the corresponding headers."""
     status = status_from_error(error, request_id=request_id)
     headers = _HEADERS
     if isinstance(error, Unavailable | ResourceExhausted):
-        seconds = math.ceil(round(error.retry_seconds, 3))  # the header has whole seconds only
+        seconds = math.ceil(round(error.retry_seconds, 3))  # the header has whole seconds
         headers += ((b"retry-after", str(max(1, seconds)).encode()),)
     if isinstance(error, Unauthenticated):
         headers += ((b"www-authenticate", b"Bearer"),)
     if isinstance(error, ServerDraining):
-        headers += ((b"connection", b"close"),)  # on another connection another server may respond
+        headers += ((b"connection", b"close"),)  # a new connection may reach another server
     http_status = STATUSES_BY_REASON.get(status.reason, STATUSES[status.code])
     return Response(http_status, headers, json_from_message(status.details))
 

@@ -1,7 +1,7 @@
-"""Transcoding: an HTTP request with JSON becomes a call, which runs in the same pipeline as the calls over gRPC.
+"""Transcoding: runs an HTTP request with JSON as a call, in the same pipeline as the calls over gRPC.
 
-A request that is no call of the service, by its path or its verb, runs in the pipeline too: a caller that is not
-authenticated learns nothing from the response, and the operator sees the request.
+Requests with an unknown path or verb run in the pipeline too, so that unauthenticated callers learn nothing from the
+response, and operators see the request.
 """
 
 from collections.abc import Awaitable, Callable, Collection, Sequence
@@ -34,7 +34,7 @@ from bookstore_grpc.metadata import REQUEST_ID_KEY
 from bookstore_grpc.net.asgi import Receive, Scope, Send
 from bookstore_grpc.service.validation import Violations
 
-# Checks a request by the service's own rules. Raises `InvalidRequest` with all violations.
+# Validates a request by the service's rules. Raises `InvalidRequest` with all violations.
 Validate = Callable[[Message], object]
 
 
@@ -49,10 +49,10 @@ class _Endpoint:
 
 
 class JsonApi:
-    """An ASGI application that serves the calls of a service as its `google.api.http` options say.
+    """An ASGI application that serves the RPCs of a service by its `google.api.http` options.
 
-    Every request runs in the `pipeline`. With `hosts` only requests to these host names, and to the loopback's, are
-    served. `validate` finds the other violations of a request that breaks the rules of JSON.
+    Every request runs in the `pipeline`. With `hosts` only requests to these host names and to the loopback's are
+    served. `validate` finds the remaining violations of a request that is already invalid as JSON.
     """
 
     def __init__(
@@ -110,14 +110,14 @@ class JsonApi:
         if route is None or endpoint is None:
             raise _unknown(context, route)
         data = b""
-        # A page of another origin can send a POST without a preflight, with a body or without, but not with this type.
+        # Pages of other origins can send a POST without a CORS preflight, but not with this content type.
         if (endpoint.decoder.takes_body or context.verb == "POST") and not context.is_json:
             raise MediaTypeUnsupported
         if endpoint.decoder.takes_body:
             data = await body.read()
             call.request_bytes = len(data)
         elif body.is_announced:
-            raise MalformedMessage(endpoint.method, "it has a body, where path and query say all")
+            raise MalformedMessage(endpoint.method, "this request must not have a body")
         request = self._decode(endpoint, route.values, context, data)
         message = await endpoint.behaviour(request, context)
         response = endpoint.encoder.encode(message, if_none_match=context.header("if-none-match"))
@@ -127,8 +127,8 @@ class JsonApi:
     def _decode(self, endpoint: _Endpoint, path_values: Sequence[str], context: HttpContext, data: bytes) -> Message:
         """Return the request. Raises `InvalidRequest` with all its violations.
 
-        The service checks the fields of each request that it gets. It does not get one that breaks the rules of JSON,
-        so the fields of that are checked here, for the caller to see all violations at once.
+        The servicer validates the requests that it receives. Requests that are already invalid as JSON are validated
+        here instead, so that the caller sees all violations together.
         """
         violations = Violations()
         request = endpoint.decoder.decode(
@@ -138,7 +138,7 @@ class JsonApi:
             body=data,
             violations=violations,
         )
-        # Of a request with that many, the rest has not been read.
+        # With the maximum number of violations, the rest of the request has not been decoded.
         if self._validate and 0 < len(violations) < JSON_VIOLATIONS_MAX:
             try:
                 self._validate(request)
@@ -151,8 +151,8 @@ class JsonApi:
 def _unknown(context: HttpContext, route: Route | None) -> MethodUnknown:
     path = quoted(context.path)
     if route is None:
-        return MethodUnknown(f"There is nothing at {path}; /openapi.json lists what there is.")
-    return VerbNotAllowed(f"{context.verb} is not for {path}, which takes {', '.join(_verbs(route))}.")
+        return MethodUnknown(f"There is nothing at {path}; /openapi.json lists all paths.")
+    return VerbNotAllowed(f"{context.verb} is not allowed for {path}, which takes {', '.join(_verbs(route))}.")
 
 
 def _verbs(route: Route) -> list[str]:

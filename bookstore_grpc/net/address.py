@@ -1,6 +1,6 @@
 """The address of a server: `HOST:PORT`, `[IPV6]:PORT` or `unix:PATH`.
 
-For the server and the client; it imports nothing beyond the standard library.
+Shared by server and client, so it imports only the standard library.
 """
 
 import ipaddress
@@ -12,7 +12,7 @@ _UNIX_PREFIX = "unix:"
 
 @dataclass(frozen=True)
 class Address:
-    """A TCP address, or the path of a unix socket. `str()` returns it in the form in which it was parsed."""
+    """A TCP address, or the path of a unix socket. `str()` returns the form that was parsed."""
 
     host: str = ""  # without the brackets of IPv6
     port: int = 0
@@ -21,11 +21,11 @@ class Address:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Parse `HOST:PORT`, `[IPV6]:PORT` or `unix:PATH`. Raises `ValueError` with a sentence."""
+        """Parse `HOST:PORT`, `[IPV6]:PORT` or `unix:PATH`. The message of a `ValueError` is a sentence."""
         if text.startswith(_UNIX_PREFIX) and text != _UNIX_PREFIX:
             return cls(path=text.removeprefix(_UNIX_PREFIX))
         if "," in text:
-            raise ValueError(f"{text!r} is not an address. Separate several by spaces, not by commas.")
+            raise ValueError(f"{text!r} is not an address. Separate addresses by spaces, not by commas.")
         host, _, port = text.rpartition(":")
         if not (host and port.isascii() and port.isdigit() and int(port) < 65_536):
             raise ValueError(f"The address {text!r} is neither HOST:PORT nor unix:PATH.")
@@ -39,11 +39,11 @@ class Address:
 
     @property
     def is_local(self) -> bool:
-        """Whether only this machine can reach it: a unix socket or a loopback address."""
+        """Whether only this machine can reach the address: a unix socket or a loopback address."""
         return self.is_unix or is_loopback(self.host)
 
     def with_port(self, port: int) -> Self:
-        """Return the address with another port, such as the one that the system chose for port 0."""
+        """Return the address with another port, such as the one that the kernel chose for port 0."""
         return replace(self, port=port)
 
     def __str__(self) -> str:
@@ -53,7 +53,7 @@ class Address:
 
 
 def is_local(text: str) -> bool:
-    """Return whether only this machine can reach an address; False for text that is not an address."""
+    """Return whether only this machine can reach an address; False if the text is not an address."""
     try:
         return Address.parse(text).is_local
     except ValueError:

@@ -1,4 +1,4 @@
-"""The words of ASGI (https://asgi.readthedocs.io), for type checkers."""
+"""Type aliases for ASGI (https://asgi.readthedocs.io)."""
 
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""A limit on connections: how many in all, how many of one address, and which is evicted for a new one."""
+"""A connection limit: the total, the share of one address, and which connection is evicted for a new one."""
 
 import ipaddress
 import math
@@ -10,15 +10,15 @@ import structlog
 
 _log = structlog.stdlib.get_logger("bookstore_grpc.net.connection_limit")
 
-# The share of all connections that one address may have; the rest is for others.
+# The maximum share of all connections that one address may have.
 _SHARE_OF_AN_ADDRESS = 3 / 4
-# The network of one IPv6 subscriber, who has too many addresses in it to count each.
+# The prefix length that usually belongs to one IPv6 subscriber. Its addresses count as one.
 _IPV6_SUBSCRIBER_BITS = 64
 _LOG_SECONDS = 60
 
 
 class ClosedConnections:
-    """Counts connections that were closed because of the limit, and logs that at most once a minute."""
+    """Counts connections closed because of the limit, and logs this at most once a minute."""
 
     def __init__(self, most: int, *, name: str) -> None:
         self.count = 0
@@ -27,16 +27,16 @@ class ClosedConnections:
         self._logged_at = -math.inf
 
     def add(self, count: int) -> None:
-        """Count connections."""
+        """Count closed connections."""
         self.count += count
         now = time.monotonic()
         if now - self._logged_at >= _LOG_SECONDS:
             self._logged_at = now
-            _log.warning("connections closed: limit reached", listener=self._name, most=self._most)
+            _log.warning("connections closed: limit reached", listener=self._name, max_connections=self._most)
 
 
 class LimitedConnection:
-    """A connection that counts towards the limit; `close` ends it at once."""
+    """A connection that counts towards the limit. `close` closes it immediately."""
 
     def __init__(self, source: str) -> None:
         self.source = source
@@ -45,12 +45,12 @@ class LimitedConnection:
 
 
 class ConnectionLimit:
-    """Bounds connections so that clients with requests are served, whatever others hold open without any.
+    """Bounds the number of connections, so that idle ones cannot lock out clients that send requests.
 
     A connection is waiting while the next step is its client's: to finish the handshake or the request, to send
-    another, to read the response. At the limit, the connection that has been waiting longest is evicted for a new one:
-    of the same address if that has its share, else of the address with the most waiting ones. Only if none is waiting
-    is the new one rejected.
+    another request, or to read the response. At the limit the longest waiting connection is evicted for a new one. It
+    is chosen from the new one's address if that address has used up its share, otherwise from the address with the most
+    waiting connections. If no connection is waiting, the new one is rejected.
     """
 
     def __init__(self, most: int, *, name: str) -> None:
@@ -58,12 +58,12 @@ class ConnectionLimit:
         self._most = most
         self._most_of_one = max(1, int(most * _SHARE_OF_AN_ADDRESS))
         self._counts: Counter[str] = Counter()
-        # By address, the longest waiting first.
+        # Waiting connections by address, the longest waiting first.
         self._waiting: dict[str, dict[LimitedConnection, None]] = {}
         self._admitted = 0
 
     def admit(self, host: str) -> LimitedConnection | None:
-        """Return a waiting connection from a host, for which another may have been evicted; None if it is rejected."""
+        """Return a new waiting connection from a host, evicting another if necessary; None if it is rejected."""
         source = source_of(host)
         is_one_too_many = self._counts[source] >= self._most_of_one
         if is_one_too_many or self._admitted >= self._most:
@@ -77,12 +77,12 @@ class ConnectionLimit:
         return connection
 
     def mark_waiting(self, connection: LimitedConnection) -> None:
-        """Note that the next step is the client's. A connection that is waiting keeps its place in the order."""
+        """Mark the next step as the client's. An already waiting connection keeps its place in the order."""
         if not connection.is_released:
             self._waiting.setdefault(connection.source, {}).setdefault(connection)
 
     def mark_serving(self, connection: LimitedConnection) -> None:
-        """Note that the next step is the server's."""
+        """Mark the next step as the server's."""
         waiting = self._waiting.get(connection.source, {})
         if connection in waiting:
             del waiting[connection]
@@ -101,7 +101,7 @@ class ConnectionLimit:
             del self._counts[connection.source]
 
     def _evict(self, source: str | None) -> bool:
-        """Close the longest waiting connection of a source, or of the one with the most. Returns whether any was."""
+        """Close the longest waiting connection of a source, or of the source with the most. Returns whether one was."""
         waiting = self._waiting.get(source) if source else max(self._waiting.values(), key=len, default=None)
         if not waiting:
             return False
@@ -112,7 +112,7 @@ class ConnectionLimit:
 
 
 def source_of(host: str) -> str:
-    """Return the source that connections from a host are counted for: its address, or for IPv6 the /64 network."""
+    """Return the source under which connections from a host count: its address, or for IPv6 its /64 network."""
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:

@@ -7,18 +7,18 @@ import resource
 from bookstore_grpc.limits import DESCRIPTORS_MAX
 
 _NONE_LEFT = (errno.EMFILE, errno.ENFILE)
-# For each connection SQLite opens the file, its WAL and the WAL's index.
+# Each SQLite connection opens the file, its WAL and the WAL's index.
 FILES_OF_SQLITE = 3
 
 
 class DescriptorsExhausted(OSError):
-    """The limit of open files, of the process or of the system, is reached."""
+    """The limit of open files, of the process or of the system, has been reached."""
 
 
 def raise_descriptor_limit() -> int:
-    """Raise the soft limit of open files to the hard one, within reason, and return it.
+    """Raise the soft limit of open files to the hard limit, but at most to `DESCRIPTORS_MAX`, and return it.
 
-    Many systems start a process with 1,024, because of programs that use `select`, and allow it more.
+    Many systems have a soft limit of 1,024, for programs that use `select`, and a higher hard limit.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = DESCRIPTORS_MAX if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS_MAX)
@@ -26,25 +26,25 @@ def raise_descriptor_limit() -> int:
         return DESCRIPTORS_MAX if soft == resource.RLIM_INFINITY else soft
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    except (OSError, ValueError):  # a sandbox forbids it, or the system has a lower limit of its own
+    except (OSError, ValueError):  # forbidden by a sandbox, or beyond a lower limit of the system
         return soft
     return wanted
 
 
 def named_exhaustion(error: Exception) -> Exception:
-    """Return `DescriptorsExhausted` if that caused an error in opening a file or a connection, else the error itself.
+    """Return `DescriptorsExhausted` if that is why a file or connection could not be opened, else the error itself.
 
-    Some errors say so, or have a cause that does. SQLite only says that it cannot open the file, so whether others can
-    be opened is tried.
+    Some errors have the error number, or a cause with it. SQLite reports only that it cannot open the file, so this
+    function tries to open others.
     """
-    if not (_says_so(error) or _are_few_left()):
+    if not (_has_error_number(error) or _are_few_left()):
         return error
     named = DescriptorsExhausted(f"no file descriptors are left, of {resource.getrlimit(resource.RLIMIT_NOFILE)[0]}")
     named.__cause__ = error
     return named
 
 
-def _says_so(error: BaseException | None) -> bool:
+def _has_error_number(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, OSError) and error.errno in _NONE_LEFT:
             return True
@@ -53,7 +53,7 @@ def _says_so(error: BaseException | None) -> bool:
 
 
 def _are_few_left() -> bool:
-    """Return whether fewer are left than SQLite needs for a connection."""
+    """Return whether fewer descriptors are left than a SQLite connection needs."""
     opened = []
     try:
         for _ in range(FILES_OF_SQLITE):

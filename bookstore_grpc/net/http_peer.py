@@ -1,17 +1,17 @@
-"""The client of an HTTP connection, as requests on it see it."""
+"""The client of an HTTP connection, as its requests see it."""
 
 import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-# The key of the caller in the state of a request's ASGI scope.
+# The key of the `Caller` in the `state` of a request's ASGI scope.
 CALLER = "caller"
 
 
 class Caller:
-    """The client's certificate, as `ssl` describes it, and whether it has disconnected.
+    """The client's certificate, in the form of `ssl`, and whether the client has disconnected.
 
-    The `task` that works for it is cancelled when it disconnects.
+    `task`, which handles the client's current request, is cancelled when the client disconnects.
     """
 
     def __init__(self, certificate: Mapping[str, Any] | None) -> None:
@@ -20,7 +20,7 @@ class Caller:
         self.task: asyncio.Task[Any] | None = None
 
     def disconnect(self) -> None:
-        """Note that it has disconnected."""
+        """Record that the client has disconnected, and cancel its task."""
         self.is_disconnected = True
         if self.task is not None:
             self.task.cancel()

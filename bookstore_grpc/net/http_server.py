@@ -11,7 +11,7 @@ from bookstore_grpc.net.listening import bound_socket
 
 
 class HttpServer:
-    """Serves an application on a TCP address. Raises `StartupError` if uvicorn does not fit."""
+    """Serves an application on a TCP address. Raises `StartupError` if uvicorn's version is not supported."""
 
     def __init__(
         self,
@@ -22,7 +22,7 @@ class HttpServer:
         tls: ssl.SSLContext | None = None,
         shares_port: bool = False,
     ) -> None:
-        self.bound_address = ""  # with the real port, once it is started
+        self.bound_address = ""  # set by `start`, with the actual port
         self._address = address
         self._shares_port = shares_port
         self._server = bounded_server(application, limit, tls)
@@ -35,7 +35,7 @@ class HttpServer:
         self._serving = asyncio.create_task(self._server.serve(sockets=[bound]))
 
     async def stop(self) -> None:
-        """Close the listener, and each connection after its response."""
+        """Close the listener, and each connection after its current response."""
         self._server.should_exit = True
         if self._serving is not None:
             await self._serving

@@ -1,4 +1,4 @@
-"""Listening sockets: binding an address, sharing one among processes, and explaining why one cannot be bound."""
+"""Listening sockets: binding an address, sharing it among processes, and explaining why it cannot be bound."""
 
 import errno
 import os
@@ -24,14 +24,14 @@ _CAUSES = {
 
 
 def warn_of_plaintext(addresses: Iterable[str]) -> None:
-    """Log each address that other machines can reach in plaintext."""
+    """Log a warning for each address that other machines can reach in plaintext."""
     for address in addresses:
         _log.warning("serving in plaintext to other machines", address=address)
 
 
 @contextmanager
 def reserved(addresses: Sequence[Address]) -> Iterator[tuple[Address, ...]]:
-    """Reserve addresses for processes that share them by SO_REUSEPORT. Yields them with port 0 resolved.
+    """Reserve addresses for processes that share them by SO_REUSEPORT. Yields them with the actual ports.
 
     Raises `StartupError` for an address that cannot be bound.
     """
@@ -49,7 +49,7 @@ def bound_socket(address: Address, *, shares_port: bool = False) -> socket.socke
 
 
 def cannot_listen(address: Address, error: Exception | None = None) -> StartupError:
-    """Return the error for an address that cannot be bound. Without a cause, binds once more to find it."""
+    """Return the error for an address that cannot be bound. Without `error`, binds once more to find the cause."""
     return StartupError(
         f"Cannot listen on {address}: {_cause(address, error or _bind_error(address))}. "
         "Fix that, or choose another address (--listen, --http-listen, --metrics-listen, --channelz-listen)."
@@ -58,19 +58,19 @@ def cannot_listen(address: Address, error: Exception | None = None) -> StartupEr
 
 def _cause(address: Address, error: Exception | None) -> str:
     if error is None:
-        return "gRPC does not say why"
+        return "gRPC reports no cause"
     if isinstance(error, socket.gaierror | UnicodeError):  # UnicodeError: the name is too long to be one
         return f"the name does not resolve ({getattr(error, 'strerror', error)})"
     code = getattr(error, "errno", None) or 0
     if code == errno.ENOENT:
-        return f"there is no folder {os.path.dirname(address.path)}"
+        return f"there is no directory {os.path.dirname(address.path)}"
     if code == errno.EADDRINUSE and address.is_unix and not Path(address.path).is_socket():
-        return f"{address.path} is something else than a socket"
+        return f"{address.path} exists and is not a socket"
     return _CAUSES.get(code) or getattr(error, "strerror", None) or str(error)
 
 
 def _bind_error(address: Address) -> Exception | None:
-    """Return the error of a bind of our own, because gRPC's has no cause. Leaves nothing behind."""
+    """Bind and return the error, because gRPC's error has no cause. Leaves no socket behind."""
     try:
         if address.is_unix:
             with socket.socket(socket.AF_UNIX) as attempt:
@@ -88,6 +88,7 @@ def _bind_error(address: Address) -> Exception | None:
 
 
 def _reserve(address: Address, held: ExitStack) -> Address:
+    """Bind all sockets of an address to one port, and return the address with that port."""
     port = address.port
     try:
         found = socket.getaddrinfo(address.host, port, type=socket.SOCK_STREAM)
@@ -110,14 +111,14 @@ def _reserve(address: Address, held: ExitStack) -> Address:
 def _hold(family: int, socket_address: tuple[object, ...], held: ExitStack) -> int:
     """Bind a socket that never listens. Returns its port."""
     if socket_address[1]:
-        # SO_REUSEPORT fails only if another socket does not share: bind without it to learn that there is none.
+        # With SO_REUSEPORT the bind succeeds even if another program shares the port: bind without it first.
         with socket.socket(family, socket.SOCK_STREAM) as attempt:
             attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             attempt.bind(socket_address)
     reservation = held.enter_context(socket.socket(family, socket.SOCK_STREAM))
     reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    # Connections that a former server left in TIME_WAIT must not prevent the bind; but afterwards no process that does
-    # not share may listen here, also while no worker does.
+    # SO_REUSEADDR, so that connections of a previous server in TIME_WAIT do not prevent the bind. It is removed
+    # afterwards, so that no process without SO_REUSEPORT can listen here, even while no worker does.
     reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     reservation.bind(socket_address)
     reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)

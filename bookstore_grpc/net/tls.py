@@ -15,13 +15,13 @@ import structlog
 from bookstore_grpc.errors import StartupError
 from bookstore_grpc.net.file_stamp import file_stamp
 
-_log = structlog.stdlib.get_logger("bookstore_grpc.credentials")
+_log = structlog.stdlib.get_logger("bookstore_grpc.net.tls")
 
 _Seen = tuple[tuple[int, ...] | None, ...]
 
 
 class _Usable(NamedTuple):
-    """A configuration that fits together, and the validity of its certificate in Unix seconds."""
+    """A consistent configuration, and the validity of its certificate in Unix seconds."""
 
     configuration: grpc.ServerCertificateConfiguration
     begins_at: float
@@ -29,15 +29,16 @@ class _Usable(NamedTuple):
 
 
 class CertificateReloader:
-    """Reads the files again when they change, and keeps the newest contents that can be used.
+    """Reloads the files when they change, and keeps the newest usable contents.
 
-    Each handshake uses the newest; open connections go on. New contents that do not fit together, as when one of two
-    files has been replaced and the other not yet, or whose certificate is not valid now, leave the old ones in use.
+    New contents apply to new handshakes; open connections continue. New contents are not used if they are inconsistent
+    (for example, only one of the two files has been replaced so far) or if their certificate is not valid now. The old
+    contents then stay in use.
 
-    At the start an expired certificate is served, with a warning: clients that check its dates reject it, and others,
+    At the start an expired certificate is used, with a warning: clients that check its dates reject it, but others,
     such as many proxies, can still connect.
 
-    Raises `StartupError` if at the start nothing can be used. TLS 1.2 is the oldest version that gRPC accepts. `clock`
+    Raises `StartupError` if the files cannot be used at the start. The minimum version is TLS 1.2, as in gRPC. `clock`
     returns Unix seconds.
     """
 
@@ -45,7 +46,7 @@ class CertificateReloader:
         self._paths = [path for path in (cert, key, client_ca) if path]
         self._requires_client_certificates = bool(client_ca)
         self._clock = clock
-        self._lock = threading.Lock()  # gRPC runs handshakes on threads of its own
+        self._lock = threading.Lock()  # gRPC runs handshakes on its own threads
         self._version = 0
         self._has_warned = False
         self._failure = ""
@@ -53,7 +54,7 @@ class CertificateReloader:
         try:
             self._seen = self._stamps()
             self._in_use = self._read()
-        except Exception as error:  # cryptography has more kinds of its own than can be foreseen
+        except Exception as error:  # cryptography raises many kinds of exceptions
             raise StartupError(f"Cannot serve with TLS: {_sentence(error)}.") from error
         self._warn_of_dates()
 
@@ -63,39 +64,39 @@ class CertificateReloader:
         return self._in_use.ends_at
 
     def server_credentials(self) -> grpc.ServerCredentials:
-        """Return credentials for one address; each handshake there uses the newest contents."""
-        handed = self._version
+        """Return credentials for one address. Each handshake uses the newest contents."""
+        returned_version = self._version
 
         def newer_configuration() -> grpc.ServerCertificateConfiguration | None:
-            nonlocal handed
+            nonlocal returned_version
             with self._lock:
-                self._read_again()
-                if handed == self._version:
+                self._reload()
+                if returned_version == self._version:
                     return None
-                handed = self._version
+                returned_version = self._version
                 return self._in_use.configuration
 
         return grpc.dynamic_ssl_server_credentials(
             self._in_use.configuration,
-            newer_configuration,  # type: ignore[arg-type]  # None means "as before" (grpc's documentation)
+            newer_configuration,  # type: ignore[arg-type]  # None means "unchanged" (grpc's documentation)
             self._requires_client_certificates,
         )
 
     def tls_context(self) -> ssl.SSLContext:
-        """Return a context for HTTP; each handshake uses the newest contents. Raises `StartupError`."""
+        """Return a context for HTTP. Each handshake uses the newest contents. Raises `StartupError`."""
         try:
-            made, newest = self._version, self._new_tls_context()
+            version, newest = self._version, self._new_tls_context()
         except (OSError, ssl.SSLError) as error:
             raise StartupError(f"Cannot serve HTTP with TLS: {_sentence(error)}.") from error
 
         def renewed() -> ssl.SSLContext:
-            nonlocal made, newest
+            nonlocal version, newest
             with self._lock:
-                self._read_again()
-                if made != self._version:
-                    # If the files have changed again meanwhile, the next handshake reads them.
+                self._reload()
+                if version != self._version:
+                    # If the files have changed again since, the next handshake reads them.
                     with suppress(OSError, ssl.SSLError):
-                        made, newest = self._version, self._new_tls_context()
+                        version, newest = self._version, self._new_tls_context()
             return newest
 
         return _RenewedContext(renewed)
@@ -110,22 +111,22 @@ class CertificateReloader:
             context.verify_mode = ssl.CERT_REQUIRED
             context.load_verify_locations(client_ca[0])
         if self._stamps() != self._seen:
-            raise OSError(errno.EAGAIN, "it has changed meanwhile", cert)  # the new contents are unchecked
+            raise OSError(errno.EAGAIN, "it has changed meanwhile", cert)  # the new contents are not verified
         return context
 
     def refresh(self) -> None:
-        """Read the files again if they have changed or could not be used. For periodic checks.
+        """Reload the files if they have changed or could not be used. For periodic checks.
 
-        Every check of files that cannot be used is counted, and the first of several in a row is logged.
+        Every failure is counted. Of consecutive failures with the same cause only the first is logged.
         """
         with self._lock:
             self._warn_of_dates()
-            # The reason may have been a permission or the time, which the stamps of the files do not show.
-            self._read_again(always=bool(self._failure))
+            # A failure caused by permissions or by the time may end without a change of the files' stamps.
+            self._reload(always=bool(self._failure))
             if self._failure:
                 self.refresh_failures += 1
 
-    def _read_again(self, *, always: bool = False) -> None:
+    def _reload(self, *, always: bool = False) -> None:
         seen = self._stamps()
         if seen == self._seen and not always:
             return
@@ -134,10 +135,10 @@ class CertificateReloader:
             found = self._read()
             if reason := self._why_not_valid(found):
                 raise ValueError(reason)
-        except Exception as error:  # whatever it is, the old ones stay
+        except Exception as error:  # the old contents stay in use whatever the cause
             failure = _sentence(error)
             if failure != self._failure:
-                _log.error("certificates not reloaded: the old ones stay", cause=failure)
+                _log.error("certificates not reloaded: old ones stay in use", cause=failure)
             self._failure = failure
             return
         _log.info("certificates reloaded again" if self._failure else "certificates reloaded", files=self._paths)
@@ -163,21 +164,21 @@ class CertificateReloader:
         if now < found.begins_at:
             return f"the certificate in {self._paths[0]} is not valid before {_shown_time(found.begins_at)}"
         if now >= found.ends_at:
-            return f"the certificate in {self._paths[0]} has expired at {_shown_time(found.ends_at)}"
+            return f"the certificate in {self._paths[0]} expired at {_shown_time(found.ends_at)}"
         return ""
 
     def _warn_of_dates(self) -> None:
-        """Log once if the certificate in use is not valid now; it may also expire later."""
+        """Log once that the certificate in use is not valid now; it may expire while in use."""
         if not self._has_warned and (reason := self._why_not_valid(self._in_use)):
             self._has_warned = True
-            _log.warning("callers will refuse the certificate", cause=reason)
+            _log.warning("certificate not valid: clients will reject it", cause=reason)
 
 
 class _RenewedContext(ssl.SSLContext):
     """Uses the newest context for each handshake.
 
-    One that only switched certificates (`sni_callback`) would still resume the sessions of clients whose CA is no
-    longer trusted.
+    Switching only the certificate (`sni_callback`) would still resume TLS sessions of clients whose CA is no longer
+    trusted.
     """
 
     def __new__(cls, _newest: Callable[[], ssl.SSLContext]) -> Self:
@@ -187,7 +188,7 @@ class _RenewedContext(ssl.SSLContext):
         self._newest = newest
 
     def wrap_bio(self, *arguments: Any, **options: Any) -> ssl.SSLObject:
-        """Begin a handshake; event loops call this."""
+        """Start a handshake. Called by event loops."""
         return self._newest().wrap_bio(*arguments, **options)
 
 
@@ -204,10 +205,10 @@ def _contents(path: str) -> bytes:
 
 
 def _check(paths: Sequence[str], contents: Sequence[bytes]) -> tuple[float, float]:
-    """Return the validity of the certificate. Raises `ValueError` unless the contents fit together.
+    """Return the validity of the certificate in Unix seconds. Raises `ValueError` if the contents are inconsistent.
 
-    It checks the very bytes that gRPC gets. The client has a check of its own (`client/channel.py`), of files and by
-    `ssl`, because its base install has no cryptography.
+    It checks the same bytes that gRPC gets. The client has its own check of the files (`client/channel.py`), with
+    `ssl`, because its base install does not include cryptography.
     """
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
     from cryptography.x509 import load_pem_x509_certificates
@@ -217,12 +218,12 @@ def _check(paths: Sequence[str], contents: Sequence[bytes]) -> tuple[float, floa
         try:
             certificates.append(load_pem_x509_certificates(pem))
         except ValueError as error:
-            raise ValueError(f"{path} holds no certificate in PEM form") from error
+            raise ValueError(f"{path} holds no certificate in PEM format") from error
     leaf = certificates[0][0]
     try:
         key = load_pem_private_key(contents[1], password=None)
-    except (TypeError, ValueError) as error:  # TypeError: it wants a password
-        raise ValueError(f"{paths[1]} holds no private key in PEM form, without a password") from error
+    except (TypeError, ValueError) as error:  # TypeError: the key is encrypted
+        raise ValueError(f"{paths[1]} holds no unencrypted private key in PEM format") from error
     form = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     if key.public_key().public_bytes(*form) != leaf.public_key().public_bytes(*form):
         raise ValueError(f"the key in {paths[1]} does not belong to the certificate in {paths[0]}")

@@ -1,6 +1,6 @@
-"""channelz: what gRPC's core knows of its servers, connections and calls, on an address of its own.
+"""channelz: the core's data about its servers, connections and calls, served on a separate address.
 
-Imported only if it is enabled. It shows who is connected, so it is for this machine alone.
+Imported only if enabled. It shows who is connected, so it is only for this machine.
 """
 
 from collections.abc import AsyncIterator
@@ -15,13 +15,13 @@ from bookstore_grpc.rpc.ports import bind
 _SERVICE = channelz_pb2.DESCRIPTOR.services_by_name["Channelz"].full_name
 _OPTIONS = (
     ("grpc.so_reuseport", 0),
-    ("grpc.enable_channelz", 0),  # it reports on the service, not on itself
+    ("grpc.enable_channelz", 0),  # this server itself is not included in the data
 )
 
 
 @asynccontextmanager
 async def serving_channelz(address: str) -> AsyncIterator[str]:
-    """Serve on an address while the block runs, and yield it with its real port. Raises `StartupError`."""
+    """Serve on an address while the block runs, and yield it with its actual port. Raises `StartupError`."""
     server = grpc.aio.server(options=_OPTIONS)
     channelz.add_channelz_servicer(server)
     reflection.enable_server_reflection((_SERVICE, reflection.SERVICE_NAME), server)

@@ -1,4 +1,4 @@
-"""gRPC's side of a call, as the call pipeline asks for it."""
+"""The `CallContext` of calls over gRPC."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ _CERTIFICATE_KEYS = ("x509_subject_alternative_name", "x509_common_name")
 
 
 class RpcContext:
-    """The `CallContext` of a call over gRPC, around grpc.aio's context. One is made for each call, so it is small."""
+    """Adapts grpc.aio's context to `CallContext`. One is created for each call, so it is small."""
 
     __slots__ = ("_context",)
 
@@ -18,7 +18,7 @@ class RpcContext:
         self._context = context
 
     def metadata(self) -> Metadata:
-        """Return the metadata that the client has sent."""
+        """Return the metadata sent by the client."""
         return self._context.invocation_metadata() or ()
 
     def peer(self) -> str:

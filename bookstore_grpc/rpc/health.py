@@ -1,7 +1,7 @@
 """The health service (https://github.com/grpc/grpc/blob/master/doc/health-checking.md).
 
-grpcio-health-checking has one, but its watchers write under the lock that a change of status needs: a client that reads
-nothing would block all others, and the end of the server, for ever.
+The servicer of grpcio-health-checking is not used, because its watchers write while they hold the lock that a change of
+status needs: one client that does not read would block all others, and the shutdown of the server, forever.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ _Response = health_pb2.HealthCheckResponse
 
 
 class Health:
-    """Reports whether services serve; all of them do or none."""
+    """Reports the status of the services, which is the same for all."""
 
     def __init__(self, services: Collection[str]) -> None:
         self._services = frozenset(services)
@@ -29,9 +29,9 @@ class Health:
         self._changed = asyncio.Event()
 
     def handler(self) -> grpc.GenericRpcHandler:
-        """Return the handler that registers the service with a server.
+        """Return the handler to add to a server.
 
-        Its methods are not registered methods, whose calls may be held back (`calls.admission`).
+        A generic handler, because calls of registered methods may be held back (`calls.admission`).
         """
         methods = {
             "Check": grpc.unary_unary_rpc_method_handler(
@@ -49,7 +49,7 @@ class Health:
 
     async def _check(self, request: health_pb2.HealthCheckRequest, context: Any) -> health_pb2.HealthCheckResponse:
         if request.service not in self._services:
-            await context.abort(grpc.StatusCode.NOT_FOUND, "There is no such service here.")
+            await context.abort(grpc.StatusCode.NOT_FOUND, "This server has no such service.")
         return self._response(request.service)
 
     async def _watch(

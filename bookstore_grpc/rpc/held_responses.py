@@ -1,4 +1,4 @@
-"""Responses that a draining server holds back until GOAWAY has gone out (docs/decisions/0015-drain.md)."""
+"""Responses that a draining server holds back until it has sent GOAWAY (docs/decisions/0015-drain.md)."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -7,22 +7,22 @@ from contextlib import asynccontextmanager
 from bookstore_grpc.calls.call import Call
 from bookstore_grpc.limits import HELD_RESPONSES_MAX_BYTES
 
-# No call received for so long means that the held responses have quietened the clients; and how often to look. A client
-# may take as long to send its next call if its network is slow or its machine busy.
+# The clients count as quiet, waiting for their held responses, after an interval without a received call. A client on a
+# slow network or a busy machine may take longer to send its next call.
 _QUIET_SECONDS = 0.1
 _QUIET_CHECKS_MAX = 15
-# Responses are not held for callers whose deadline may expire meanwhile.
+# Responses are not held for callers whose deadline could expire in the meantime.
 _LEAST_REMAINING_SECONDS = 2
-# What a held call takes besides its response, about.
+# The approximate memory of a held call in addition to its response.
 _HELD_CALL_BYTES = 16 * 1024
 
 
 class HeldResponses:
-    """Holds back the responses of unary gRPC calls while a drain asks for it.
+    """Holds back the responses of unary gRPC calls at the start of a drain.
 
-    A caller that waits for a response sends nothing, and the client of one that does not wait queues its calls when its
-    connection has as many under way as it may. So hardly any request is in transit, and a connection can be closed
-    without losing one. Calls still start and run all the while.
+    A caller that waits for a response sends nothing, and a client that does not wait queues further calls when its
+    connection has reached its limit of calls. So hardly any request is in transit when GOAWAY is sent, and connections
+    can be closed without losing calls. In the meantime calls are still accepted and run.
     """
 
     def __init__(self, *, count_received: Callable[[], int]) -> None:
@@ -32,7 +32,7 @@ class HeldResponses:
 
     @asynccontextmanager
     async def holding(self) -> AsyncIterator[None]:
-        """Hold responses until the end of the block, which starts when few calls are received, or after a moment."""
+        """Hold responses until the end of the block. The block starts when the clients are quiet, or after 1.5 s."""
         self._release = asyncio.Event()
         try:
             await self._until_quiet()
@@ -42,7 +42,7 @@ class HeldResponses:
             self._release = None
 
     async def wait(self, call: Call) -> None:
-        """Wait while responses are held, unless the caller's deadline is near or too much is held already."""
+        """Wait while responses are held, unless the caller's deadline is near or the memory limit is reached."""
         if self._release is None or self._held_bytes > HELD_RESPONSES_MAX_BYTES:
             return
         remaining = call.context.time_remaining()

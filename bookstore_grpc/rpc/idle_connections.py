@@ -1,7 +1,7 @@
-"""Idle connection eviction: gRPC's core rejects new connections at its bound and closes no idle ones to make room.
+"""Idle connection eviction: at its limit gRPC's core rejects new connections instead of closing idle ones.
 
-So the connections that have been idle longest are closed here before the bound is reached. gRPC has no hook for that,
-but its sockets are this process's own: to the core, one that is shut down looks as if its client had disconnected.
+So this module closes the connections that have been idle longest before the limit is reached. gRPC has no hook for
+that, but its sockets belong to this process: to the core, a socket that is shut down looks like a disconnected client.
 """
 
 import asyncio
@@ -20,13 +20,13 @@ from bookstore_grpc.net.connection_limit import ClosedConnections, source_of
 CHECK_SECONDS = 0.5
 
 _DESCRIPTORS = "/proc/self/fd"
-# The share of the bound for connections that stay; the rest is for those that are accepted until the next check.
+# The share of the limit above which connections are closed; the rest is for new ones until the next check.
 _KEPT_SHARE = 3 / 4
-# In Linux's `struct tcp_info`: the milliseconds since data was received (tcpi_last_data_recv).
+# The offset in Linux's `struct tcp_info` of the milliseconds since data was received (tcpi_last_data_recv).
 _TCP_INFO_BYTES, _IDLE_OFFSET = 60, 52
 _IDLE_LEAST_MS = 500
 _IDLE_LEAST_WITH_BACKLOG_MS = 30_000
-# The growth in open descriptors, as a share of the bound, since the last check that makes another worthwhile.
+# Connections are listed again only after the number of descriptors has grown by this share of the limit.
 _GROWTH_SHARE = 1 / 32
 
 
@@ -38,31 +38,31 @@ class _Connection(NamedTuple):
 
 
 class IdleConnectionEviction:
-    """Closes idle connections when a listener nears its bound of `most` connections.
+    """Closes idle connections when a listener approaches its limit of `most` connections.
 
-    It observes calls, because a connection with a long call under way may be idle too.
+    It observes calls, because a connection with a long call in progress may look idle.
     """
 
     def __init__(self, most: int) -> None:
         self.closed = ClosedConnections(most, name="grpc")
         self._most_kept = int(most * _KEPT_SHARE)
         self._growth_least = int(most * _GROWTH_SHARE)
-        self._normal_count = 0  # of descriptors, when no listener had too many connections
+        self._normal_count = 0  # of descriptors, while no listener has too many connections
         self._calls: dict[int, Call] = {}
 
     def call_began(self, call: Call) -> None:
-        """Remember a call under way."""
+        """Register a call in progress."""
         self._calls[id(call)] = call
 
     def call_ended(self, call: Call, _outcome: Outcome) -> None:
-        """Forget a call."""
+        """Unregister a call."""
         self._calls.pop(id(call), None)
 
     async def evict(self, addresses: Sequence[str], *, has_backlog: bool = False) -> None:
         """Close idle connections to these addresses if there are too many.
 
-        While gRPC holds back calls, only those are closed that have been idle for long: the others may wait for the
-        response to such a call.
+        With a backlog of calls in gRPC, only connections that have been idle for 30 s are closed: the others may wait
+        for the response to a call in the backlog.
         """
         ports = {address.port for address in map(Address.parse, addresses) if not address.is_unix}
         if not ports or not await asyncio.to_thread(self._may_be_near_bound):
@@ -95,7 +95,7 @@ class IdleConnectionEviction:
 
 
 def _surplus(connections: Sequence[_Connection], count: int, busy: Set[str]) -> Iterator[_Connection]:
-    """Choose connections to close: each of the source that has most, longest idle first, with calls under way last."""
+    """Choose connections to close: always from the source with the most, longest idle first, busy ones last."""
     by_source: defaultdict[str, list[_Connection]] = defaultdict(list)
     for connection in connections:
         by_source[source_of(connection.peer[0])].append(connection)
@@ -122,7 +122,7 @@ def _connections(ports: Set[int]) -> Iterator[_Connection]:
 
 
 def _shut_down(connection: _Connection, *, idle_least_ms: int) -> bool:
-    """Shut a connection down, unless it has ended or received data meanwhile. Return whether it was."""
+    """Shut a connection down, unless it has ended or received data in the meantime. Returns whether it did."""
     with suppress(OSError), _held(connection.descriptor) as held:
         if held.getpeername()[:2] == connection.peer and _idle_ms(held) >= idle_least_ms:
             held.shutdown(socket.SHUT_RDWR)
@@ -132,10 +132,10 @@ def _shut_down(connection: _Connection, *, idle_least_ms: int) -> bool:
 
 @contextmanager
 def _held(descriptor: int) -> Iterator[socket.socket]:
-    """Borrow a descriptor that gRPC owns as a socket, and leave it open.
+    """Yield a socket object for a descriptor that gRPC owns, and leave the descriptor open.
 
-    It is not duplicated: closing a duplicate of a file drops every lock that the process has on it, and SQLite relies
-    on its own. Raises `OSError` if it is not a socket with an address.
+    It is not duplicated: if it were a file by now, closing the duplicate would release the locks of this process on
+    that file, such as SQLite's. Raises `OSError` if it is not a TCP socket.
     """
     held = socket.socket(fileno=descriptor)
     try:

@@ -1,7 +1,6 @@
 """The gRPC adapter of the call pipeline: reads the request, runs the pipeline, serializes the response or the error.
 
-`CallInterceptor` is the outermost interceptor and the only place that sets a failing status, for unary and streaming
-methods alike.
+`CallInterceptor` is the only interceptor and the only place that sets an error status, of unary and streaming methods.
 """
 
 import asyncio
@@ -28,7 +27,7 @@ from bookstore_grpc.metadata import REQUEST_ID_KEY, STATUS_DETAILS_KEY
 from bookstore_grpc.rpc.context import RpcContext
 from bookstore_grpc.rpc.held_responses import HeldResponses
 
-# How soon after the end of its stream the core cancels a call.
+# The maximum time between the end of a call's stream and its cancellation by the core.
 _CANCEL_SECONDS = 0.1
 
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
@@ -38,9 +37,9 @@ _Respond = Callable[[Call, Any, Any], Awaitable[Any]]
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Runs every call of a gRPC server in a pipeline. A request of more than `max_request_bytes` is rejected.
+    """Runs every call of a gRPC server in the pipeline. Requests longer than `max_request_bytes` are rejected.
 
-    `received_calls` counts the calls that gRPC has handed over. `held_responses` is for the drain.
+    `received_calls` counts the calls that gRPC has passed to this process. `held_responses` is for the drain.
     """
 
     def __init__(self, pipeline: CallPipeline, *, max_request_bytes: int = MESSAGE_MAX_BYTES) -> None:
@@ -55,25 +54,25 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable["_Handler | None"]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> _Handler:
-        """Return the handler of a method, wrapped; each is wrapped once."""
-        self.received_calls += 1
+        """Return the wrapped handler of a method. Each method's handler is wrapped once."""
         method = handler_call_details.method
         wrapped = self._handlers.get(method)
         if wrapped is None:
             handler = await continuation(handler_call_details)
             if handler is None:
-                # Not kept: a caller could fill the memory with names.
+                # Not cached, because callers could fill the memory with names.
                 return self._unknown_method(method)
-            wrapped = self._handlers[method] = self._wrapped(method, handler)
+            wrapped = self._handlers[method] = self.wrapped(method, handler)
         return wrapped
 
-    def _wrapped(self, method: str, handler: Any) -> _Handler:
+    def wrapped(self, method: str, handler: Any) -> _Handler:
+        """Return a handler that runs the calls of another one in the pipeline."""
         behaviour = getattr(handler, _kind(handler))
         receive = _receiver(method, handler, max_bytes=self._max_request_bytes)
-        serialize = handler.response_serializer or _as_it_is
-        # gRPC would deserialize requests and serialize responses outside of the pipeline: it would take in whole
-        # requests before any check, and send the caller the text of an exception of a serializer. So to gRPC all
-        # requests are streams and all messages bytes.
+        serialize = handler.response_serializer or _unchanged
+        # gRPC would deserialize requests and serialize responses outside of the pipeline: it would receive whole
+        # requests before the checks, and send the text of a serializer's exception to the caller. So to gRPC all
+        # requests are streams, and all messages are bytes.
         replaced: dict[str, Any] = {
             "request_streaming": True,
             "request_deserializer": None,
@@ -85,16 +84,16 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         elif inspect.isasyncgenfunction(behaviour):
             respond = _write_each(behaviour, receive, serialize)
         else:
-            # It writes its responses itself, through the context, which serializes them.
-            respond = _respond(behaviour, receive, _as_it_is)
+            # The handler writes its responses itself, through the context, which serializes them.
+            respond = _respond(behaviour, receive, _unchanged)
             replaced["response_serializer"] = handler.response_serializer
         wrapped = self._in_pipeline(method, respond, is_stream=is_stream)
         replaced["stream_stream" if handler.response_streaming else "stream_unary"] = wrapped
-        return handler._replace(**replaced)  # type: ignore[no-any-return]  # a namedtuple to the last release
+        return handler._replace(**replaced)  # type: ignore[no-any-return]  # a namedtuple in every release
 
     def _unknown_method(self, method: str) -> _Handler:
         async def reject(_call: Call, _requests: Any, _context: Any) -> None:
-            raise MethodUnknown(f"There is no method {method[:200]!r}; server reflection lists what there is.")
+            raise MethodUnknown(f"There is no method {method[:200]!r}; server reflection lists all methods.")
 
         return grpc.stream_stream_rpc_method_handler(self._in_pipeline(UNKNOWN_METHOD, reject, is_stream=False))
 
@@ -102,6 +101,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         run, hold = self._pipeline.run, self.held_responses.wait
 
         async def handle(requests: Any, context: Any) -> Any:
+            self.received_calls += 1
             call = new_call(method, RpcContext(context))
             context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
             try:
@@ -114,7 +114,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             except (BookstoreError, CallEnded) as error:
                 await self._abort(call, context, error, is_stream=is_stream)
             if not is_stream:
-                await hold(call)  # outside of the pipeline: a held call takes no place and no time
+                await hold(
+                    call
+                )  # outside of the pipeline, so that a held call counts neither as in progress nor as slow
             return response
 
         return handle
@@ -122,7 +124,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     async def _abort(self, call: Call, context: Any, error: BookstoreError | CallEnded, *, is_stream: bool) -> None:
         """End a call with the status of an error."""
         if isinstance(error, CallEnded):
-            raise asyncio.CancelledError from error  # gRPC passes over it
+            raise asyncio.CancelledError from error  # which gRPC ignores
         status = status_from_error(error, request_id=call.request_id)
         is_held = not (is_stream or isinstance(error, ResourceExhausted) or call.method.startswith(HEALTH_PREFIX))
         if is_held:
@@ -136,7 +138,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 grpc.StatusCode[status.code], status.details.message, trailing_metadata=trailing_metadata
             )
         except grpc.aio.InternalError as failed:
-            # The caller has disconnected, which gRPC takes for a defect if it learns it this way first.
+            # The caller has disconnected; gRPC would log this as a defect.
             raise asyncio.CancelledError from failed
 
 
@@ -163,7 +165,7 @@ def _write_each(behaviour: Any, receive: _Receive, serialize: _Serialize) -> _Re
     return respond
 
 
-def _as_it_is(message: Any) -> Any:
+def _unchanged(message: Any) -> Any:
     return message
 
 
@@ -173,11 +175,11 @@ def _kind(handler: Any) -> str:
 
 
 def _receiver(method: str, handler: Any, *, max_bytes: int) -> _Receive:
-    """Return what receives the request, or returns a stream of them.
+    """Return the function that receives a handler's request, or for client streaming returns its stream of requests.
 
-    Either raises `MalformedMessage` and `RequestTooLarge`.
+    Receiving raises `MalformedMessage` and `RequestTooLarge`.
     """
-    deserialize = handler.request_deserializer or _as_it_is
+    deserialize = handler.request_deserializer or _unchanged
 
     def read(call: Call, data: bytes) -> Any:
         call.request_bytes += len(data)
@@ -185,16 +187,16 @@ def _receiver(method: str, handler: Any, *, max_bytes: int) -> _Receive:
             raise RequestTooLarge(max_bytes)
         try:
             return deserialize(data)
-        except Exception as error:  # whatever the parser finds, the bytes are the caller's
+        except Exception as error:  # whatever the parser raises, the cause is the caller's bytes
             raise MalformedMessage(method) from error
 
     async def receive_one(call: Call, _requests: Any, context: Any) -> Any:
-        call.peer = context.peer()  # the core does not know it of a cancelled call
+        call.peer = context.peer()  # now, because gRPC does not know the peer of a cancelled call
         data = await read_message(context)
         if data is not grpc.aio.EOF:
             return read(call, data)
-        # If the caller has cancelled the call, or its message is far too long for the core, the end of the stream may
-        # come before the cancellation.
+        # If the caller has cancelled the call, or its message is far too long for the core, the stream may end before
+        # the cancellation arrives.
         await asyncio.sleep(_CANCEL_SECONDS)
         raise MalformedMessage(method)
 

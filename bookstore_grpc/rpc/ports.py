@@ -1,4 +1,4 @@
-"""The addresses that a gRPC server listens on."""
+"""Binding a gRPC server to its addresses."""
 
 import os
 import socket
@@ -11,7 +11,7 @@ from bookstore_grpc.net.listening import cannot_listen
 
 
 def bind(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None = None) -> str:
-    """Let a server listen on an address, and return the address with its real port. Raises `StartupError`."""
+    """Bind a server to an address, and return the address with its actual port. Raises `StartupError`."""
     parsed = Address.parse(address)
     _check_socket_is_free(parsed)
     try:
@@ -25,9 +25,11 @@ def bind(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredenti
 
 
 def _check_socket_is_free(address: Address) -> None:
-    """Raise `StartupError` if a server listens on this unix socket; gRPC would take it over silently."""
+    """Raise `StartupError` if another server listens on this unix socket; gRPC would silently replace it."""
     if not address.is_unix or not os.path.exists(address.path):
         return
     with socket.socket(socket.AF_UNIX) as probe:
         if probe.connect_ex(address.path) == 0:
-            raise StartupError(f"Cannot listen on {address}: another server does. Choose another with --listen.")
+            raise StartupError(
+                f"Cannot listen on {address}: another server is listening. Choose another address with --listen."
+            )

@@ -1,4 +1,4 @@
-"""The number of calls that gRPC's core has received, by its own count (channelz): it turns some away by itself.
+"""The number of calls that gRPC's core has received, from channelz. The core rejects some of them itself.
 
 Imported only if metrics are enabled.
 """
@@ -10,22 +10,22 @@ from grpc_channelz.v1 import channelz, channelz_pb2
 
 
 class ReceivedCalls:
-    """Counts the calls to one gRPC server."""
+    """Counts the calls received by one gRPC server."""
 
     def __init__(self, server_id: int) -> None:
         self._server_id = server_id
         self._count = 0
 
     def count(self) -> int:
-        """Return how many calls the server has received, whatever became of them. It takes a third of a millisecond."""
+        """Return how many calls the server has received, including rejected ones. Takes a third of a millisecond."""
         server = next(_servers(from_id=self._server_id), None)
-        if server is not None and server.ref.server_id == self._server_id:  # gRPC forgets a server that has ended
+        if server is not None and server.ref.server_id == self._server_id:  # a stopped server is no longer listed
             self._count = server.data.calls_started
         return self._count
 
 
 def counted(make_server: Callable[[], grpc.aio.Server]) -> tuple[grpc.aio.Server, ReceivedCalls]:
-    """Return a new server whose received calls are counted. It is the one that was not listed before."""
+    """Create a server and return it with its count of received calls. channelz lists it as a new server id."""
     others = {server.ref.server_id for server in _servers(from_id=0)}
     server = make_server()
     (server_id,) = {server.ref.server_id for server in _servers(from_id=0)} - others

@@ -1,4 +1,4 @@
-"""Server reflection, in both of its versions."""
+"""Server reflection, v1 and v1alpha."""
 
 from contextlib import suppress
 from typing import Any
@@ -12,10 +12,10 @@ _REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 
 
 def add_reflection(server: grpc.aio.Server, service: str) -> None:
-    """Let a server describe a service, health and reflection to clients such as grpcurl."""
+    """Add reflection to a server. It describes a service, health and reflection to clients such as grpcurl."""
     servicer = _ReflectionServicer((service, health.SERVICE_NAME, reflection.SERVICE_NAME))
     reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]  # not in its stubs
-    # The two versions of reflection differ in their package's name and in nothing on the wire.
+    # The two versions of reflection differ only in their package names.
     v1 = grpc.stream_stream_rpc_method_handler(
         servicer.ServerReflectionInfo,
         request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
@@ -27,7 +27,7 @@ def add_reflection(server: grpc.aio.Server, service: str) -> None:
 
 
 class _ReflectionServicer(reflection.aio.ReflectionServicer):
-    """gRPC's own, which also finds methods by name, so that they can be described."""
+    """gRPC's servicer, extended to find methods by name, as `grpcurl describe` needs."""
 
     def _file_containing_symbol(self, request: Any, symbol: str) -> Any:
         with suppress(KeyError):

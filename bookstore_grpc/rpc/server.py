@@ -1,7 +1,7 @@
 """The gRPC server: its ports, its start and its drain."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -12,10 +12,10 @@ from bookstore.v1 import books_pb2_grpc
 from bookstore_grpc.calls.admission import Admission
 from bookstore_grpc.calls.call import Check, Observer
 from bookstore_grpc.calls.pipeline import CallPipeline
-from bookstore_grpc.compat.grpc_server import start_with_backpressure
+from bookstore_grpc.compat import grpc_server
 from bookstore_grpc.limits import MESSAGE_MAX_BYTES
 from bookstore_grpc.rpc.health import Health
-from bookstore_grpc.rpc.health_monitor import HealthMonitor
+from bookstore_grpc.rpc.health_monitor import HealthMonitor, Probe
 from bookstore_grpc.rpc.interceptor import CallInterceptor
 from bookstore_grpc.rpc.ports import bind
 from bookstore_grpc.rpc.reflection import add_reflection
@@ -24,27 +24,30 @@ from bookstore_grpc.service.servicer import BOOK_SERVICE
 if TYPE_CHECKING:
     from bookstore_grpc.rpc.received_calls import ReceivedCalls
 
-_log = structlog.stdlib.get_logger("bookstore_grpc.server")
+_log = structlog.stdlib.get_logger("bookstore_grpc.rpc.server")
 
 _STOP_MARGIN_SECONDS = 2
-# For GOAWAY to reach the clients before the responses, after which they send more.
+# So that GOAWAY reaches the clients before the held responses, after which they send further calls.
 _GOAWAY_SECONDS = 0.05
 
 
 class Server:
-    """Serves a `BookServicer` on its addresses, and reports by the health service whether `probe` succeeds.
+    """Serves a `BookServicer`, health and reflection on gRPC addresses.
 
-    `probe` raises `Unavailable` while the service cannot do its work. Every call passes the `checks`, and the
-    `observers` are notified of it. With `credentials` calls travel by TLS, except those through a unix socket, which
-    the file system protects. `counts_received_calls` is needed for `backlog`.
+    The health service reports SERVING while `probe` succeeds; it raises `Unavailable` while the database is.
+    `probe_writes` raises it while the database takes no writes, which counts if `health_requires_writes`. Every call
+    passes the `checks`, and the `observers` are notified of it. With `credentials` TLS is on, except for unix sockets,
+    which the file system protects. `backlog` needs `counts_received_calls`.
     """
 
     def __init__(
         self,
         servicer: books_pb2_grpc.BookServiceServicer,
         *,
-        probe: Callable[[], Awaitable[None]],
+        probe: Probe,
+        probe_writes: Probe,
         probe_interval_seconds: float,
+        health_requires_writes: bool = False,
         checks: Sequence[Check] = (),
         observers: Sequence[Observer] = (),
         credentials: Callable[[], grpc.ServerCredentials] | None = None,
@@ -56,7 +59,7 @@ class Server:
         options: Sequence[tuple[str, int]] = (),
     ) -> None:
         self.addresses: list[str] = []
-        self.http_address = ""  # where the same calls are served over HTTP, if they are
+        self.http_address = ""  # of the JSON API, if it is enabled
         self._credentials = credentials
         self._admission = Admission(max_concurrent_calls=max_concurrent_calls)
         self.pipeline = CallPipeline(
@@ -64,8 +67,20 @@ class Server:
         )
         self._interceptor = CallInterceptor(self.pipeline, max_request_bytes=max_request_bytes)
         health = Health(("", BOOK_SERVICE.full_name))
-        self._monitor = HealthMonitor(health, probe=probe, interval_seconds=probe_interval_seconds)
-        make_server = partial(grpc.aio.server, interceptors=[self._interceptor], options=options)
+        self._monitor = HealthMonitor(
+            health,
+            probe=probe,
+            probe_writes=probe_writes,
+            requires_writes=health_requires_writes,
+            interval_seconds=probe_interval_seconds,
+        )
+        make_server = partial(
+            grpc_server.server,
+            wrap=self._interceptor.wrapped,
+            interceptors=[self._interceptor],
+            options=options,
+            backpressure=self._admission,
+        )
         self._received_calls: ReceivedCalls | None = None
         if counts_received_calls:
             self._server, self._received_calls = _counted(make_server)
@@ -77,31 +92,31 @@ class Server:
             add_reflection(self._server, BOOK_SERVICE.full_name)
 
     async def start(self, addresses: Sequence[str]) -> None:
-        """Listen on `HOST:PORT` or `unix:PATH` addresses; port 0 takes a free one, shown in `addresses`.
+        """Listen on `HOST:PORT` or `unix:PATH` addresses. Port 0 chooses a free port; `addresses` has the actual one.
 
-        Raises `StartupError` if an address cannot be listened on.
+        Raises `StartupError` if an address cannot be bound.
         """
         for address in addresses:
             credentials = self._credentials() if self._credentials else None
             self.addresses.append(bind(self._server, address, credentials))
-        await start_with_backpressure(self._server, self._admission)
+        await self._server.start()
         await self._monitor.start()
 
     async def drain(self, *, delay_seconds: float, grace_seconds: float) -> None:
-        """Stop without losing a call: report NOT_SERVING, wait for balancers, send GOAWAY, finish the calls under way.
+        """Shut down gracefully: report NOT_SERVING, wait for load balancers, send GOAWAY, finish the calls in progress.
 
-        After `grace_seconds` the calls that are left are cancelled.
+        Calls still in progress after `grace_seconds` are cancelled.
         """
         await self._monitor.stop(why_not_ready="draining")
         await asyncio.sleep(delay_seconds)
-        # gRPC's core cancels what it receives after its GOAWAY and before the client reads that: docs/decisions/0015.
+        # gRPC's core cancels calls that arrive between sending GOAWAY and the client reading it (docs/decisions/0015).
         async with self._interceptor.held_responses.holding():
-            # gRPC cancels calls later than we do, because we send the callers the reason; and it may return before the
-            # handlers have (grpc/grpc#37239), so they are waited for too.
+            # gRPC cancels calls later than this server, which sends callers the reason. `stop` may return before all
+            # handlers have ended (grpc/grpc#37239), so the pipeline waits for them too.
             stopped = asyncio.create_task(self._server.stop(grace_seconds + _STOP_MARGIN_SECONDS))
             await asyncio.sleep(_GOAWAY_SECONDS)
-        if not await self.pipeline.calls_under_way.drain(grace_seconds=grace_seconds):
-            _log.warning("drain cut off", grace_seconds=grace_seconds)
+        if not await self.pipeline.calls_in_progress.drain(grace_seconds=grace_seconds):
+            _log.warning("drain timed out", grace_seconds=grace_seconds)
         await stopped
 
     @property
@@ -110,14 +125,19 @@ class Server:
         return self._monitor.why_not_ready
 
     @property
+    def why_no_writes(self) -> str:
+        """The reason why the database took no writes at the last probe, or empty."""
+        return self._monitor.why_no_writes
+
+    @property
     def has_backlog(self) -> bool:
-        """Whether calls are held back in gRPC until there is room."""
+        """Whether calls are waiting in gRPC for capacity (backpressure)."""
         return self._admission.has_backlog
 
     def backlog(self) -> int:
-        """Return how many calls gRPC has received and not handed over: those that wait, and those it has turned away.
+        """Return the number of calls that gRPC has received and not passed on: waiting ones and rejected ones.
 
-        It is 0 unless received calls are counted.
+        Returns 0 unless `counts_received_calls`.
         """
         return self._received_calls.count() - self._interceptor.received_calls if self._received_calls else 0
 

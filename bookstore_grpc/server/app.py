@@ -1,4 +1,4 @@
-"""The composition root: builds the objects of a serving process from its settings, and lists what runs."""
+"""The composition root: builds the objects of a serving process from its settings, and lists its components."""
 
 import asyncio
 import os
@@ -26,12 +26,12 @@ from bookstore_grpc.rpc.server import Server
 from bookstore_grpc.server.channel_args import server_options
 from bookstore_grpc.server.components import Component, Entered, Step, running
 from bookstore_grpc.server.connection_bounds import connection_bounds
-from bookstore_grpc.server.memory import SpareMemory
+from bookstore_grpc.server.memory import MemoryTrimmer
 from bookstore_grpc.server.security import build_security
 from bookstore_grpc.server.settings import Settings
 from bookstore_grpc.server.verification import plaintext_addresses
 from bookstore_grpc.server.worker_messages import Heartbeat, Message, Serving
-from bookstore_grpc.service.messages import validate_request
+from bookstore_grpc.service.messages import entry_from_record, validate_request
 from bookstore_grpc.service.servicer import BOOK_SERVICE, BookServicer
 from bookstore_grpc.telemetry.call_log import CallLog
 
@@ -44,12 +44,16 @@ if TYPE_CHECKING:
 _log = structlog.stdlib.get_logger("bookstore_grpc.server.app")
 
 _CLOSE_SECONDS = 5
-# After a start that was cancelled: no response depends on the database.
+# Shorter after a cancelled start, because no call waits for the database.
 _CLOSE_SECONDS_WHEN_CANCELLED = 0.5
 _STATEMENT_MARGIN_SECONDS = 1
 _SAMPLE_SECONDS = 1
 _HEARTBEAT_SECONDS = 1
-_SPARE_MEMORY_SECONDS = 10
+_MEMORY_TRIM_SECONDS = 10
+_WAL_CHECK_SECONDS = 5
+_ENTRIES_CHECK_SECONDS = 5
+# As long as a transaction, so that other writes have the database half of the time.
+_ENTRIES_PAUSE_SECONDS = 0.005
 
 SendMessage = Callable[[Message], None]
 
@@ -64,8 +68,8 @@ async def running_server(
 ) -> AsyncIterator[Server]:
     """Start a server, and drain it at the end. `clock` returns microseconds since 1970-01-01T00:00:00Z.
 
-    With a supervisor, that has verified the settings and reserved the addresses, and receives what is logged without
-    one. Raises `StartupError` if the service cannot start as it is set up.
+    With `send_to_supervisor` the supervisor has already verified the settings and reserved the addresses, and it logs
+    `serving` for all workers. Raises `StartupError` if the service cannot start with these settings.
     """
     if send_to_supervisor is None:
         settings.verify()
@@ -101,11 +105,12 @@ class Application:
         self._metrics = _build_metrics(settings)
         self._books = BookDAL(
             self._database,
+            encode=entry_from_record,
             clock=clock,
             on_batch_committed=self._metrics.batch_committed if self._metrics else None,
             observer=self._traces,
         )
-        servicer = BookServicer(self._books)
+        servicer = BookServicer(self._books, max_call_seconds=settings.max_call_seconds)
         self._idle_connections = IdleConnectionEviction(bounds.grpc)
         self._closed_counters = {"grpc": self._idle_connections.closed}
         self.server = self._build_server(servicer, max_connections=bounds.grpc)
@@ -114,7 +119,7 @@ class Application:
         self._channelz = _build_channelz(settings)
 
     def components(self) -> Sequence[Component]:
-        """Return what runs, in the order in which it starts. It stops in the reverse order."""
+        """Return the components in the order in which they start. They stop in reverse order."""
         components: list[Component | None] = [
             *self._security.components(self._settings),
             Step(stop=partial(close_database, self._database)),
@@ -124,14 +129,26 @@ class Application:
             self._channelz,
             Step(start=self._prepare_tables),
             self._http,
-            # Before the gRPC server, so that heartbeats go on while it drains.
+            # Starts before the gRPC server, and so stops after it: heartbeats continue during the drain.
             _Heartbeats(self._send_to_supervisor, self.server) if self._send_to_supervisor else None,
             Step(start=partial(self.server.start, self._settings.listen), stop=self._drain),
             Step(start=self._announce),
             PeriodicTask("connections", self._close_idle_connections, every_seconds=CHECK_SECONDS),
-            PeriodicTask("spare memory", SpareMemory().give_back, every_seconds=_SPARE_MEMORY_SECONDS),
+            PeriodicTask("memory trim", MemoryTrimmer().trim_if_grown, every_seconds=_MEMORY_TRIM_SECONDS),
+            PeriodicTask("WAL", self._database.truncate_wal, every_seconds=_WAL_CHECK_SECONDS)
+            if self._database.is_embedded
+            else None,
+            PeriodicTask("entries", self._complete_entries, every_seconds=_ENTRIES_CHECK_SECONDS)
+            if self._database.is_embedded
+            else None,
             PeriodicTask(
                 "old request ids", self._forget_old_request_ids, every_seconds=self._housekeeping_interval_seconds
+            ),
+            PeriodicTask(
+                "search texts",
+                self._complete_search_texts,
+                every_seconds=self._housekeeping_interval_seconds,
+                starts_at_once=True,
             ),
         ]
         return [component for component in components if component]
@@ -143,8 +160,10 @@ class Application:
         return Server(
             servicer,
             probe=self._database.ping,
+            probe_writes=self._database.check_writes,
             probe_interval_seconds=settings.health_interval_seconds,
-            # A call passes these in this order.
+            health_requires_writes=settings.health_requires_writes,
+            # Checks run in this order.
             checks=(*self._security.checks, *_rate_limit(settings)),
             observers=[observer for observer in observers if observer],
             credentials=certificates.server_credentials if certificates else None,
@@ -167,10 +186,10 @@ class Application:
             from bookstore_grpc.web.application import http_application
         except ModuleNotFoundError as error:
             raise StartupError(
-                f"HTTP needs more than the server (no module {error.name!r}): pip install 'bookstore-grpc[http]'."
+                f"HTTP needs another extra (no module {error.name!r}): pip install 'bookstore-grpc[http]'."
             ) from error
         address = Address.parse(settings.http_listen)
-        # Against DNS rebinding: a browser that reaches a loopback address by another name does so by an attacker's.
+        # Against DNS rebinding: a browser reaches a loopback address by another host name only in an attack.
         checks_hosts = address.is_local or bool(settings.http_hosts)
         application = http_application(
             servicer,
@@ -191,11 +210,15 @@ class Application:
         )
 
     def _build_metrics_endpoint(self, *, max_connections: int) -> "HttpServer | None":
-        if self._metrics is None or self._send_to_supervisor is not None:  # a supervisor serves those of all workers
+        if self._metrics is None or self._send_to_supervisor is not None:  # the supervisor serves them for all workers
             return None
         from bookstore_grpc.telemetry.endpoints import Endpoints, endpoints_server
 
-        endpoints = Endpoints(metrics=self._metrics.text, why_not_ready=lambda: self.server.why_not_ready)
+        endpoints = Endpoints(
+            metrics=self._metrics.text,
+            why_not_ready=lambda: self.server.why_not_ready,
+            when_ready=lambda: f"ok, but {reason}" if (reason := self.server.why_no_writes) else "ok",
+        )
         limit = self._connection_limit("metrics", max_connections)
         return endpoints_server(self._settings.metrics_listen, endpoints, limit=limit)
 
@@ -214,12 +237,17 @@ class Application:
                     f"The tables of {database.description} are behind this version. "
                     "Run `bookstore migrate`, or serve with --migrate."
                 )
-            # A database that cannot be written to is an error now, and not of the first create.
+            if await database.is_search_index_missing():
+                _log.warning(
+                    "searches read the whole table: the extension pg_trgm is missing",
+                    action="CREATE EXTENSION pg_trgm as an administrator of the database, then bookstore migrate",
+                )
+            # A database that cannot be written to must fail the start, not the first create.
             await self._books.forget_old_create_requests()
 
     async def _announce(self) -> None:
         if self._metrics:
-            self._sample_metrics()  # whoever reads the line may ask at once whether it is ready
+            self._sample_metrics()  # a reader of the log line may immediately check whether the server is ready
         serving = Serving(
             addresses=tuple(self.server.addresses),
             database=self._database.description,
@@ -241,12 +269,14 @@ class Application:
         _log.info("serving", **metrics, **channelz, **serving.log_fields())
 
     def _sample_metrics(self) -> None:
-        assert self._metrics is not None  # noqa: S101  it runs only with metrics
+        assert self._metrics is not None  # noqa: S101  called only if metrics are enabled
         certificates = self._security.certificates
         self._metrics.sample(
             is_ready=not self.server.why_not_ready,
+            is_writable=not self.server.why_no_writes,
             calls_unhandled=self.server.backlog(),
             connections=self._database.connections_in_use(),
+            wal_bytes=self._database.wal_bytes(),
             certificate_expires_at=certificates.expires_at if certificates else None,
             refresh_failures=self._security.refresh_failures(),
             connections_closed={listener: closed.count for listener, closed in self._closed_counters.items()},
@@ -261,11 +291,27 @@ class Application:
 
     async def _forget_old_request_ids(self) -> None:
         while forgotten := await self._books.forget_old_create_requests():
-            _log.debug("forgot old request ids", count=forgotten)
+            _log.debug("expired request ids deleted", count=forgotten)
+
+    async def _complete_search_texts(self) -> None:
+        completed, after = 0, 0
+        while (portion := await self._books.complete_search_texts(after=after)) is not None:
+            completed += portion.completed
+            after = portion.last_id
+        if completed:
+            _log.info("texts of the previous version indexed", count=completed)
+
+    async def _complete_entries(self) -> None:
+        count = 0
+        while completed := await self._books.complete_entries():
+            count += completed
+            await asyncio.sleep(_ENTRIES_PAUSE_SECONDS)
+        if count:
+            _log.info("entries of books stored", count=count)
 
 
 class _Heartbeats:
-    """Sends the supervisor a heartbeat every second, and a last one that says that the worker drains."""
+    """Sends the supervisor a heartbeat every second, and at the stop a last one, which reports the drain."""
 
     def __init__(self, send: SendMessage, server: Server) -> None:
         self._send = send
@@ -278,23 +324,23 @@ class _Heartbeats:
         self._send_one()
 
     def _send_one(self) -> None:
-        self._send(Heartbeat(self._server.why_not_ready))
+        self._send(Heartbeat(self._server.why_not_ready, self._server.why_no_writes))
 
 
 def build_database(settings: Settings) -> Database:
-    """Return the database of the settings; it connects with its first statement. Raises `StartupError`."""
+    """Return the configured database, which connects at its first statement. Raises `StartupError`."""
     return Database(
         settings.database_url,
         pool_size=settings.pool_size,
         timeout_seconds=settings.database_timeout_seconds,
-        searches_at_once=settings.max_concurrent_searches,
-        # The deadline of the call comes first, and its error says more.
+        max_concurrent_searches=settings.max_concurrent_searches,
+        # Later than the deadline of the call, whose error is more specific.
         statement_seconds=settings.max_call_seconds + _STATEMENT_MARGIN_SECONDS,
     )
 
 
 async def close_database(database: Database) -> None:
-    """Close the connections, within a few seconds also if the database does not respond."""
+    """Close the connections. Takes at most five seconds, even if the database does not respond."""
     task = asyncio.current_task()
     is_cancelled = task is not None and task.cancelling() > 0
     with suppress(TimeoutError):
@@ -310,10 +356,10 @@ def _build_tracing(settings: Settings, database: Database) -> "tuple[SpanExport 
         from bookstore_grpc.telemetry.tracing import Traces, database_attributes, server_attributes
     except ModuleNotFoundError as error:
         raise StartupError(
-            f"Traces need more than the server (no module {error.name!r}): pip install 'bookstore-grpc[otel]'."
+            f"Traces need another extra (no module {error.name!r}): pip install 'bookstore-grpc[otel]'."
         ) from error
     export = SpanExport(settings.trace_endpoint)
-    # The path of a SQLite file says more about the machine than about the database.
+    # The path of a SQLite file describes the machine rather than the database, so it is not exported.
     name = None if database.is_embedded else database.url.database
     traces = Traces(
         export,

@@ -11,41 +11,41 @@ from bookstore_grpc.server.settings import Settings
 
 _INT32_MAX = 2**31 - 1
 _NEVER_MS = _INT32_MAX
-# Until a connection has begun HTTP/2, the handshake of TLS included.
+# From accepting a connection to the start of HTTP/2, including the TLS handshake.
 _HANDSHAKE_SECONDS = 10
 
 
 def server_options(
     settings: Settings, *, shares_ports: bool, max_connections: int = GRPC_CONNECTIONS_MAX
 ) -> Sequence[tuple[str, int]]:
-    """Return the options of a server. Servers that all have `shares_ports` may listen on the same addresses.
+    """Return the channel arguments of a server.
 
-    `max_connections` is for each listener.
+    With `shares_ports` several processes can listen on the same addresses. `max_connections` applies to each listener.
     """
     return (
-        # By default two servers share a port without notice, and each gets some of the connections.
+        # On by default: two servers started on one port by mistake would share its connections without an error.
         ("grpc.so_reuseport", int(shares_ports)),
-        # On by default, and costs something; the metrics read the number of received calls from it.
+        # On by default, and not free. The metrics read the number of received calls from channelz.
         ("grpc.enable_channelz", int(bool(settings.channelz_listen or settings.metrics_listen))),
-        # Slightly too long: the service rejects it itself, with details. Far too long: gRPC rejects it unread.
+        # A request slightly over the limit is rejected by the service, with details; a far longer one by gRPC, unread.
         ("grpc.max_receive_message_length", min(settings.max_message_bytes + MESSAGE_MAX_BYTES, _INT32_MAX)),
-        # Above the first gRPC rejects with growing probability, above the second always.
+        # gRPC rejects calls above the first with increasing probability, above the second always.
         ("grpc.max_metadata_size", settings.max_metadata_bytes),
         ("grpc.absolute_max_metadata_size", settings.max_metadata_bytes),
         ("grpc.max_concurrent_streams", settings.max_calls_per_connection),
-        # Otherwise the core counts streams until their memory is freed and resets those of clients within the limit
-        # (docs/decisions/0014).
+        # On by default: the core counts a stream until its memory is freed, and so resets streams of clients that keep
+        # to the limit (docs/decisions/0014).
         ("grpc.http.overload_protection", 0),
         ("grpc.server.max_pending_requests", settings.max_waiting_calls),
         ("grpc.server.max_pending_requests_hard_limit", settings.max_waiting_calls),
-        # Beyond it a connection is accepted and closed at once, which its client takes for an unavailable server.
+        # Further connections are closed immediately after they are accepted, which clients treat as UNAVAILABLE.
         ("grpc.max_allowed_incoming_connections", max_connections),
-        # By default a connection may stay silent for two minutes.
+        # The default is two minutes.
         ("grpc.server_handshake_timeout_ms", _HANDSHAKE_SECONDS * 1_000),
         ("grpc.max_connection_idle_ms", _milliseconds(settings.max_connection_idle_seconds) or _NEVER_MS),
         ("grpc.max_connection_age_ms", _milliseconds(settings.max_connection_age_seconds) or _NEVER_MS),
         ("grpc.max_connection_age_grace_ms", _milliseconds(settings.max_connection_age_grace_seconds)),
-        # Clients may send keepalive pings while idle too; by default that closes the connection.
+        # Clients may send keepalive pings on idle connections too; by default that closes the connection.
         ("grpc.http2.min_recv_ping_interval_without_data_ms", _milliseconds(settings.keepalive_least_seconds)),
         ("grpc.keepalive_permit_without_calls", 1),
         # Detect clients that have disconnected without closing the connection.

@@ -1,4 +1,4 @@
-"""What the verbs of the server run: serve until a signal, migrate, back up."""
+"""The commands of the server: serve until a signal, migrate, back up."""
 
 import asyncio
 import os
@@ -13,8 +13,8 @@ import structlog
 
 from bookstore_grpc.dal import migrations
 from bookstore_grpc.dal import sqlite_backup as backup
+from bookstore_grpc.dal.database_url import parse_database_url
 from bookstore_grpc.dal.driver_errors import startup_errors
-from bookstore_grpc.dal.engines import parse_database_url
 from bookstore_grpc.server.app import SendMessage, build_database, close_database, running_server
 from bookstore_grpc.server.settings import Settings
 from bookstore_grpc.server.signals import ignore_sighup
@@ -27,21 +27,21 @@ _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 async def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT, then drain. A second signal ends the process at once.
+    """Serve until SIGTERM or SIGINT, then drain. A second signal ends the process immediately.
 
-    A signal before it serves cancels the start. Raises `StartupError` if the service cannot start as it is set up.
+    A signal during the start cancels it. Raises `StartupError` if the service cannot start with these settings.
     """
     ignore_sighup()
     with _stop_on_signals() as stop:
         if await _serve_until(stop, settings, log_drain=partial(_log.info, "draining")):
             _log.info("stopped")
         else:
-            _log.info("stopped before it served")
+            _log.info("start cancelled")
         await _exit_if_anything_hangs()
 
 
 async def serve_as_worker(settings: Settings, stop: asyncio.Event, *, send_to_supervisor: SendMessage) -> None:
-    """Serve on addresses that a supervisor holds until `stop`, then drain. Raises `StartupError`."""
+    """Serve on the addresses reserved by a supervisor until `stop` is set, then drain. Raises `StartupError`."""
     log_drain = partial(_log.debug, "worker draining")
     await _serve_until(stop, settings, log_drain=log_drain, send_to_supervisor=send_to_supervisor)
     _log.debug("worker stopped")
@@ -49,7 +49,7 @@ async def serve_as_worker(settings: Settings, stop: asyncio.Event, *, send_to_su
 
 
 async def migrate(settings: Settings) -> str:
-    """Migrate the tables to the newest revision, and return it.
+    """Migrate the tables to the newest revision, and return that revision.
 
     Raises `StartupError`, and `SystemExit` on SIGTERM or SIGINT.
     """
@@ -58,23 +58,23 @@ async def migrate(settings: Settings) -> str:
         if await _ends_before(stop, migrating):
             return await migrating
     await _cancel(migrating)
-    _log.warning("stopped before the tables were migrated")
+    _log.warning("migration cancelled")
     await _exit_if_anything_hangs(status=1)
-    raise SystemExit(1)  # who waits for the tables must not take it for success
+    raise SystemExit(1)  # 0 would mean that the tables are migrated
 
 
 def migration_sql(settings: Settings) -> str:
-    """Return the SQL that builds the newest tables in an empty database. Raises `StartupError`."""
-    return migrations.upgrade_sql(parse_database_url(settings.database_url))
+    """Return the SQL that creates the tables of the newest revision in an empty database. Raises `StartupError`."""
+    return migrations.upgrade_sql(parse_database_url(settings.database_url).url)
 
 
 def back_up(settings: Settings, path: Path, *, force: bool, on_progress: backup.Progress) -> int:
-    """Copy a SQLite database to a file, also while it is served. Returns the number of books in it.
+    """Copy a SQLite database to a file, even while servers use it. Returns the number of books in it.
 
     Raises `StartupError`.
     """
     return backup.copy_database(
-        parse_database_url(settings.database_url),
+        parse_database_url(settings.database_url).url,
         path,
         force=force,
         timeout_seconds=settings.database_timeout_seconds,
@@ -89,7 +89,7 @@ async def _serve_until(
     log_drain: Callable[..., object],
     send_to_supervisor: SendMessage | None = None,
 ) -> bool:
-    """Start, serve until `stop` and drain. Returns False if the stop came first and cancelled the start."""
+    """Start, serve until `stop` is set, and drain. Returns False if `stop` cancelled the start."""
     has_served = False
 
     async def serve_and_drain() -> None:
@@ -109,18 +109,18 @@ async def _serve_until(
 
 @contextmanager
 def _stop_on_signals() -> Iterator[asyncio.Event]:
-    """Yield an event that SIGTERM or SIGINT sets; a second signal then has its default action."""
+    """Yield an event that SIGTERM or SIGINT sets. A second signal has its default action."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
-    def begin_to_stop() -> None:
+    def request_stop() -> None:
         for signal_number in _STOP_SIGNALS:
             loop.remove_signal_handler(signal_number)
             signal.signal(signal_number, signal.SIG_DFL)
         stop.set()
 
     for signal_number in _STOP_SIGNALS:
-        loop.add_signal_handler(signal_number, begin_to_stop)
+        loop.add_signal_handler(signal_number, request_stop)
     try:
         yield stop
     finally:
@@ -149,15 +149,15 @@ async def _cancel(work: asyncio.Task[Any]) -> None:
     work.cancel()
     await asyncio.wait((work,))
     if not work.cancelled():
-        work.exception()  # it does not matter any more; if it is not retrieved, asyncio logs it
+        work.exception()  # mark it as retrieved, or asyncio would log it
 
 
 async def _exit_if_anything_hangs(status: int = 0) -> None:
-    """End the process if its event loop would wait for a thread of SQLite's that waits for a lock."""
-    left = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in left:
+    """Exit if the event loop could not end, because one of SQLite's threads waits for a lock."""
+    remaining = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in remaining:
         task.cancel()
-    _, hanging = await asyncio.wait(left, timeout=_HANGING_SECONDS) if left else (left, left)
+    _, hanging = await asyncio.wait(remaining, timeout=_HANGING_SECONDS) if remaining else (remaining, remaining)
     if hanging:
         flush_logs()
         os._exit(status)

@@ -1,4 +1,4 @@
-"""Ordered start-up and shutdown: components start one after the other and stop in the reverse order."""
+"""Ordered start-up and shutdown: components start one after the other and stop in reverse order."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
@@ -7,13 +7,13 @@ from typing import Protocol
 
 
 class Component(Protocol):
-    """A part of the process that runs from its start to its stop."""
+    """A part of the process with a start and a stop."""
 
     def start(self) -> Awaitable[None]:
-        """Start; if it raises, `stop` is not called, and the components before this one are stopped."""
+        """Start. If this raises, `stop` is not called, and the components before this one are stopped."""
 
     def stop(self) -> Awaitable[None]:
-        """Stop. Called once, also if a later component did not start or the start was cancelled."""
+        """Stop. Called once, even if a later component failed to start or the start was cancelled."""
 
 
 async def _nothing() -> None:
@@ -22,14 +22,14 @@ async def _nothing() -> None:
 
 @dataclass(frozen=True)
 class Step:
-    """A component made of functions."""
+    """A component that consists of functions."""
 
     start: Callable[[], Awaitable[None]] = _nothing
     stop: Callable[[], Awaitable[None]] = _nothing
 
 
 class Entered:
-    """A component made of a context manager. `value` is what it yields, once it has been started."""
+    """A component that wraps a context manager. After the start, `value` is what it yielded."""
 
     def __init__(self, manager: AbstractAsyncContextManager[str]) -> None:
         self.value = ""
@@ -40,13 +40,13 @@ class Entered:
         self.value = await self._manager.__aenter__()
 
     async def stop(self) -> None:
-        """Leave it."""
+        """Exit the context manager."""
         await self._manager.__aexit__(None, None, None)
 
 
 @asynccontextmanager
 async def running(components: Iterable[Component]) -> AsyncIterator[None]:
-    """Run the components in this order while the block runs."""
+    """Start the components in order, and stop them in reverse order at the end of the block."""
     async with AsyncExitStack() as stack:
         for component in components:
             await component.start()

@@ -1,4 +1,4 @@
-"""The connection limits of the listeners, which leave file descriptors for the database and for files."""
+"""Connection limits of the listeners, derived so that file descriptors remain for the database and for files."""
 
 import socket
 from collections.abc import Sequence
@@ -18,14 +18,14 @@ from bookstore_grpc.server.settings import Settings
 
 _log = structlog.stdlib.get_logger("bookstore_grpc.server.connection_bounds")
 
-# Besides those for reading: two for writing, one for the health check, and SQLite's on the event loop's thread.
+# In addition to those for reads: two for writes, one for the health probe, and SQLite's for inline reads.
 _OTHER_DATABASE_CONNECTIONS = 4
 _CONNECTIONS_LEAST = 8
 _HTTP_SHARE, _ENDPOINTS_SHARE = 1 / 4, 1 / 8
 
 
 class ConnectionBounds(NamedTuple):
-    """The limit of each gRPC listener, of HTTP, and of the endpoints for operators."""
+    """The connection limits: of each gRPC listener, of HTTP, and of the metrics and probes endpoints."""
 
     grpc: int
     http: int
@@ -33,12 +33,12 @@ class ConnectionBounds(NamedTuple):
 
 
 def connection_bounds(settings: Settings, descriptors: int) -> ConnectionBounds:
-    """Divide the descriptors so that some are left for the database and for files at any number of connections."""
+    """Return the limits for this number of file descriptors. Logs a warning if gRPC gets fewer than configured."""
     is_sqlite = settings.database_url.startswith("sqlite")
     database = (settings.pool_size + _OTHER_DATABASE_CONNECTIONS) * (FILES_OF_SQLITE if is_sqlite else 1)
     free = max(0, descriptors - DESCRIPTORS_RESERVED - database)
     http = _within(HTTP_CONNECTIONS_MAX, free * _HTTP_SHARE) if settings.http_listen else 0
-    has_endpoints = settings.metrics_listen and settings.worker_count == 1  # otherwise they are the supervisor's
+    has_endpoints = settings.metrics_listen and settings.worker_count == 1  # several workers: the supervisor has them
     endpoints = _within(PROBE_CONNECTIONS_MAX, free * _ENDPOINTS_SHARE) if has_endpoints else 0
     wanted = settings.max_connections or GRPC_CONNECTIONS_MAX
     grpc = _within(wanted, free - http - endpoints)
@@ -58,7 +58,7 @@ def connection_bounds(settings: Settings, descriptors: int) -> ConnectionBounds:
 
 
 def endpoint_connections(descriptors: int) -> int:
-    """Return the limit for the endpoints of a supervisor, which has few other descriptors open."""
+    """Return the connection limit of a supervisor's endpoints; it has few other descriptors open."""
     return _within(PROBE_CONNECTIONS_MAX, descriptors - DESCRIPTORS_RESERVED)
 
 
@@ -67,7 +67,7 @@ def _within(wanted: int, available: float) -> int:
 
 
 def _count_listeners(addresses: Sequence[str]) -> int:
-    """Return how many sockets gRPC will listen on: one for each address that a name resolves to."""
+    """Return the number of sockets that gRPC will listen on: one for each address that a name resolves to."""
     return sum(_count_sockets(Address.parse(address)) for address in addresses)
 
 
@@ -77,4 +77,4 @@ def _count_sockets(address: Address) -> int:
     try:
         return len({where for *_, where in socket.getaddrinfo(address.host, None, type=socket.SOCK_STREAM)})
     except (OSError, UnicodeError):
-        return 1  # the error comes when it listens
+        return 1  # binding the address will raise the error

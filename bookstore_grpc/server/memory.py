@@ -1,23 +1,23 @@
-"""Returning memory that glibc keeps after a flood of requests to the system (docs/decisions/0017)."""
+"""Returns memory to the system that glibc keeps after a flood of requests (docs/decisions/0017)."""
 
 import ctypes
 import mmap
 from contextlib import suppress
 
-# The growth that is worth a trim, which takes 10 ms for some 100 MB, and no call proceeds meanwhile.
-_WORTH_BYTES = 32 * 2**20
+# A trim blocks all calls, for about 10 ms per 100 MB, so it runs only after this much growth.
+_GROWTH_LEAST_BYTES = 32 * 2**20
 
 
-class SpareMemory:
-    """Calls glibc's `malloc_trim` after the process has grown; does nothing with another C library."""
+class MemoryTrimmer:
+    """Calls glibc's `malloc_trim` after the process has grown. Does nothing with another C library."""
 
     def __init__(self) -> None:
         self._trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         self._resident_bytes = _resident_bytes()
 
-    def give_back(self) -> None:
-        """Return free memory to the system if the process has grown much since the last trim."""
-        if self._trim is None or _resident_bytes() < self._resident_bytes + _WORTH_BYTES:
+    def trim_if_grown(self) -> None:
+        """Return free memory to the system if the process has grown by 32 MiB since the last trim."""
+        if self._trim is None or _resident_bytes() < self._resident_bytes + _GROWTH_LEAST_BYTES:
             return
         self._trim(0)
         self._resident_bytes = _resident_bytes()

@@ -9,29 +9,29 @@ from bookstore_grpc.server.components import Component, Step
 from bookstore_grpc.server.settings import Settings
 from bookstore_grpc.server.verification import parsed_client_scopes
 
-# Imported only where they are needed: a server without certificates and tokens starts without their packages.
+# Imported only if enabled: a server without certificates and tokens does not load their packages.
 if TYPE_CHECKING:
     from bookstore_grpc.auth.jwks import JWKS
     from bookstore_grpc.net.tls import CertificateReloader
 
-# Handshakes check the files too; this is for the log and the metrics while nobody connects.
+# Handshakes check the files too. The periodic check is for the log and the metrics when no client connects.
 _CERTIFICATES_SECONDS = 10
 
 
 class Security(NamedTuple):
-    """The certificates, the keys of tokens, and the checks of callers that use them."""
+    """The certificates, the JWKS, and the authentication check."""
 
     certificates: "CertificateReloader | None"
     jwks: "JWKS | None"
     checks: Sequence[Check]
 
     def refresh_failures(self) -> dict[str, int]:
-        """Return how often certificates and keys could not be read again."""
+        """Return the number of failed reloads of certificates and keys."""
         found = {"certificates": self.certificates, "keys": self.jwks}
         return {what: source.refresh_failures for what, source in found.items() if source}
 
     def components(self, settings: Settings) -> list[Component]:
-        """Return what keeps certificates and keys up to date."""
+        """Return the components that keep certificates and keys up to date."""
         components: list[Component] = []
         if self.certificates:
             refresh = self.certificates.refresh
@@ -45,7 +45,7 @@ class Security(NamedTuple):
 
 
 def build_security(settings: Settings) -> Security:
-    """Read the certificates. Raises `StartupError` for files that cannot be used."""
+    """Return the configured security. Reads the certificates. Raises `StartupError` for files that cannot be used."""
     certificates = _certificates(settings)
     jwks = _jwks(settings)
     return Security(certificates, jwks, _checks(settings, jwks))

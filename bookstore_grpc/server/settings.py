@@ -1,4 +1,4 @@
-"""Settings of the server: one table of names, defaults and help, from which flags and variables are made.
+"""Settings of the server: one table of names, defaults and help, from which flags and variables are derived.
 
 `database_url` is the flag `--database-url` and the variable `BOOKSTORE_DATABASE_URL`. A flag takes precedence over a
 variable, and a variable over the default.
@@ -20,7 +20,7 @@ TokenAlgorithm = Literal[
 ]  # fmt: skip
 
 _WORKERS_MAX = 64
-_INT32_MAX = 2**31 - 1  # what gRPC's options hold
+_INT32_MAX = 2**31 - 1  # the maximum of gRPC's channel arguments
 
 
 def _setting(default: Any, help: str, *, least: float | None = None, most: float | None = None) -> Any:
@@ -29,7 +29,7 @@ def _setting(default: Any, help: str, *, least: float | None = None, most: float
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What an operator can choose. Times are in seconds."""
+    """The settings of a server. Times are in seconds."""
 
     listen: tuple[str, ...] = _setting(
         (DEFAULT_SERVER,),
@@ -37,7 +37,7 @@ class Settings:
     )
     http_listen: str = _setting(
         "",
-        "HOST:PORT that serves the same calls as JSON over HTTP, with pages for people at / and /docs; with TLS if "
+        "HOST:PORT that serves the same calls as JSON over HTTP, with web pages at / and /docs; with TLS if "
         "--tls-cert is given. Needs the extra [http].",
     )
     http_origins: tuple[str, ...] = _setting(
@@ -45,9 +45,9 @@ class Settings:
     )
     http_hosts: tuple[str, ...] = _setting(
         (),
-        "A host name that HTTP requests may use besides the loopback's; all others are then rejected, against DNS "
-        "rebinding. Without it a loopback address accepts the loopback's names, and other addresses accept every name. "
-        "Repeatable.",
+        "A host name that HTTP requests may use in addition to the loopback's; all others are then rejected, against "
+        "DNS rebinding. Without it a loopback address accepts only the loopback's names, and other addresses accept "
+        "every name. Repeatable.",
     )
     database_url: str = _setting(
         "sqlite+aiosqlite:///bookstore.db",
@@ -71,11 +71,12 @@ class Settings:
         "", "A JSON Web Key Set (JWKS). Every call of the service then needs a token (JWT) signed with one of its keys."
     )
     jwks_url: str = _setting(
-        "", "The same from a URL, https or on this machine. Old keys stay while it is unavailable."
+        "", "The URL of a JWKS, https or on this machine. Old keys stay in use while it is unavailable."
     )
     jwks_refresh_seconds: float = _setting(
         60.0,
-        "How often the keys are refreshed. An unknown key refreshes them at once, at most every 10 seconds.",
+        "How often the keys are refreshed. A token with an unknown key refreshes them immediately, at most every "
+        "10 seconds.",
         least=1,
     )
     token_issuer: str = _setting("", "The issuer (iss) that tokens must name.")
@@ -84,7 +85,7 @@ class Settings:
         ("RS256", "ES256", "EdDSA"), "Algorithms that tokens may be signed with. Repeatable."
     )
     token_leeway_seconds: float = _setting(
-        30.0, "How far the clocks of issuer and server may be apart.", least=0, most=300
+        30.0, "How far the clocks of issuer and server may differ.", least=0, most=300
     )
     client_scopes: tuple[str, ...] = _setting(
         (),
@@ -92,7 +93,8 @@ class Settings:
         "needs --tls-client-ca.",
     )
     health_access: Literal["open", "guarded"] = _setting(
-        "open", "Whether health checks are for everyone, or only for callers with a known token or certificate."
+        "open",
+        "Whether everyone may check health (open), or only callers with a valid token or known certificate (guarded).",
     )
     reflection: Literal["on", "off"] = _setting(
         "on", "Whether gRPC server reflection is on. If calls need a token, so does reflection."
@@ -106,42 +108,42 @@ class Settings:
     )
     max_concurrent_calls: int = _setting(
         500,
-        "How many calls may be under way in a process; more are rejected or wait, except health checks.",
+        "How many calls may be in progress in a process; further calls are rejected or wait, except health checks.",
         least=1,
         most=_INT32_MAX,
     )
     max_waiting_calls: int = _setting(
         500,
-        "How many calls of one method may wait in a process for a handler, before more are rejected.",
+        "How many calls of one method may wait for a handler in a process; further calls are rejected.",
         least=1,
         most=_INT32_MAX,
     )
     max_calls_per_connection: int = _setting(
         100,
-        "How many calls a connection may have under way; its client then holds back the others.",
+        "How many calls a connection may have in progress; its client then holds back further calls (backpressure).",
         least=1,
         most=_INT32_MAX,
     )
     max_call_seconds: float = _setting(
-        30.0, "How long a call may take, and a statement for it, even if its deadline is later.", least=0.1
+        30.0, "How long a call and its database statement may take, even if the call's deadline is later.", least=0.1
     )
     rate_limit_per_second: float = _setting(
         0.0,
-        "How many calls a second one caller may make: a token's subject, a certificate's name, or else an "
-        "address. 0 for any number. Each process counts for itself.",
+        "How many calls per second one caller may make: a token's subject, a certificate's name, or otherwise an "
+        "address. 0: no limit. Each process counts separately.",
         least=0,
     )
     rate_limit_burst: int = _setting(
-        100, "How many calls a caller may make at once after a pause.", least=1, most=_INT32_MAX
+        100, "How many calls a caller may make in a burst after a pause.", least=1, most=_INT32_MAX
     )
     max_message_bytes: int = _setting(
         MESSAGE_MAX_BYTES,
-        "The longest request. A batch of 1,000 books with the longest texts has 6.1 MB.",
+        "The maximum size of a request. A batch of 1,000 books with the longest texts has 6.1 MB.",
         least=1_024,
         most=_INT32_MAX,
     )
     max_metadata_bytes: int = _setting(
-        16_384, "The most metadata of a call, the token included.", least=1_024, most=1_048_576
+        16_384, "The maximum size of a call's metadata, including the token.", least=1_024, most=1_048_576
     )
     max_connections: int = _setting(
         0,
@@ -150,7 +152,9 @@ class Settings:
         most=_INT32_MAX,
     )
     max_connection_idle_seconds: float = _setting(
-        0.0, "After how long without a call a connection is closed; its client makes a new one. 0: never.", least=0
+        0.0,
+        "After how long without a call a connection is closed; its client reconnects with its next call. 0: never.",
+        least=0,
     )
     max_connection_age_seconds: float = _setting(
         0.0,
@@ -158,23 +162,28 @@ class Settings:
         least=0,
     )
     max_connection_age_grace_seconds: float = _setting(
-        30.0, "How long calls under way may then take to finish.", least=0
+        30.0, "How long calls in progress may then take to finish.", least=0
     )
-    keepalive_seconds: float = _setting(60.0, "After how long a silent connection is sent a keepalive ping.", least=1)
-    keepalive_timeout_seconds: float = _setting(20.0, "How long the response to that may take.", least=1)
+    keepalive_seconds: float = _setting(
+        60.0, "After how long without activity a connection is sent a keepalive ping.", least=1
+    )
+    keepalive_timeout_seconds: float = _setting(
+        20.0, "How long the acknowledgement of a keepalive ping may take; then the connection is closed.", least=1
+    )
     keepalive_least_seconds: float = _setting(
         10.0,
-        "The least interval of a client's keepalive pings; more frequent ones close its connection (too_many_pings).",
+        "The minimum interval of a client's keepalive pings; more frequent ones close its connection (too_many_pings).",
         least=0,
     )
     drain_seconds: float = _setting(
         20.0,
-        "How long calls under way may take to finish after SIGTERM or SIGINT. A second signal ends it at once.",
+        "How long calls in progress may take to finish after SIGTERM or SIGINT. A second signal ends the process "
+        "immediately.",
         least=0,
     )
     drain_delay_seconds: float = _setting(
         0.0,
-        "How long to go on serving after SIGTERM while health is NOT_SERVING, so that load balancers notice.",
+        "How long to keep serving after SIGTERM while health is NOT_SERVING, so that load balancers notice.",
         least=0,
     )
     metrics_listen: str = _setting(
@@ -184,7 +193,7 @@ class Settings:
     channelz_listen: str = _setting(
         "",
         "A loopback HOST:PORT, or unix:PATH, that serves gRPC's channelz: connections, calls and sockets. "
-        "With several workers port 0: each takes one and logs it.",
+        "With several workers use port 0: each chooses a free port and logs it.",
     )
     trace_endpoint: str = _setting(
         "",
@@ -193,23 +202,30 @@ class Settings:
     )
     trace_ratio: float = _setting(
         1.0,
-        "The share of calls that begin a trace here. A call that is part of a trace follows its sampling decision.",
+        "The share of calls that start a trace here. A call that belongs to a trace follows that trace's sampling "
+        "decision.",
         least=0,
         most=1,
     )
     health_interval_seconds: float = _setting(
         1.0, "How often the database is checked for the health service.", least=0.1
     )
+    health_requires_writes: bool = _setting(
+        False,
+        "Report NOT_SERVING and not ready while the database can be read but takes no writes, as during a failover. "
+        "Without it only a metric and the log show that.",
+    )
     pool_size: int = _setting(
         10,
-        "The most connections for reading. Writes use group commit, on one connection on SQLite and two elsewhere.",
+        "The maximum number of connections for reads. Writes use group commit, on one connection on SQLite and two "
+        "elsewhere.",
         least=1,
         most=1_000,
     )
     max_concurrent_searches: int = _setting(
         5,
-        "How many searches may read at once: ListBooks with a filter, or in an order that no index has. Others wait. "
-        "One connection of --pool-size is kept free of them if there are two, and on SQLite one core.",
+        "How many searches may read concurrently: ListBooks with a filter, or in an order without an index. Further "
+        "searches wait. If --pool-size is at least two, one connection stays free of searches, and on SQLite one core.",
         least=1,
         most=1_000,
     )
@@ -219,10 +235,11 @@ class Settings:
         least=0.1,
     )
     log_level: Literal["debug", "info", "warning", "error"] = _setting(
-        "info", "The lowest level to log. At info every call has a line, at warning those that failed or were slow."
+        "info",
+        "The lowest level to log. At info every call has a line, at warning only those that failed or were slow.",
     )
     slow_call_seconds: float = _setting(
-        1.0, "From which duration a call is marked in the log as slow, which makes its line a warning.", least=0
+        1.0, "From which duration a call is marked as slow in the log; its line is then a warning.", least=0
     )
     log_format: Literal["auto", "json", "console"] = _setting(
         "auto", "json, console (readable), or auto: console on a terminal, json elsewhere."
@@ -241,12 +258,12 @@ class Settings:
 
     @property
     def is_encrypted(self) -> bool:
-        """Whether calls travel by TLS, but for those through a unix socket."""
+        """Whether TLS is on. Calls through a unix socket are plaintext in any case."""
         return bool(self.tls_cert)
 
     @property
     def worker_count(self) -> int:
-        """How many processes serve: with auto one for each core that this process may run on."""
+        """The number of serving processes: with auto one for each core that this process may run on."""
         if self.workers != "auto":
             return self.workers
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -255,5 +272,5 @@ class Settings:
 
 def settings_fields() -> tuple[Field[Any], ...]:
     """Return the settings as dataclass fields, each with a default and its help."""
-    assert all(setting.default is not MISSING for setting in fields(Settings))  # noqa: S101  a fact of this file
+    assert all(setting.default is not MISSING for setting in fields(Settings))  # noqa: S101  for the type checker
     return fields(Settings)

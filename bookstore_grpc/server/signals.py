@@ -1,4 +1,4 @@
-"""SIGHUP, which conventionally makes a service reload its files; this one reloads them without it."""
+"""SIGHUP, which conventionally makes a service reload its files. This service reloads them automatically."""
 
 import asyncio
 import signal
@@ -10,9 +10,9 @@ _log = structlog.stdlib.get_logger("bookstore_grpc.server.signals")
 
 
 def ignore_sighup() -> None:
-    """Log SIGHUP, which by default ends a process, and do nothing else while the event loop runs.
+    """Log SIGHUP and otherwise ignore it; its default action would end the process.
 
-    On a terminal it means that the terminal closes, so there it keeps its default action.
+    On a terminal, SIGHUP means that the terminal was closed, so there it keeps its default action.
     """
     if sys.stderr.isatty():
         return

@@ -1,8 +1,8 @@
 """The supervisor: starts, replaces and stops the worker processes that share the addresses.
 
-A worker is a fresh interpreter with one event loop and one gRPC server; the supervisor has neither gRPC nor a database.
-A socket joins the two: the settings go down (an argument would be visible in `ps`) and messages come up
-(`worker_messages`): where the worker serves or why it cannot start, and then a heartbeat every second.
+A worker is a new interpreter with one event loop and one gRPC server; the supervisor has neither gRPC nor a database.
+They are connected by a socket. The supervisor sends the settings, because arguments would be visible in `ps`. The
+worker sends messages (`worker_messages`): where it serves or why it cannot start, and then a heartbeat every second.
 """
 
 import asyncio
@@ -47,17 +47,17 @@ _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _BLOCKED_SIGNALS = (*_STOP_SIGNALS, signal.SIGHUP)
 _PAUSE_LEAST_SECONDS, _PAUSE_MOST_SECONDS = 1, 30
 _CHECK_SECONDS = 1
-# Checks in a row without a heartbeat, of which a worker sends one a second, until it counts as unresponsive.
+# Consecutive checks without a heartbeat before a worker counts as unresponsive. Workers send one every second.
 _MISSED_HEARTBEATS_MOST = 5
 
 
 async def serve(settings: Settings, *, kill_margin_seconds: float = 15) -> bool:
-    """Serve with several workers until SIGTERM or SIGINT, then let them drain. A second signal ends all at once.
+    """Serve with several workers until SIGTERM or SIGINT, then let them drain. A second signal kills all immediately.
 
-    After its drain a worker has the margin to close its server, its traces and its database, each of which is bounded;
-    then it is killed. Returns whether none had to be killed.
+    After its drain a worker has `kill_margin_seconds` to close its server, its traces and its database; then it is
+    killed. Returns whether no worker had to be killed.
 
-    Raises `StartupError` if the service cannot start as it is set up, and `ModuleNotFoundError` if a worker lacks a
+    Raises `StartupError` if the service cannot start with these settings, and `ModuleNotFoundError` if a worker lacks a
     package.
     """
     settings.verify()
@@ -80,6 +80,7 @@ class _Worker:
 
     process: "subprocess.Popen[bytes]"
     reported: str = "starting"
+    why_no_writes: str = ""
     missed_heartbeats: int = 0
 
     @property
@@ -93,8 +94,8 @@ class _Worker:
         return self.reported
 
     def check_heartbeat(self) -> bool:
-        """Count one more check without a heartbeat. Returns whether the worker has become unresponsive with it."""
-        # Other things end a start or a drain that takes too long.
+        """Count one more check without a heartbeat. Returns whether this made the worker unresponsive."""
+        # Starts and drains have time limits of their own.
         if self.is_unresponsive or self.reported in ("starting", "draining"):
             return False
         self.missed_heartbeats += 1
@@ -156,16 +157,16 @@ class _Supervisor:
     def _on_signal(self, number: signal.Signals) -> None:
         if not self._stop.is_set():
             _log.info("draining", grace_seconds=self._settings.drain_seconds)
-            self._begin_to_stop()
+            self._request_stop()
             return
         self._kill()
         if self._metrics:
             self._metrics.close()
         signal.signal(number, signal.SIG_DFL)
         signal.raise_signal(number)
-        os._exit(128 + number)  # the first process of a container outlives a signal's default action
+        os._exit(128 + number)  # for PID 1 of a container, which a signal's default action does not end
 
-    def _begin_to_stop(self) -> None:
+    def _request_stop(self) -> None:
         self._stop.set()
         self._others_may_start.set()
 
@@ -184,26 +185,28 @@ class _Supervisor:
         return "" if self._count_ready() else self._readiness()
 
     def _readiness(self) -> str:
-        """Return how many workers are ready, and why the others are not."""
+        """Return the number of ready workers, why the others are not ready, and which take no writes."""
         reasons = [
-            f"worker {index}: {reason}"
-            for index in range(self._count)
-            if (reason := self._workers[index].why_not_ready if index in self._workers else "not running")
+            f"worker {index}: {reason}" for index in range(self._count) if (reason := self._what_is_wrong_with(index))
         ]
         if not reasons:
             return "ok"
         return f"{self._count_ready()} of {self._count} workers ready: {', '.join(reasons)}"
 
+    def _what_is_wrong_with(self, index: int) -> str:
+        worker = self._workers.get(index)
+        return worker.why_not_ready or worker.why_no_writes if worker else "not running"
+
     def _check_heartbeats(self) -> None:
-        # Checks are counted and not seconds: after the machine has been suspended no worker has been silent for long.
+        # Counts checks, not seconds: a suspended machine must not make all workers unresponsive when it resumes.
         for index, worker in self._workers.items():
             if worker.check_heartbeat():
                 _log.error("worker unresponsive", worker=index, pid=worker.process.pid)
 
     async def _keep_running(self, index: int) -> None:
-        """Run one worker after another until the stop."""
+        """Run a worker, and replace it whenever it ends, until the stop."""
         if index:
-            # The first worker migrates alone, and an error that keeps all of them from serving is reported once.
+            # The first worker starts alone, so that one worker migrates and an error common to all is reported once.
             await self._others_may_start.wait()
         pause_seconds = _PAUSE_LEAST_SECONDS
         while not self._stop.is_set():
@@ -212,23 +215,23 @@ class _Supervisor:
                 return
             ended_by = _shown_end(status)
             if isinstance(message, Serving):
-                log = _log.info if status == 0 else _log.warning  # 0: an operator has ended it
+                log = _log.info if status == 0 else _log.warning  # 0: ended by an operator's SIGTERM
                 log("worker ended", worker=index, ended_by=ended_by)
                 pause_seconds = _PAUSE_LEAST_SECONDS
                 continue
             failure = _failure(message, f"Worker {index} ended before it served ({ended_by}).")
             if len(self._have_served) < self._count:
                 self._failure = failure
-                self._begin_to_stop()
+                self._request_stop()
                 return
-            _log.warning("worker did not start", worker=index, cause=str(failure), again_in_seconds=pause_seconds)
+            _log.warning("worker start failed", worker=index, cause=str(failure), again_in_seconds=pause_seconds)
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause_seconds):
                     await self._stop.wait()
             pause_seconds = min(2 * pause_seconds, _PAUSE_MOST_SECONDS)
 
     async def _run_worker(self, index: int) -> tuple[Message | None, int]:
-        """Run a worker to its end. Returns its last message besides heartbeats, and its exit status."""
+        """Run a worker until it ends. Returns its last message other than a heartbeat, and its exit status."""
         ours, theirs = socket.socketpair()
         reader, writer = await asyncio.open_connection(sock=ours)
         last: Message | None = None
@@ -242,7 +245,7 @@ class _Supervisor:
                 return StartFailed(error.message), 1
             except OSError as error:
                 return StartFailed(f"Cannot start a worker: {error.strerror}."), 1
-            theirs.close()  # otherwise the end of the worker's copy would not be seen
+            theirs.close()  # with this copy open, the end of the worker would not end the stream
             writer.write(encode_settings(self._settings))
             with suppress(ConnectionError):
                 async for line in reader:
@@ -265,6 +268,7 @@ class _Supervisor:
             _log.info("worker responsive again", worker=index, pid=worker.process.pid)
         worker.missed_heartbeats = 0
         worker.reported = heartbeat.why_not_ready
+        worker.why_no_writes = heartbeat.why_no_writes
 
     def _on_serving(self, index: int, serving: Serving) -> None:
         self._on_heartbeat(index, Heartbeat(why_not_ready=""))
@@ -279,13 +283,13 @@ class _Supervisor:
 
 
 def _start(index: int, channel: socket.socket, variables: Mapping[str, str]) -> "subprocess.Popen[bytes]":
-    # Signals that arrive before the worker has handlers stay pending; a child inherits what its parent blocks.
+    # A child inherits its parent's signal mask. Signals stay pending until the worker has installed its handlers.
     signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED_SIGNALS)
     try:
-        return subprocess.Popen(  # noqa: S603  nothing here comes from outside
+        return subprocess.Popen(  # noqa: S603  no untrusted input
             [sys.executable, "-P", "-m", "bookstore_grpc.server.worker", str(index)],
             stdin=channel.fileno(),
-            # The worker imports the very modules that the supervisor has.
+            # The worker must import the same modules as the supervisor.
             env={**os.environ, **variables, "PYTHONPATH": os.pathsep.join(sys.path)},
         )
     finally:
@@ -303,5 +307,5 @@ def _shown_end(status: int) -> str:
         return f"exit status {status}"
     try:
         return signal.Signals(-status).name
-    except ValueError:  # the real-time signals have no names
+    except ValueError:  # real-time signals have no names
         return f"signal {-status}"

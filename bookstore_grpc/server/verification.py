@@ -1,4 +1,4 @@
-"""The checks of all settings together. They read no file, open no socket and import no optional package."""
+"""Verification of all settings together. It reads no file, opens no socket and imports no optional package."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -10,7 +10,7 @@ from bookstore_grpc.net.address import Address, is_local, is_loopback
 if TYPE_CHECKING:
     from bookstore_grpc.server.settings import Settings
 
-# Origins as browsers send them: in lower case, and with a port only if it is not the scheme's own.
+# Origins as browsers send them: in lower case, and with a port only if it is not the scheme's default.
 _ORIGIN = re.compile(r"(?=[^A-Z]*$)(http://(?!.*:80$)|https://(?!.*:443$))[^/?#@*\s]+")
 _HOST = re.compile(r"[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*")
 
@@ -30,13 +30,13 @@ def problems_of(settings: "Settings") -> list[str]:
 
 
 def plaintext_addresses(settings: "Settings") -> list[str]:
-    """Return the addresses that other machines can reach in plaintext, which --insecure permits."""
+    """Return the addresses that other machines can reach in plaintext. Only --insecure permits them."""
     addresses = filter(None, (*settings.listen, settings.http_listen))
     return [address for address in addresses if not (settings.is_encrypted or is_local(address))]
 
 
 def parsed_client_scopes(settings: "Settings") -> Mapping[str, frozenset[str]]:
-    """Return the scopes of each name in a client certificate. Raises `ValueError` with a sentence."""
+    """Return the scopes of each name in a client certificate. The message of a `ValueError` is a sentence."""
     scopes: dict[str, frozenset[str]] = {}
     for entry in settings.client_scopes:
         name, _, listed = entry.rpartition("=")
@@ -74,7 +74,7 @@ def _http_problems(settings: "Settings") -> Iterator[str]:
         yield f"HTTP needs an address of the form HOST:PORT, which {text} is not."
         return
     if text in settings.listen and address.port:
-        yield f"{text} cannot be both gRPC's and HTTP's: choose another with --http-listen."
+        yield f"gRPC and HTTP cannot both listen on {text}: choose another address with --http-listen."
     yield from _plaintext_problems(settings, address)
     for origin in settings.http_origins:
         if not _ORIGIN.fullmatch(origin):
@@ -112,8 +112,8 @@ def _token_problems(settings: "Settings") -> Iterator[str]:
     if not (settings.token_issuer and settings.token_audience):
         yield "Tokens are checked for their issuer and their audience: give --token-issuer and --token-audience."
     if settings.jwks_url and not _is_jwks_url(settings.jwks_url):
-        # The value is not repeated, because it may hold a password.
-        yield "The keys of tokens cannot come from --jwks-url: give a URL of https without user and password."
+        # The value is not shown, because it may contain a password.
+        yield "The keys of tokens cannot come from --jwks-url: give an https URL without user and password."
 
 
 def _is_jwks_url(text: str) -> bool:
@@ -162,14 +162,14 @@ def _channelz_problems(settings: "Settings") -> Iterator[str]:
         )
     if settings.worker_count > 1 and (address.is_unix or address.port):
         yield (
-            f"Several workers cannot share {text}, because each knows its own connections only. "
-            "With port 0 (--channelz-listen 127.0.0.1:0) each takes a free one and logs it."
+            f"Several workers cannot share {text}, because each knows only its own connections. "
+            "With port 0 (--channelz-listen 127.0.0.1:0) each chooses a free port and logs it."
         )
 
 
 def _trace_problems(settings: "Settings") -> Iterator[str]:
     if settings.trace_endpoint and not _is_collector_url(settings.trace_endpoint):
-        # The value is not repeated, because it may hold a key.
+        # The value is not shown, because it may contain a key.
         yield (
             "--trace-endpoint is not a URL such as http://127.0.0.1:4317, without path and query. "
             "A key belongs in OTEL_EXPORTER_OTLP_HEADERS."

@@ -1,7 +1,7 @@
-"""A worker: a process that serves on addresses which its supervisor holds.
+"""A worker: a process that serves on the addresses reserved by its supervisor.
 
-Run as `python -m bookstore_grpc.server.worker INDEX`, with the socket to the supervisor as standard input. It reads its
-settings from there and writes messages to it (`worker_messages`); the end of the socket is the end of the supervisor.
+Run as `python -m bookstore_grpc.server.worker INDEX`, with the socket to the supervisor as standard input. The worker
+reads its settings from it and writes messages to it (`worker_messages`). End of file means that the supervisor ended.
 """
 
 import asyncio
@@ -22,16 +22,16 @@ _log = structlog.stdlib.get_logger("bookstore_grpc.server.worker")
 
 
 def main(index: int) -> int:
-    """Serve until SIGTERM or the end of the supervisor. Returns the exit status."""
-    # A terminal's Ctrl-C reaches all processes; the supervisor decides what it means.
+    """Serve until SIGTERM or the end of the supervisor, and return the exit status."""
+    # A terminal's Ctrl-C reaches all processes; only the supervisor handles it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Until the event loop handles it: to import all that a worker needs can take seconds.
+    # Until the event loop handles it: importing the worker's modules can take seconds.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
     line = sys.stdin.readline()
     if not line:
         return 0  # the supervisor has already ended
-    # The supervisor may not read for a long time; a message is then dropped.
+    # If the supervisor does not read, messages are dropped instead of blocking.
     os.set_blocking(sys.stdin.fileno(), False)
     settings = decode_settings(line)
     configure_logging(level=settings.log_level, log_format=settings.log_format, worker=index)
@@ -58,7 +58,7 @@ async def _serve_until_stopped(settings: Settings) -> None:
     channel = sys.stdin.fileno()
 
     def on_end_of_supervisor() -> None:
-        _log.warning("the supervisor has ended")
+        _log.warning("supervisor ended")
         loop.remove_reader(channel)
         stop.set()
 
@@ -71,7 +71,7 @@ async def _serve_until_stopped(settings: Settings) -> None:
     finally:
         loop.remove_reader(channel)
         loop.remove_signal_handler(signal.SIGTERM)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the process is about to end by itself
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the process is already ending
 
 
 def _send(message: Message) -> None:

@@ -1,4 +1,4 @@
-"""The messages between the supervisor and its workers: JSON, one a line, over the socket that joins them."""
+"""The messages between the supervisor and its workers: one JSON object per line, over the socket between them."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -30,14 +30,15 @@ class Serving:
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """The worker is alive. `why_not_ready` is "" if it is ready."""
+    """The worker is alive. `why_not_ready` is "" if it is ready, `why_no_writes` if its database takes them."""
 
     why_not_ready: str
+    why_no_writes: str = ""
 
 
 @dataclass(frozen=True)
 class StartFailed:
-    """The worker cannot start as it is set up."""
+    """The worker cannot start with these settings."""
 
     error: str
 
@@ -55,23 +56,23 @@ _TYPES: dict[str, type[Message]] = {kind.__name__: kind for kind in (Serving, He
 
 
 def encode(message: Message) -> bytes:
-    """Return a message as a line."""
+    """Return the line that encodes a message."""
     return json.dumps({"type": type(message).__name__, **asdict(message)}).encode() + b"\n"
 
 
 def decode(line: bytes) -> Message:
-    """Return the message of a line."""
+    """Return the message that a line encodes."""
     values = _with_tuples(json.loads(line))
     return _TYPES[values.pop("type")](**values)
 
 
 def encode_settings(settings: Settings) -> bytes:
-    """Return the settings of a worker as a line."""
+    """Return the line that encodes the settings of a worker."""
     return json.dumps(asdict(settings)).encode() + b"\n"
 
 
 def decode_settings(line: str) -> Settings:
-    """Return the settings of a line."""
+    """Return the settings that a line encodes."""
     return Settings(**_with_tuples(json.loads(line)))
 
 

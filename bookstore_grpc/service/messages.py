@@ -1,49 +1,61 @@
 """Decoding and validation of requests to the DAL's values, and encoding of records to messages.
 
-Every decoder raises `InvalidRequest` with all violations of the request.
+Every decoder raises `InvalidRequest` with all violations of the request. The fields of a book are those of the DAL's
+table `FIELDS`; what it says of each is looked up once, at import.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from operator import attrgetter
+from typing import Any
 from uuid import UUID
 from weakref import WeakKeyDictionary
 
 from bookstore.v1 import books_pb2
 from google.protobuf.message import Message
 
-from bookstore_grpc.dal.records import BookChanges, BookDraft, BookPage, BookRecord
-from bookstore_grpc.errors import Rule, quoted
-from bookstore_grpc.limits import (
-    AUTHOR_MAX_CODE_POINTS,
-    BATCH_MAX,
-    ENCODED_BOOKS_MAX,
-    NAME_MAX_CODE_POINTS,
-    PAGE_SIZE_DEFAULT,
-    PAGE_SIZE_MAX,
+from bookstore_grpc.dal.purge import Purged
+from bookstore_grpc.dal.records import (
+    FIELDS,
+    BookChanges,
+    BookDraft,
+    BookPage,
+    BookRecord,
+    BookTotal,
+    BookUpdate,
+    BookVersion,
+    Field,
+    FieldType,
 )
+from bookstore_grpc.errors import Rule, quoted
+from bookstore_grpc.limits import BATCH_MAX, ENCODED_BOOKS_MAX, PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX
 from bookstore_grpc.service.validation import (
     Violations,
     count_violation,
+    duplicate_violation,
     id_violation,
+    integer_violation,
+    is_plainly_stored,
     page_size_violation,
-    release_year_violation,
+    purge_filter_violation,
     request_id_violation,
     stored_text,
     text_violation,
 )
 
-_CHANGEABLE = ("name", "author", "release_year")
+# Paths of a mask without an effect.
+_OUTPUT_ONLY = {"etag", *(field.name for field in FIELDS.values() if not field.is_settable)}
+# Each field with its position in a record, which is a tuple: in a loop, names would take longer.
+_PLAIN = [(name, at) for at, name in enumerate(BookRecord._fields) if FIELDS[name].type is not FieldType.TIME]
+_TIMES = [name for name in BookRecord._fields if FIELDS[name].type is FieldType.TIME]
+_times_of = attrgetter(*_TIMES)
+_ENCODED_TIMES_MAX = 1_024
+# The tag of the field `books`, whose values have a length: https://protobuf.dev/programming-guides/encoding/#structure.
+_ENTRY_TAG = bytes((books_pb2.ListBooksResponse.DESCRIPTOR.fields_by_name["books"].number << 3 | 2,))
+
+_INT32_MAX = 2**31 - 1
+
 _encoded_pages: WeakKeyDictionary[BookPage, bytes] = WeakKeyDictionary()
-_OUTPUT_ONLY = ("id", "create_time", "update_time", "etag")
-
-
-class BookUpdate(NamedTuple):
-    """A decoded UpdateBookRequest."""
-
-    book_id: int
-    changes: BookChanges
-    etag: str
 
 
 def draft_from_create_request(request: books_pb2.CreateBookRequest) -> BookDraft:
@@ -59,34 +71,34 @@ def drafts_from_batch_create_request(request: books_pb2.BatchCreateBooksRequest)
     violations = Violations()
     violations.check("requests", count_violation(len(request.requests), most=BATCH_MAX))
     violations.raise_if_any()
-    drafts = [
-        _draft(create, path=f"requests[{index}].", violations=violations)
-        for index, create in enumerate(request.requests)
-    ]
-    violations.raise_if_any()
-    return drafts
+    drafts = [_draft(create, path="", violations=violations) for create in request.requests]
+    if not len(violations):
+        return drafts
+    located = Violations()  # the paths take a tenth of the time, and nearly all batches need none
+    for index, create in enumerate(request.requests):
+        _draft(create, path=f"requests[{index}].", violations=located)
+    raise located.error()
 
 
 def update_from_request(request: books_pb2.UpdateBookRequest) -> BookUpdate:
     """Decode the request of UpdateBook. The fields in the mask change, or without one those that are present."""
     violations = Violations()
-    if not request.HasField("book"):
-        violations.add("book", Rule.REQUIRED, "is required")
+    update = _update(request, path="", violations=violations)
     violations.raise_if_any()
-    book = request.book
-    violations.check("book.id", id_violation(book.id))
-    paths = list(request.update_mask.paths) or _present_fields(book)
-    for path in paths:
-        if path != "*" and path not in _CHANGEABLE and path not in _OUTPUT_ONLY:
-            violations.add("update_mask", Rule.UNKNOWN_FIELD, f"{quoted(path)} is not a field of a book")
-    fields = _CHANGEABLE if "*" in paths else [field for field in _CHANGEABLE if field in paths]
-    changes = BookChanges(
-        name=_name(book, "", violations) if "name" in fields else None,
-        author=_author(book, "", violations) if "author" in fields else None,
-        release_year=_release_year(book, "", violations) if "release_year" in fields else None,
-    )
+    return update
+
+
+def updates_from_batch_update_request(request: books_pb2.BatchUpdateBooksRequest) -> list[BookUpdate]:
+    """Decode the request of BatchUpdateBooks."""
+    violations = Violations()
+    violations.check("requests", count_violation(len(request.requests), most=BATCH_MAX))
     violations.raise_if_any()
-    return BookUpdate(book.id, changes, book.etag)
+    updates = [
+        _update(update, path=f"requests[{index}].", violations=violations)
+        for index, update in enumerate(request.requests)
+    ]
+    violations.raise_if_any()
+    return updates
 
 
 def id_from_request(request: books_pb2.GetBookRequest | books_pb2.DeleteBookRequest) -> int:
@@ -95,6 +107,29 @@ def id_from_request(request: books_pb2.GetBookRequest | books_pb2.DeleteBookRequ
     violations.check("id", id_violation(request.id))
     violations.raise_if_any()
     return request.id
+
+
+def versions_from_batch_delete_request(request: books_pb2.BatchDeleteBooksRequest) -> list[BookVersion]:
+    """Decode the request of BatchDeleteBooks. The books must differ."""
+    violations = Violations()
+    violations.check("requests", count_violation(len(request.requests), most=BATCH_MAX))
+    violations.raise_if_any()
+    first_index: dict[int, int] = {}
+    for index, delete in enumerate(request.requests):
+        violations.check(
+            f"requests[{index}].id", id_violation(delete.id) or duplicate_violation(delete.id, first_index)
+        )
+        first_index.setdefault(delete.id, index)
+    violations.raise_if_any()
+    return [BookVersion(delete.id, delete.etag) for delete in request.requests]
+
+
+def filter_from_purge_request(request: books_pb2.PurgeBooksRequest) -> str:
+    """Decode the filter of PurgeBooks, which must not be empty: that of ListBooks would match all books."""
+    violations = Violations()
+    violations.check("filter", purge_filter_violation(request.filter))
+    violations.raise_if_any()
+    return request.filter
 
 
 def ids_from_batch_get_request(request: books_pb2.BatchGetBooksRequest) -> list[int]:
@@ -124,6 +159,9 @@ _DECODERS: Mapping[type[Message], Callable[[Any], object]] = {
     books_pb2.DeleteBookRequest: id_from_request,
     books_pb2.BatchGetBooksRequest: ids_from_batch_get_request,
     books_pb2.BatchCreateBooksRequest: drafts_from_batch_create_request,
+    books_pb2.BatchUpdateBooksRequest: updates_from_batch_update_request,
+    books_pb2.BatchDeleteBooksRequest: versions_from_batch_delete_request,
+    books_pb2.PurgeBooksRequest: filter_from_purge_request,
 }
 
 
@@ -135,101 +173,162 @@ def validate_request(request: Message) -> None:
 def book_message_from_record(record: BookRecord) -> books_pb2.Book:
     """Encode a book."""
     message = books_pb2.Book()
-    _fill(message, record)
+    _fill_plain(message, record)
+    _fill_times(message, _times_of(record))
     return message
 
 
 def list_response_from_page(page: BookPage) -> bytes:
-    """Encode a page, as the bytes of a ListBooksResponse; a page object is encoded once."""
+    """Encode a page of entries, as the bytes of a ListBooksResponse; a page object is encoded once."""
     encoded = _encoded_pages.get(page)
     if encoded is None:
         end = books_pb2.ListBooksResponse(next_page_token=page.next_page_token)
-        encoded = _encoded_pages[page] = b"".join(map(_entry, page.books)) + end.SerializeToString()
+        if page.total:
+            end.total_size, end.total_size_exceeded = _int32_from_total(page.total)
+        encoded = _encoded_pages[page] = b"".join(page.books) + end.SerializeToString()
     return encoded
 
 
-def batch_get_response_from_records(records: Iterable[BookRecord]) -> bytes:
-    """Encode the books of a BatchGetBooks, as the bytes of a BatchGetBooksResponse.
+def batch_response_from_records(records: Iterable[BookRecord]) -> bytes:
+    """Encode books as the bytes of a BatchGetBooksResponse, a BatchCreateBooksResponse or a BatchUpdateBooksResponse.
 
-    They are entries of a ListBooksResponse, which are the same bytes: in both messages `books` has the same number and
-    type.
+    They are entries of a ListBooksResponse, which are the same bytes: in all of these messages `books` has the same
+    number and type.
     """
-    return b"".join(map(_entry, records))
+    return b"".join(map(entry_from_record, records))
 
 
-def batch_create_response_from_records(records: Iterable[BookRecord]) -> books_pb2.BatchCreateBooksResponse:
-    """Encode the books of a BatchCreateBooks."""
-    response = books_pb2.BatchCreateBooksResponse()
-    for record in records:
-        _fill(response.books.add(), record)
+def purge_response_from_page(page: BookPage) -> books_pb2.PurgeBooksResponse:
+    """Encode what a purge without `force` returns: the number of the books that match, and the first of them."""
+    response = books_pb2.PurgeBooksResponse()
+    if page.total:
+        response.purge_count, response.more_matching = _int32_from_total(page.total)
+    response.purge_sample.extend(books_pb2.ListBooksResponse.FromString(b"".join(page.books)).books)
     return response
 
 
+def purge_response_from_purged(purged: Purged) -> books_pb2.PurgeBooksResponse:
+    """Encode what a purge with `force` returns."""
+    return books_pb2.PurgeBooksResponse(purge_count=purged.deleted, more_matching=purged.is_interrupted)
+
+
+def _int32_from_total(total: BookTotal) -> tuple[int, bool]:
+    """Return a total as the contract has it: as an int32 (AIP-158), and whether there are more."""
+    size = min(total.size, _INT32_MAX)
+    return size, total.is_exceeded or total.size > size
+
+
 @lru_cache(maxsize=ENCODED_BOOKS_MAX)
-def _entry(record: BookRecord) -> bytes:
-    """Encode a book as the one entry of the list in a ListBooksResponse or a BatchGetBooksResponse.
+def entry_from_record(record: BookRecord) -> bytes:
+    """Encode a book as one entry of the list in a response.
 
     Concatenated messages are one message, with the entries of all in its list
     (https://protobuf.dev/programming-guides/encoding/#last-one-wins), so a page is its entries and its token. A cached
     entry cannot be out of date: the whole record is its key.
     """
-    response = books_pb2.ListBooksResponse()
-    _fill(response.books.add(), record)
-    return response.SerializeToString()
+    message = books_pb2.Book()
+    _fill_plain(message, record)
+    book = message.SerializeToString() + _encoded_times(_times_of(record))
+    return _ENTRY_TAG + _varint(len(book)) + book
 
 
-def _fill(message: books_pb2.Book, record: BookRecord) -> None:
-    # Filling a message in place takes 0.4 of the time of building one from keywords and copying it in; taking the
-    # record apart at once and naming the timestamps saves a quarter of the rest.
-    book_id, name, author, release_year, created, updated = record
-    message.id = book_id
-    message.name = name
-    message.author = author
-    message.release_year = release_year
-    create_time, update_time = message.create_time, message.update_time
-    create_time.seconds, create_time.nanos = created // 1_000_000, created % 1_000_000 * 1_000
-    update_time.seconds, update_time.nanos = updated // 1_000_000, updated % 1_000_000 * 1_000
+@lru_cache(maxsize=_ENCODED_TIMES_MAX)
+def _encoded_times(times: Sequence[int]) -> bytes:
+    """Encode the times of a book, which books that are created together share, as a part of its message."""
+    message = books_pb2.Book()
+    _fill_times(message, times)
+    return message.SerializeToString()
+
+
+def _varint(value: int) -> bytes:
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)
+
+
+def _fill_plain(message: books_pb2.Book, record: BookRecord) -> None:
+    # Filling a message in place takes 0.4 of the time of building one from keywords and copying it in.
+    values: tuple[Any, ...] = record
+    for name, position in _PLAIN:
+        setattr(message, name, values[position])
     message.etag = record.etag
+
+
+def _fill_times(message: books_pb2.Book, times: Sequence[int]) -> None:
+    for name, microseconds in zip(_TIMES, times, strict=True):
+        time = getattr(message, name)
+        time.seconds, time.nanos = microseconds // 1_000_000, microseconds % 1_000_000 * 1_000
 
 
 def _draft(request: books_pb2.CreateBookRequest, *, path: str, violations: Violations) -> BookDraft:
     # A draft with violations is never used, so the placeholder of a bad value does not matter.
-    malformed = request_id_violation(request.request_id)
-    violations.check(f"{path}request_id", malformed)
+    if malformed := request_id_violation(request.request_id):
+        violations.add(f"{path}request_id", *malformed)
     request_id = UUID(request.request_id) if request.request_id and not malformed else None
     if not request.HasField("book"):
         violations.add(f"{path}book", Rule.REQUIRED, "is required")
         return BookDraft("", "", 0, request_id)
-    return BookDraft(
-        _name(request.book, path, violations),
-        _author(request.book, path, violations),
-        _release_year(request.book, path, violations),
-        request_id,
-    )
+    book = request.book
+    values = [decode(book, path, violations) for decode in _FIELD_DECODERS.values()]
+    values.insert(_REQUEST_ID_POSITION, request_id)
+    return BookDraft._make(values)
 
 
-def _name(book: books_pb2.Book, path: str, violations: Violations) -> str:
-    text = stored_text(book.name)
-    violations.check(f"{path}book.name", text_violation(text, max_code_points=NAME_MAX_CODE_POINTS))
-    return text
+def _update(request: books_pb2.UpdateBookRequest, *, path: str, violations: Violations) -> BookUpdate:
+    if not request.HasField("book"):
+        violations.add(f"{path}book", Rule.REQUIRED, "is required")
+        return BookUpdate(0, BookChanges())
+    book = request.book
+    violations.check(f"{path}book.id", id_violation(book.id))
+    paths = list(request.update_mask.paths) or [field.name for field, _ in book.ListFields()]
+    for name in paths:
+        if name != "*" and name not in _FIELD_DECODERS and name not in _OUTPUT_ONLY:
+            violations.add(f"{path}update_mask", Rule.UNKNOWN_FIELD, f"{quoted(name)} is not a field of a book")
+    decoders = _FIELD_DECODERS.items()
+    changes = {name: decode(book, path, violations) for name, decode in decoders if name in paths or "*" in paths}
+    return BookUpdate(book.id, BookChanges(**changes), book.etag)
 
 
-def _author(book: books_pb2.Book, path: str, violations: Violations) -> str:
-    text = stored_text(book.author)
-    violations.check(f"{path}book.author", text_violation(text, max_code_points=AUTHOR_MAX_CODE_POINTS))
-    return text
+_FieldDecoder = Callable[[Message, str, Violations], Any]
 
 
-def _release_year(book: books_pb2.Book, path: str, violations: Violations) -> int:
-    year = book.release_year if book.HasField("release_year") else None
-    violations.check(f"{path}book.release_year", release_year_violation(year))
-    return year or 0
+def _field_decoder(field: Field) -> _FieldDecoder:
+    """Return the function that returns a field of a book in its stored form, and adds the rule that it breaks."""
+    return _text_decoder(field) if field.type is FieldType.TEXT else _integer_decoder(field)
 
 
-def _present_fields(book: books_pb2.Book) -> Sequence[str]:
-    present = {
-        "name": bool(book.name),
-        "author": bool(book.author),
-        "release_year": book.HasField("release_year"),
-    }
-    return [field for field, is_present in present.items() if is_present]
+def _text_decoder(field: Field) -> _FieldDecoder:
+    name, max_code_points, is_optional = field.name, field.max_code_points, field.is_optional
+
+    def decode(book: Message, path: str, violations: Violations) -> str:
+        text: str = getattr(book, name)
+        if is_plainly_stored(text, max_code_points=max_code_points):
+            return text
+        text = stored_text(text)
+        if broken := text_violation(text, max_code_points=max_code_points, is_optional=is_optional):
+            violations.add(f"{path}book.{name}", *broken)
+        return text
+
+    return decode
+
+
+def _integer_decoder(field: Field) -> _FieldDecoder:
+    name, min_value, max_value = field.name, field.min_value, field.max_value
+
+    def decode(book: Message, path: str, violations: Violations) -> int:
+        value = getattr(book, name) if book.HasField(name) else None
+        if broken := integer_violation(value, min_value=min_value, max_value=max_value):
+            violations.add(f"{path}book.{name}", *broken)
+        return value or 0
+
+    return decode
+
+
+#: In the order of a `BookDraft`, which has the request id between its fields.
+_FIELD_DECODERS: Mapping[str, _FieldDecoder] = {
+    name: _field_decoder(FIELDS[name]) for name in BookDraft._fields if name in FIELDS
+}
+_REQUEST_ID_POSITION = BookDraft._fields.index("request_id")

@@ -1,4 +1,4 @@
-"""The call log: one line for each call, at a level by its outcome, with sizes and never with contents."""
+"""The call log: one line per call, at a level that depends on its outcome, with sizes but never with contents."""
 
 import logging
 
@@ -8,29 +8,29 @@ from bookstore_grpc.calls.call import HEALTH_PREFIX, Call, Outcome
 from bookstore_grpc.errors import CallInterrupted, ResourceExhausted, ServerDraining
 from bookstore_grpc.telemetry.logs import write_line
 
-_log = structlog.stdlib.get_logger("bookstore_grpc.calls")
+_log = structlog.stdlib.get_logger("bookstore_grpc.telemetry.call_log")
 
-_OURS = "/bookstore."
+_OWN_METHODS_PREFIX = "/bookstore."
 
 
 class CallLog:
-    """Writes one line for each call, and adds its request id and method to every other line of the call.
+    """Writes one line per call, and adds the call's request id and method to every other line logged during it.
 
-    The line of a call of this service that took `slow_call_seconds` or more is marked, and a warning at least.
+    Calls of this service that took `slow_call_seconds` or longer are marked `slow`, at level warning or above.
     """
 
     def __init__(self, *, slow_call_seconds: float) -> None:
         self._slow_call_seconds = slow_call_seconds
 
     def call_began(self, call: Call) -> None:
-        """Bind the request id and the method."""
+        """Bind the request id and the method to the log context."""
         structlog.contextvars.bind_contextvars(request_id=call.request_id, method=call.method)
 
     def call_ended(self, call: Call, outcome: Outcome) -> None:
-        """Write the line."""
+        """Write the line of the call."""
         level, event = _level_and_event(call, outcome)
-        # Streams of other services, such as a health watch, are meant to last.
-        is_slow = outcome.seconds >= self._slow_call_seconds and call.method.startswith(_OURS)
+        # Streams of other services, such as a health watch, are long-lived by design.
+        is_slow = outcome.seconds >= self._slow_call_seconds and call.method.startswith(_OWN_METHODS_PREFIX)
         if is_slow:
             level = max(level, logging.WARNING)
         if not _log.is_enabled_for(level):
@@ -65,13 +65,13 @@ class CallLog:
 def _level_and_event(call: Call, outcome: Outcome) -> tuple[int, str]:
     if outcome.status == "OK":
         # Orchestrators check health every few seconds.
-        return (logging.DEBUG if call.method.startswith(HEALTH_PREFIX) else logging.INFO), "call answered"
+        return (logging.DEBUG if call.method.startswith(HEALTH_PREFIX) else logging.INFO), "call finished"
     if outcome.status == "CANCELLED":
         return logging.INFO, "call cancelled"
     if outcome.reason == CallInterrupted.reason:
-        return logging.INFO, "call cut off by the drain"
+        return logging.INFO, "call cancelled by shutdown"
     if outcome.status == "INTERNAL":
         return logging.ERROR, "call failed"
     if outcome.status == "UNAVAILABLE" and outcome.reason != ServerDraining.reason:
         return logging.WARNING, "call failed"
-    return logging.INFO, "call refused"
+    return logging.INFO, "call rejected"

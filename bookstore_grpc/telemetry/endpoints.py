@@ -1,6 +1,6 @@
-"""The endpoints for operators over HTTP, on a port of their own: /metrics, /livez (liveness) and /readyz (readiness).
+"""The HTTP endpoints for operators, on a separate port: /metrics, /livez (liveness) and /readyz (readiness).
 
-Imported only if they are enabled.
+Imported only if enabled.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,11 @@ _PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Endpoints(NamedTuple):
-    """What they return: the metrics as text, and why the service is not ready, or "" and a word if it is."""
+    """The sources of the responses.
+
+    `metrics` returns the text of /metrics. `why_not_ready` returns the reason for 503 of /readyz, or "" if the service
+    is ready; the body is then what `when_ready` returns.
+    """
 
     metrics: Callable[[], bytes]
     why_not_ready: Callable[[], str]
@@ -27,10 +31,10 @@ class Endpoints(NamedTuple):
 
 
 def endpoints_server(address: str, endpoints: Endpoints, *, limit: ConnectionLimit) -> HttpServer:
-    """Return the server of the endpoints on HOST:PORT."""
+    """Return an HTTP server of the endpoints on HOST:PORT."""
     parsed = Address.parse(address)
     if not parsed.is_local:
-        _log.warning("metrics can be read by other machines", address=address)
+        _log.warning("serving metrics to other machines", address=address)
     return HttpServer(_application(endpoints), parsed, limit=limit)
 
 
@@ -47,7 +51,7 @@ def _application(endpoints: Endpoints) -> Callable[..., Any]:
 
     pages = {"/livez": livez, "/readyz": readyz, "/metrics": metrics}
 
-    async def answer(scope: Any, _receive: Any, send: Any) -> None:
+    async def respond(scope: Any, _receive: Any, send: Any) -> None:
         page = pages.get(scope["path"])
         headers = []
         if page is None:
@@ -61,4 +65,4 @@ def _application(endpoints: Endpoints) -> Callable[..., Any]:
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
-    return answer
+    return respond

@@ -17,18 +17,19 @@ import structlog
 LogFormat = Literal["auto", "json", "console"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
-# Too short to be noticed by a reader; no more than that is lost by kill -9.
-_TOGETHER_SECONDS = 0.02
-_TOGETHER_MOST_LINES = 256
-# Pipes keep writes of up to 4 KiB whole, so lines of several processes do not mix. Most characters are one byte.
-_WHOLE_CHARACTERS = 4_000
+# How long lines are buffered: unnoticeable to a reader, and the most that kill -9 loses.
+_BUFFER_SECONDS = 0.02
+_BUFFER_LINES_MAX = 256
+# Writes of up to 4 KiB to a pipe are atomic (PIPE_BUF), so lines of several processes do not mix. Most characters take
+# one byte.
+_ATOMIC_WRITE_CHARACTERS = 4_000
 
 
 def configure_logging(*, level: LogLevel, log_format: LogFormat, worker: int | None = None) -> None:
     """Send every line of this process, including those of libraries, to standard error in one format.
 
-    "auto" is "console" on a terminal and "json" elsewhere. Every line has the values bound with
-    `structlog.contextvars`, and the index of the worker in a worker: a context variable would not reach every thread.
+    "auto" means "console" on a terminal and "json" elsewhere. Every line has the values bound with
+    `structlog.contextvars` and, in a worker, its index; a context variable for that would not be set in every thread.
     """
     is_console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
     _output.stream = sys.stderr
@@ -42,16 +43,16 @@ def configure_logging(*, level: LogLevel, log_format: LogFormat, worker: int | N
     ]
     rendering: list[Any]
     if is_console:
-        # Not by rich, structlog's default where it is installed: it shows the values of variables, such as passwords.
+        # If rich is installed, structlog would use it, and its tracebacks show values of variables, such as passwords.
         plain = structlog.dev.plain_traceback
         rendering = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
     else:
         rendering = [structlog.processors.format_exc_info, lambda _logger, _method, fields: _json(fields)]
     structlog.configure(
         processors=[*shared, *rendering],
-        # Not through the standard library's handlers, which take three times as long.
+        # The standard library's handlers take three times as long.
         logger_factory=lambda *_names: _output,
-        # The method of a level that is not logged does nothing, at no cost.
+        # Methods of levels that are not logged do nothing, at no cost.
         wrapper_class=structlog.make_filtering_bound_logger(level),
         cache_logger_on_first_use=True,
     )
@@ -64,38 +65,38 @@ def configure_logging(*, level: LogLevel, log_format: LogFormat, worker: int | N
     root.handlers = [handler]
     root.setLevel(logging.WARNING)
     logging.captureWarnings(True)
-    # It logs MariaDB's notes, such as one on the name of Alembic's primary key.
+    # asyncmy logs MariaDB's notes, such as one about the name of Alembic's primary key.
     logging.getLogger("asyncmy").setLevel(logging.ERROR)
-    # It logs a traceback for every broken connection; that the database is unavailable is logged by the health check.
+    # The pool logs a traceback for every broken connection; the health monitor already logs an unavailable database.
     logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
-    # It warns of invalid HTTP, which any client can send.
+    # uvicorn warns about invalid HTTP, which any client can send.
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     logging.getLogger("bookstore_grpc").setLevel(level.upper())
 
 
 def _json(fields: MutableMapping[str, Any]) -> str:
-    """Render the fields of a line, with its timestamp in Unix seconds. The only renderer of JSON."""
-    timestamp = datetime.fromtimestamp(fields["timestamp"], UTC).isoformat()
-    fields["timestamp"] = timestamp.replace("+00:00", "Z")
+    """Render the fields of a line, whose timestamp is in Unix seconds. All JSON lines are rendered here."""
+    time = fields["timestamp"] = datetime.fromtimestamp(fields["timestamp"], UTC)
     try:
-        return orjson.dumps(fields, default=repr).decode()
-    except TypeError:  # a lone surrogate, as in a file name that is not UTF-8; the stream escapes it
+        return orjson.dumps(fields, default=repr, option=orjson.OPT_UTC_Z).decode()
+    except TypeError:  # a lone surrogate, such as from a file name that is not UTF-8; the stream escapes it
+        fields["timestamp"] = f"{time:%Y-%m-%dT%H:%M:%S.%fZ}"
         return json.dumps(fields, default=repr, ensure_ascii=False)
 
 
 class _Output:
     """The output of structlog's loggers.
 
-    Lines up to level info are buffered for a moment and written together, because each write lets other threads take
-    over. The lines of calls are rendered only then, which takes a third of the time when many are rendered in a row. A
-    warning is written at once.
+    Lines up to level info are buffered briefly and written together, because each write releases the interpreter lock.
+    Lines of calls are also rendered at that point, which takes a third of the time when many are rendered in a row.
+    Warnings and errors are written immediately.
     """
 
     def __init__(self) -> None:
         self.stream: TextIO = sys.stderr
         self.is_json = False
         self.fields_of_every_line: dict[str, Any] = {}
-        self._waiting: list[str | dict[str, Any]] = []
+        self._buffer: list[str | dict[str, Any]] = []
 
     def write_soon(self, line: str | dict[str, Any]) -> None:
         """Buffer a line, or the fields of one."""
@@ -104,14 +105,14 @@ class _Output:
         except RuntimeError:
             self._write(self._text(line))
             return
-        if not self._waiting:
-            loop.call_later(_TOGETHER_SECONDS, self.flush)
-        self._waiting.append(line)
-        if len(self._waiting) >= _TOGETHER_MOST_LINES:
+        if not self._buffer:
+            loop.call_later(_BUFFER_SECONDS, self.flush)
+        self._buffer.append(line)
+        if len(self._buffer) >= _BUFFER_LINES_MAX:
             self.flush()
 
     def write_now(self, line: str | dict[str, Any]) -> None:
-        """Write the buffered lines, and a line, or the fields of one."""
+        """Write the buffered lines, then a line, or the fields of one."""
         with suppress(RuntimeError):
             asyncio.get_running_loop()  # raises in other threads, which must not touch the buffer
             self.flush()
@@ -119,11 +120,11 @@ class _Output:
 
     def flush(self) -> None:
         """Write the buffered lines."""
-        lines = [self._text(line) for line in self._waiting]
-        self._waiting.clear()
+        lines = [self._text(line) for line in self._buffer]
+        self._buffer.clear()
         together = ""
         for line in lines:
-            if together and len(together) + len(line) > _WHOLE_CHARACTERS:
+            if together and len(together) + len(line) > _ATOMIC_WRITE_CHARACTERS:
                 self._write(together)
                 together = ""
             together += line
@@ -134,7 +135,7 @@ class _Output:
         return (line if isinstance(line, str) else _json(line)) + "\n"
 
     def _write(self, text: str) -> None:
-        # The reader of a pipe may have ended, which must not fail a call.
+        # A pipe whose reader has ended must not fail a call.
         with suppress(OSError, ValueError):
             self.stream.write(text)
             self.stream.flush()
@@ -152,9 +153,9 @@ atexit.register(_output.flush)
 
 
 def write_line(logger: structlog.stdlib.BoundLogger, level: int, event: str, fields: dict[str, Any]) -> None:
-    """Write what `logger` would, without its processors, which take longer; for the line that every call has.
+    """Write the line that `logger` would write, without the cost of its processors. For the line of each call.
 
-    Lines with an exception, and lines for a terminal, are left to the logger. Context variables are not included.
+    Lines with an exception, and lines for a terminal, go through the logger. Context variables are not included.
     """
     if not _output.is_json or "exc_info" in fields:
         logger.log(level, event, **fields)
@@ -167,13 +168,13 @@ def write_line(logger: structlog.stdlib.BoundLogger, level: int, event: str, fie
 
 
 def warn_of_variables(names: Iterable[str]) -> None:
-    """Log each variable that looks like a setting and is not; never its value."""
+    """Log a warning for each variable that looks like a setting but is not. The values are not logged."""
     for name in names:
         structlog.stdlib.get_logger("bookstore_grpc.server.settings").warning("unknown variable", variable=name)
 
 
 def flush_logs() -> None:
-    """Write the buffered lines, before the process ends without cleanup."""
+    """Write the buffered lines. Called before the process exits without cleanup."""
     _output.flush()
 
 

@@ -1,7 +1,7 @@
 """Metrics for Prometheus: calls, the database, connections, certificates and keys.
 
-Imported only if metrics are enabled. With several workers each writes its numbers to files in a folder that the
-environment names before the import, and the supervisor serves the sums (docs/operations.md).
+Imported only if metrics are enabled. With several workers each writes its values to files in a directory, named by an
+environment variable that must be set before the import, and the supervisor serves the sums (docs/operations.md).
 """
 
 import os
@@ -29,19 +29,22 @@ from bookstore_grpc.errors import DatabaseUnavailable, ResourceExhausted, Startu
 
 _log = structlog.stdlib.get_logger("bookstore_grpc.telemetry.metrics")
 
-# Where prometheus_client looks for the folder, at its import.
+# The variable from which prometheus_client reads the directory at its import.
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 
-# The time of each counter's creation would be one more line for each.
+# Without the creation time of each counter, which would add a line for each.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
-_READY = ("bookstore_ready", "Processes that serve, have their database, are not draining and send heartbeats.")
-_GROUP_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1_000)
+_READY = (
+    "bookstore_ready",
+    "Ready processes: serving, with a reachable database, not draining, and sending heartbeats.",
+)
+_COMMIT_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1_000)
 
 
 class Metrics:
-    """The numbers of this process; an observer of its calls. `sample` takes those that are not counted by events."""
+    """The metrics of this process; an observer of its calls. `sample` sets those that are not counted by events."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
@@ -50,16 +53,16 @@ class Metrics:
         self._add_process_metrics(self._registry)
         self._seen_failures: dict[str, int] = {}
         self._seen_closed: dict[str, int] = {}
-        # Finding a metric by its labels takes longer than counting.
+        # Cached, because looking up a metric by its labels takes longer than counting.
         self._by_outcome: dict[tuple[str, str, str], Counter] = {}
         self._by_method: dict[str, tuple[Histogram, Counter, Counter]] = {}
 
     def call_began(self, _call: Call) -> None:
-        """Count a call under way."""
+        """Count a call in progress."""
         self._in_flight.inc()
 
     def call_ended(self, call: Call, outcome: Outcome) -> None:
-        """Count a call by method, status and reason. Unknown methods share one name."""
+        """Count a call by method, status and reason. All unknown methods have the same name."""
         self._in_flight.dec()
         key = (call.method, outcome.status, outcome.reason)
         calls = self._by_outcome.get(key)
@@ -80,34 +83,39 @@ class Metrics:
         if isinstance(outcome.error, DatabaseUnavailable):
             self._database_errors.labels(type(driver_error(outcome.error)).__name__).inc()
         elif isinstance(outcome.error, ResourceExhausted):
-            self._refused.labels(outcome.error.metadata.get("limit", "")).inc()
+            self._rejected.labels(outcome.error.metadata.get("limit", "")).inc()
 
     def batch_committed(self, size: int) -> None:
-        """Count a group of writes by how many calls it served."""
-        self._group_sizes.observe(size)
+        """Record the number of calls that a transaction served."""
+        self._commit_sizes.observe(size)
 
     def sample(
         self,
         *,
         is_ready: bool,
+        is_writable: bool,
         connections: Mapping[str, int],
         calls_unhandled: int = 0,
+        wal_bytes: int | None = None,
         certificate_expires_at: float | None = None,
         refresh_failures: Mapping[str, int] | None = None,
         connections_closed: Mapping[str, int] | None = None,
     ) -> None:
-        """Set what is so now. Except for `connections` and the certificate, all are counts since the start."""
+        """Set the current values. `refresh_failures` and `connections_closed` are counts since the start."""
         self._ready.set(is_ready)
+        self._writable.set(is_writable)
         self._unhandled.set(calls_unhandled)
         for pool, in_use in connections.items():
             self._connections.labels(pool).set(in_use)
+        if wal_bytes is not None:
+            self._wal_bytes.set(wal_bytes)
         if certificate_expires_at is not None:
             self._certificate.set(certificate_expires_at)
         _count_up(self._refresh_failures, self._seen_failures, refresh_failures or {})
         _count_up(self._connections_closed, self._seen_closed, connections_closed or {})
 
     def text(self) -> bytes:
-        """Return all numbers of this process in Prometheus's text format."""
+        """Return all metrics of this process in Prometheus's text format."""
         return generate_latest(self._registry)
 
     def _add_call_metrics(self, registry: CollectorRegistry) -> None:
@@ -116,23 +124,23 @@ class Metrics:
         )
         self._seconds = Histogram(
             "bookstore_call_duration_seconds",
-            "From the call's arrival at its handler to its response.",
+            "Time from the start of a call's handler to its response.",
             ["method"],
             buckets=_SECONDS,
             registry=registry,
         )
         self._in_flight = Gauge(
-            "bookstore_calls_in_flight", "Calls under way.", multiprocess_mode="livesum", registry=registry
+            "bookstore_calls_in_flight", "Calls in progress.", multiprocess_mode="livesum", registry=registry
         )
-        self._refused = Counter(
-            "bookstore_calls_refused",
-            "Calls rejected because of a limit. Those that gRPC rejects are in bookstore_calls_unhandled.",
+        self._rejected = Counter(
+            "bookstore_calls_rejected",
+            "Calls rejected by a limit (load shedding). Those rejected by gRPC are in bookstore_calls_unhandled.",
             ["limit"],
             registry=registry,
         )
         self._unhandled = Gauge(
             "bookstore_calls_unhandled",
-            "Calls that gRPC has received and no handler has: those that wait for one, and all that gRPC has rejected.",
+            "Calls that gRPC has received and no handler has: waiting ones, and all rejected by gRPC since the start.",
             multiprocess_mode="livesum",
             registry=registry,
         )
@@ -140,23 +148,35 @@ class Metrics:
         self._response_bytes = Counter("bookstore_response_bytes", "Bytes of responses.", ["method"], registry=registry)
 
     def _add_database_metrics(self, registry: CollectorRegistry) -> None:
-        self._group_sizes = Histogram(
-            "bookstore_write_group_size",
-            "Calls whose writes were committed together.",
-            buckets=_GROUP_SIZES,
+        self._commit_sizes = Histogram(
+            "bookstore_group_commit_writes",
+            "Calls whose writes were committed in one transaction (group commit).",
+            buckets=_COMMIT_SIZES,
             registry=registry,
         )
         self._database_errors = Counter(
             "bookstore_database_errors",
-            "Calls that the database failed, by what the driver raised.",
+            "Calls that failed in the database, by the driver's exception.",
             ["kind"],
             registry=registry,
         )
         self._connections = Gauge(
             "bookstore_database_connections_in_use",
-            "Connections of the pools that are in use.",
+            "Connections in use, by pool.",
             ["pool"],
             multiprocess_mode="livesum",
+            registry=registry,
+        )
+        self._writable = Gauge(
+            "bookstore_database_writable",
+            "Processes whose database took writes at the last probe.",
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
+        self._wal_bytes = Gauge(
+            "bookstore_sqlite_wal_bytes",
+            "Size of SQLite's write-ahead log (WAL); 0 on other databases.",
+            multiprocess_mode="livemax",  # the workers share the file
             registry=registry,
         )
 
@@ -164,19 +184,19 @@ class Metrics:
         self._ready = Gauge(*_READY, multiprocess_mode="livesum", registry=registry)
         self._certificate = Gauge(
             "bookstore_certificate_expiry_timestamp_seconds",
-            "When the certificate in use ends, in Unix seconds.",
+            "When the certificate in use expires, in Unix seconds.",
             multiprocess_mode="livemin",
             registry=registry,
         )
         self._refresh_failures = Counter(
             "bookstore_refresh_failures",
-            "Times that certificates or keys could not be read again.",
+            "Failed reloads of certificates or keys.",
             ["what"],
             registry=registry,
         )
         self._connections_closed = Counter(
             "bookstore_connections_closed",
-            "Connections closed at the limit: evicted for others, or rejected if none was waiting.",
+            "Connections closed at the limit: evicted for new ones, or rejected because none was waiting.",
             ["listener"],
             registry=registry,
         )
@@ -191,20 +211,20 @@ class Metrics:
 
 
 def _count_up(counter: Counter, seen: dict[str, int], counts: Mapping[str, int]) -> None:
-    """Add the growth of counts since they were last seen."""
+    """Add to a counter how much each count has grown since it was last seen."""
     for label, count in counts.items():
         counter.labels(label).inc(count - seen.get(label, 0))
         seen[label] = count
 
 
 class WorkersMetrics(Collector):
-    """The numbers of all workers, read from the folder that they write to. Counters of dead workers stay included.
+    """The metrics of all workers, read from the directory that they write to. Counters include those of ended workers.
 
-    `count_ready` returns how many are ready: an unresponsive worker would stay ready by what it last wrote.
+    `count_ready` returns the number of ready workers: an unresponsive one would still be ready by its last sample.
     """
 
     def __init__(self, *, count_ready: Callable[[], int]) -> None:
-        """Make the folder. Raises `StartupError`."""
+        """Create the directory. Raises `StartupError`."""
         self._folder = _new_folder()
         self._has_logged_loss = False
         self._count_ready = count_ready
@@ -212,15 +232,15 @@ class WorkersMetrics(Collector):
         self._registry.register(self)
 
     def variables(self) -> Mapping[str, str]:
-        """Return the environment variable that names the folder to a worker. Raises `StartupError`."""
+        """Return the environment variable that names the directory to a worker. Raises `StartupError`."""
         if not self._has_folder():
             self.close()
-            self._folder = _new_folder()  # with another name: the old one may be in use by now
+            self._folder = _new_folder()  # with a new name, because another program may use the old one by now
             self._has_logged_loss = False
         return {FOLDER_VARIABLE: self._folder.name}
 
     def collect(self) -> Iterable[Metric]:
-        """Yield the numbers of all, for the registry."""
+        """Yield the metrics of all workers, for the registry."""
         if self._has_folder():
             written = multiprocess.MultiProcessCollector(None, path=self._folder.name)  # type: ignore[no-untyped-call]
             yield from (family for family in written.collect() if family.name != _READY[0])  # type: ignore[no-untyped-call]
@@ -231,18 +251,18 @@ class WorkersMetrics(Collector):
         multiprocess.mark_process_dead(pid, path=self._folder.name)  # type: ignore[no-untyped-call]
 
     def text(self) -> bytes:
-        """Return the numbers of all in Prometheus's text format."""
+        """Return the metrics of all workers in Prometheus's text format."""
         return generate_latest(self._registry)
 
     def close(self) -> None:
-        """Remove the folder."""
+        """Remove the directory."""
         self._folder.cleanup()
 
     def _has_folder(self) -> bool:
         is_there = os.path.isdir(self._folder.name)
         if not is_there and not self._has_logged_loss:
             self._has_logged_loss = True
-            _log.error("metrics lost: their folder was removed; restart to count again", folder=self._folder.name)
+            _log.error("metrics lost: directory removed; restart to count again", folder=self._folder.name)
         return is_there
 
 
@@ -251,6 +271,6 @@ def _new_folder() -> "tempfile.TemporaryDirectory[str]":
         return tempfile.TemporaryDirectory(prefix="bookstore-metrics-", ignore_cleanup_errors=True)
     except OSError as error:
         raise StartupError(
-            f"Several workers keep their metrics in a temporary folder, and none can be made ({error.strerror}). "
-            "Set TMPDIR to a folder that can be written to, or serve without --metrics-listen."
+            f"Several workers need a temporary directory for their metrics, which cannot be created "
+            f"({error.strerror}). Set TMPDIR to a writable directory, or serve without --metrics-listen."
         ) from error

@@ -1,4 +1,4 @@
-"""Tracing: one span for each call, and one for each read or transaction of the database.
+"""Tracing: one span for each call, and one for each read or transaction in the database.
 
 Imported only if tracing is enabled. Names and attributes are those of OpenTelemetry's conventions for gRPC
 (https://opentelemetry.io/docs/specs/semconv/rpc/grpc/) and for SQL (https://opentelemetry.io/docs/specs/semconv/db/sql/).
@@ -34,17 +34,18 @@ if TYPE_CHECKING:
     from bookstore_grpc.telemetry.otlp import SpanExport
 
 _PROPAGATOR = TraceContextTextMapPropagator()
-# Every other status is the caller's fault, by the convention.
+# By the convention every other status is the caller's fault.
 _ERRORS = {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
 
 
 class Traces:
-    """Makes the spans; an observer of calls and of the database.
+    """Creates the spans; an observer of calls and of the database.
 
-    The span of a call belongs to the trace that its caller names, and is current while the call runs. A database span
-    for one call is its child. One for several traced calls is in a trace of its own, with links in both directions.
+    The span of a call belongs to the trace in its `traceparent`, and is the current span while the call runs. A span of
+    database work for one call is its child. One for several traced calls (group commit) has its own trace, with links
+    in both directions.
 
-    A caller decides whether its trace is sampled. Of calls that name no trace, the share `ratio` begins one.
+    The caller's `traceparent` decides whether a call is sampled. Without one, the share `ratio` of calls is.
     """
 
     def __init__(
@@ -62,15 +63,15 @@ class Traces:
         self._by_method: dict[str, Mapping[str, AttributeValue]] = {}
 
     def call_began(self, call: Call) -> None:
-        """Begin the span of a call if it is sampled; health checks have none."""
+        """Start the span of a call if it is sampled. Health checks have none."""
         if call.method.startswith(HEALTH_PREFIX):
             return
-        # The SDK's samplers decide the same way, but after most of the work.
+        # The SDK's samplers decide the same, but only after most of the work.
         context = _PROPAGATOR.extract(_carrier(call), Context()) if call.trace_id else Context()
         if call.trace_id:
             is_wanted = get_current_span(context).get_span_context().trace_flags.sampled
         else:
-            is_wanted = random.random() < self._ratio  # noqa: S311  it protects no secret
+            is_wanted = random.random() < self._ratio  # noqa: S311  not used for security
         if not is_wanted:
             return
         attributes = self._by_method.get(call.method)
@@ -81,17 +82,17 @@ class Traces:
                 "rpc.method": method,
                 **self._server,
             }
-        # By the convention all unknown methods share one name.
+        # By the convention all unknown methods have the same name.
         name = "grpc" if call.method == UNKNOWN_METHOD else str(attributes["rpc.method"])
         span = self._export.tracer.start_span(name, context, SpanKind.SERVER, attributes)
-        # Never detached: the context ends with the task of the call.
+        # Never detached, because the context ends with the task of the call.
         attach(set_span_in_context(span, context))
         call.span = span
-        trace_id = span.get_span_context().trace_id  # 0 if a variable has disabled OpenTelemetry
+        trace_id = span.get_span_context().trace_id  # 0 if a variable disables OpenTelemetry
         call.trace_id = format_trace_id(trace_id) if trace_id else ""
 
     def call_ended(self, call: Call, outcome: Outcome) -> None:
-        """End the span of a call. Only what is the server's fault is an error."""
+        """End the span of a call. Only server errors mark it as an error."""
         span: Span | None = call.span
         if span is None:
             return
@@ -109,7 +110,7 @@ class Traces:
         span.end()
 
     def read_ended(self, summary: str, started_ns: int, error: BaseException | None) -> None:
-        """Make the span of a read, a child of the call's."""
+        """Create the span of a read, a child of the call's span."""
         span = get_current_span()
         if span.get_span_context().trace_flags.sampled:
             self._database_span(summary, [span], started_ns, error, {})
@@ -117,7 +118,7 @@ class Traces:
     def batch_ended(
         self, summary: str, callers: Sequence[Variables], started_ns: int, error: BaseException | None
     ) -> None:
-        """Make the span of a group of writes."""
+        """Create the span of a write transaction, which may serve several calls (group commit)."""
         spans = (variables.run(get_current_span) for variables in callers)
         traced = [span for span in spans if span.get_span_context().trace_flags.sampled]
         if traced:
@@ -134,7 +135,7 @@ class Traces:
     ) -> None:
         is_shared = len(callers) > 1
         if not is_shared and isinstance(callers[0], ReadableSpan):
-            # A call may have joined a transaction that began before it.
+            # The transaction may have started before the call that it serves.
             started_ns = max(started_ns, callers[0].start_time or 0)
         span = self._export.tracer.start_span(
             summary,

@@ -5,22 +5,26 @@ They contain no books and need no token.
 
 import os
 from collections.abc import Awaitable, Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from bookstore.v1.books_pb2 import Book
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
-from starlette.staticfiles import StaticFiles
+from starlette.staticfiles import NotModifiedResponse, StaticFiles
 from swagger_ui_bundle import swagger_ui_path
 
+from bookstore_grpc.dal.records import FIELDS
 from bookstore_grpc.gateway.openapi.document import openapi_document
+from bookstore_grpc.web.fields import fields_module
 
 _Endpoint = Callable[[Request], Awaitable[Response]]
 
-_SITE = Path(__file__).parent / "site"
+SITE = Path(__file__).parent / "site"
 _SWAGGER_UI = ("swagger-ui-bundle.js", "swagger-ui.css")
 
 # Load everything from this server only, and allow no inline scripts or styles.
@@ -49,14 +53,17 @@ _COMPRESSED = [Middleware(GZipMiddleware, compresslevel=6)]
 
 
 def page_routes(*, needs_token: bool) -> list[BaseRoute]:
-    """Return the routes: the catalogue at /, the API documentation at /docs, and static files at /assets."""
+    """Return the routes: the catalogue at /, the API documentation at /docs, and their files at /assets."""
+    site = _Files(directory=SITE)
+    fields = fields_module(FIELDS.values(), Book.DESCRIPTOR)
     return [
-        Route("/", _file(_SITE / "index.html"), middleware=_COMPRESSED),
-        Route("/docs", _file(_SITE / "docs.html"), middleware=_COMPRESSED),
+        Route("/", _file(SITE / "index.html"), middleware=_COMPRESSED),
+        Route("/docs", _file(SITE / "docs.html"), middleware=_COMPRESSED),
         Route("/openapi.json", _openapi(needs_token=needs_token), middleware=_COMPRESSED),
         # Uncompressed: compressing 1.5 MB would block every other call.
         Mount("/assets/swagger-ui", _SwaggerUI(directory=swagger_ui_path)),
-        Mount("/assets", _Files(directory=_SITE), middleware=_COMPRESSED),
+        Route("/assets/fields.js", _generated(fields, site), middleware=_COMPRESSED),
+        Mount("/assets", site, middleware=_COMPRESSED),
     ]
 
 
@@ -70,6 +77,18 @@ def _openapi(*, needs_token: bool) -> _Endpoint:
 def _file(path: Path) -> _Endpoint:
     async def file(_request: Request) -> Response:
         return FileResponse(path, headers=_HEADERS)
+
+    return file
+
+
+def _generated(module: bytes, site: StaticFiles) -> _Endpoint:
+    """Serve a generated ES module with the caching and the headers of the files of `site`."""
+    headers = {**_HEADERS, "ETag": f'"{sha256(module).hexdigest()}"'}
+
+    async def file(request: Request) -> Response:
+        response = Response(module, headers=headers, media_type="text/javascript")
+        is_known = site.is_not_modified(response.headers, request.headers)
+        return NotModifiedResponse(response.headers) if is_known else response
 
     return file
 

@@ -1,6 +1,6 @@
-"""`make edge`: two servers on one PostgreSQL behind Envoy, on this machine only, to try it out.
+"""`make edge`: two servers on one PostgreSQL behind Envoy, on this machine only, for a trial.
 
-It takes envoy.yaml as it stands, for the loopback instead of every address and with paths below build/edge.
+It uses envoy.yaml with the loopback instead of all addresses, and with paths below build/edge.
 """
 
 import argparse
@@ -30,13 +30,13 @@ BOOKSTORE = Path(sys.executable).parent / "bookstore"
 
 _URL_VARIABLE = "BOOKSTORE_DATABASE_URL"
 _START_SECONDS = 30
-# From SIGTERM on: the drain delay and the drain of `variables`, and the shutdown.
+# From SIGTERM: the drain delay of `variables`, the drain, and the shutdown.
 GRACE_SECONDS = 40
 
 _NO_DATABASE = f"""\
 make edge needs a PostgreSQL in {_URL_VARIABLE}, as in
     {_URL_VARIABLE}=postgresql+asyncpg://postgres@127.0.0.1/bookstore make edge
-Where there is none, Docker has one:
+If you have none, Docker can run one:
     docker run --rm --publish 127.0.0.1:5432:5432 --env POSTGRES_HOST_AUTH_METHOD=trust \\
         --env POSTGRES_DB=bookstore postgres"""
 
@@ -142,7 +142,7 @@ class Child:
         """Return whether it has ended."""
         return self.process.poll() is not None
 
-    def tell_end(self) -> None:
+    def report_end(self) -> None:
         """Print how it ended, and the end of its log."""
         lines = self.log.read_text(errors="replace").splitlines()[-5:]
         print(f"{self.name} has ended with status {self.process.returncode}. The end of {self.log}:", file=sys.stderr)
@@ -169,8 +169,8 @@ class Edge:
         self._folder = folder
         self._ports = ports
         self._children: list[Child] = []
-        self._told: set[Child] = set()
-        self._is_to_end = False
+        self._reported: set[Child] = set()
+        self._is_stopping = False
 
     def run(self, database_url: str) -> int:
         """Run until a signal arrives or no server is left, and return the exit status."""
@@ -187,28 +187,28 @@ class Edge:
             for number, port in enumerate(self._ports.servers, 1):
                 self._start(f"server {number}", [str(BOOKSTORE), "serve"], environment | variables(port))
             self._start("envoy", envoy_command(configuration), kept)
-            if not self._await_answer(certificate):
+            if not self._wait_until_serving(certificate):
                 return 1
-            self._tell_what_to_try(certificate)
-            while not self._is_to_end and self._is_worth_it():
+            self._print_examples(certificate)
+            while not self._is_stopping and self._is_useful():
                 time.sleep(0.2)
-            return 1 if self._told else 0
+            return 1 if self._reported else 0
         finally:
             self._end()
 
     def _note_signal(self, _number: int, _frame: FrameType | None) -> None:
-        self._is_to_end = True
+        self._is_stopping = True
 
     def _start(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
         self._children.append(Child(name, command, environment, self._folder))
 
-    def _await_answer(self, certificate: Path) -> bool:
+    def _wait_until_serving(self, certificate: Path) -> bool:
         """Wait until a call succeeds, and return whether one did."""
         context = ssl.create_default_context(cafile=certificate)
         deadline = time.monotonic() + _START_SECONDS
-        while not self._is_to_end and time.monotonic() < deadline:
-            self._tell_ended()
-            if self._told:
+        while not self._is_stopping and time.monotonic() < deadline:
+            self._report_ended()
+            if self._reported:
                 return False
             connection = http.client.HTTPSConnection(self._address, context=context, timeout=5)
             try:
@@ -220,20 +220,20 @@ class Edge:
             finally:
                 connection.close()
             time.sleep(0.1)
-        if not self._is_to_end:
+        if not self._is_stopping:
             print(f"No call succeeded in {_START_SECONDS} s; {self._folder} has the logs.", file=sys.stderr)
-        return self._is_to_end
+        return self._is_stopping
 
-    def _is_worth_it(self) -> bool:
-        self._tell_ended()
+    def _is_useful(self) -> bool:
+        self._report_ended()
         *servers, envoy = self._children
         return not envoy.has_ended and not all(server.has_ended for server in servers)
 
-    def _tell_ended(self) -> None:
+    def _report_ended(self) -> None:
         for child in self._children:
-            if child.has_ended and child not in self._told:
-                self._told.add(child)
-                child.tell_end()
+            if child.has_ended and child not in self._reported:
+                self._reported.add(child)
+                child.report_end()
 
     def _end(self) -> None:
         # Envoy last, so that calls in progress finish.
@@ -249,7 +249,7 @@ class Edge:
     def _address(self) -> str:
         return f"127.0.0.1:{self._ports.edge}"
 
-    def _tell_what_to_try(self, certificate: Path) -> None:
+    def _print_examples(self, certificate: Path) -> None:
         one, other, envoy = (f"{child.name} is {child.process.pid}" for child in self._children)
         address, books = self._address, f"https://{self._address}/v1/books"
         print(
@@ -259,8 +259,8 @@ Envoy listens on https://{address}, in front of two servers. Try:
     curl -k {books} --json '{{"name": "Dune", "author": "Frank Herbert", "releaseYear": 1965}}'
     grpcurl -insecure {address} bookstore.v1.BookService/ListBooks
     {os.path.relpath(BOOKSTORE)} list --server {address} --ca {os.path.relpath(certificate)}
-Take a server away with kill or kill -9, and no read is lost: {one}, {other}, {envoy}.
-Logs are in {os.path.relpath(self._folder)}, Envoy's own page is http://127.0.0.1:{self._ports.admin}.
+End a server with kill or kill -9, and no read fails. The process ids: {one}, {other}, {envoy}.
+Logs are in {os.path.relpath(self._folder)}, Envoy's admin page is http://127.0.0.1:{self._ports.admin}.
 Ctrl-C ends everything.""",
             flush=True,
         )
@@ -272,7 +272,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=FOLDER, help="for configuration, certificate and logs")
     parser.add_argument("--port", type=int, default=Ports().edge, help="of Envoy")
     parser.add_argument("--server-ports", type=int, nargs=2, default=Ports().servers)
-    parser.add_argument("--admin-port", type=int, default=Ports().admin, help="of Envoy's own page")
+    parser.add_argument("--admin-port", type=int, default=Ports().admin, help="of Envoy's admin page")
     chosen = parser.parse_args()
     database_url = os.environ.get(_URL_VARIABLE, "")
     if not database_url.startswith("postgresql"):

@@ -35,8 +35,8 @@ class Origin:
         self.status = 200
         self.location = ""
         self.length: int | None = None
-        self.may_answer = threading.Event()
-        self.may_answer.set()
+        self.may_respond = threading.Event()
+        self.may_respond.set()
         self.fetched = 0
         self.url = ""
 
@@ -54,7 +54,7 @@ def serving_keys() -> Iterator[Origin]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             origin.fetched += 1
-            origin.may_answer.wait(20)
+            origin.may_respond.wait(20)
             self.send_response(origin.status)
             if origin.location:
                 self.send_header("Location", origin.location)
@@ -98,17 +98,17 @@ async def is_let_in(stub: Stub, issuer: Issuer) -> bool:
         (public_jwk(elliptic_key(), "a", key_ops=["encrypt"]), "not meant for signatures"),
         (public_jwk(elliptic_key(), "a", key_ops=None), "damaged"),
         (public_jwk(elliptic_key(), "a", alg=[]), "damaged"),
-        (public_jwk(elliptic_key(), "a", alg="HS256"), "does not fit"),
-        (public_jwk(elliptic_key(), "a", alg="RS256"), "does not fit"),
+        (public_jwk(elliptic_key(), "a", alg="HS256"), "does not match"),
+        (public_jwk(elliptic_key(), "a", alg="RS256"), "does not match"),
         (public_jwk(elliptic_key(), "a", x="!!"), "damaged"),
         (public_jwk(rsa_key(1_024), "a"), "shorter than 2048"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_keys_that_cannot_be_used_are_left_out_and_told(jwk: Any, cause: str, log_lines: LogLines) -> None:
+def test_unusable_keys_are_ignored_and_logged(jwk: Any, cause: str, log_lines: LogLines) -> None:
     good = public_jwk(elliptic_key(), "good", use="sig", key_ops=["verify"], alg="ES256")
     assert [key.name for key in keys_from_jwks(jwks(jwk, good))] == ["good"]
-    (line,) = [line for line in log_lines() if line["event"] == "key left out"]
+    (line,) = [line for line in log_lines() if line["event"] == "key ignored"]
     assert cause in line["cause"]
 
 
@@ -126,8 +126,8 @@ async def test_a_file_without_keys_keeps_the_server_from_starting(text: bytes, t
     [
         ({"jwks_file": "/nowhere/jwks"}, "No such file"),
         ({"jwks_url": "https://keys.example", "jwks_file": "a"}, "either --jwks-file or --jwks-url"),
-        ({"jwks_url": "http://keys.example/", "jwks_file": ""}, "give a URL of https"),
-        ({"jwks_url": "file:///etc/passwd", "jwks_file": ""}, "give a URL of https"),
+        ({"jwks_url": "http://keys.example/", "jwks_file": ""}, "give an https URL"),
+        ({"jwks_url": "file:///etc/passwd", "jwks_file": ""}, "give an https URL"),
         ({"jwks_file": "a", "token_issuer": ""}, "--token-issuer"),
         ({"jwks_file": "a", "token_audience": ""}, "--token-audience"),
         ({"jwks_file": ""}, "give --jwks-file or --jwks-url"),
@@ -135,9 +135,7 @@ async def test_a_file_without_keys_keeps_the_server_from_starting(text: bytes, t
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-async def test_settings_that_do_not_fit_together_are_told(
-    values: dict[str, Any], sentence: str, tmp_path: Path
-) -> None:
+async def test_contradicting_settings_are_an_error(values: dict[str, Any], sentence: str, tmp_path: Path) -> None:
     with pytest.raises(StartupError, match=sentence):
         async with running_server(settings(tmp_path, **values)):
             pass
@@ -157,7 +155,9 @@ async def test_a_file_that_changes_is_read_again_and_a_withdrawn_key_counts_no_m
         assert not await is_let_in(stub, first)
 
 
-async def test_keys_stay_while_the_file_is_broken_which_is_told_once(tmp_path: Path, log_lines: LogLines) -> None:
+async def test_keys_are_kept_while_the_file_is_invalid_which_is_logged_once(
+    tmp_path: Path, log_lines: LogLines
+) -> None:
     issuer = Issuer()
     path = issuer.write_jwks(tmp_path / "jwks")
 
@@ -169,14 +169,14 @@ async def test_keys_stay_while_the_file_is_broken_which_is_told_once(tmp_path: P
         grpc.aio.insecure_channel(server.addresses[0]) as channel,
     ):
         path.unlink()
-        await until(lambda: has_logged("keys not refreshed: the old ones stay"))
+        await until(lambda: has_logged("keys not refreshed: old ones stay in use"))
         assert await is_let_in(Stub(channel), issuer)
         issuer.write_jwks(path)
         await until(lambda: has_logged("keys refreshed again"))
-    assert [line["event"] for line in log_lines()].count("keys not refreshed: the old ones stay") == 1
+    assert [line["event"] for line in log_lines()].count("keys not refreshed: old ones stay in use") == 1
 
 
-async def test_a_file_that_stays_broken_is_not_taken_for_mended(tmp_path: Path, log_lines: LogLines) -> None:
+async def test_a_file_that_stays_invalid_is_not_reported_as_valid(tmp_path: Path, log_lines: LogLines) -> None:
     issuer, later = Issuer(name="first"), Issuer(name="later")
     path = issuer.write_jwks(tmp_path / "jwks")
     async with (
@@ -190,10 +190,10 @@ async def test_a_file_that_stays_broken_is_not_taken_for_mended(tmp_path: Path, 
         later.write_jwks(path)
         await until(lambda: is_let_in(Stub(channel), later))
     events = [line["event"] for line in log_lines()]
-    assert events.count("keys not refreshed: the old ones stay") == events.count("keys refreshed again") == 1
+    assert events.count("keys not refreshed: old ones stay in use") == events.count("keys refreshed again") == 1
 
 
-async def test_a_key_that_is_left_out_is_told_when_it_comes_and_not_with_every_look(
+async def test_an_ignored_key_is_logged_when_it_appears_and_not_at_every_refresh(
     tmp_path: Path, origin: Origin, log_lines: LogLines
 ) -> None:
     keys = (public_jwk(elliptic_key(), "good"), public_jwk(elliptic_key(), "bad", use="enc"))
@@ -204,10 +204,10 @@ async def test_a_key_that_is_left_out_is_told_when_it_comes_and_not_with_every_l
 
     async with running_server(settings(tmp_path, jwks_file="", jwks_url=origin.url, jwks_refresh_seconds=0.01)):
         await until(has_looked_again)
-    assert [line["event"] for line in log_lines()].count("key left out") == 1
+    assert [line["event"] for line in log_lines()].count("key ignored") == 1
 
 
-async def test_an_answer_that_breaks_off_is_a_failure_like_others(tmp_path: Path, origin: Origin) -> None:
+async def test_an_incomplete_response_is_a_failure_like_others(tmp_path: Path, origin: Origin) -> None:
     issuer, later = Issuer(name="first"), Issuer(name="later")
     origin.text = issuer.jwks().encode()
     async with (
@@ -227,7 +227,7 @@ async def test_an_answer_that_breaks_off_is_a_failure_like_others(tmp_path: Path
         await until(lambda: is_let_in(stub, later))
 
 
-async def test_a_password_in_the_url_is_refused_and_not_repeated(tmp_path: Path, origin: Origin) -> None:
+async def test_a_password_in_the_url_is_rejected_and_not_repeated(tmp_path: Path, origin: Origin) -> None:
     url = origin.url.replace("http://", "http://me:hidden@")
     with pytest.raises(StartupError, match="without user and password") as caught:
         async with running_server(settings(tmp_path, jwks_file="", jwks_url=url)):
@@ -254,25 +254,25 @@ async def test_an_unknown_key_sends_for_the_keys_at_once_but_a_flood_of_them_doe
         assert origin.fetched == 2
 
 
-async def test_nobody_else_waits_for_an_origin_that_is_asked_for_unknown_keys(tmp_path: Path, origin: Origin) -> None:
+async def test_other_calls_do_not_wait_while_unknown_keys_are_fetched(tmp_path: Path, origin: Origin) -> None:
     issuer = Issuer()
     origin.text = issuer.jwks().encode()
     values = settings(tmp_path, jwks_file="", jwks_url=origin.url, max_concurrent_calls=5)
     async with running_server(values) as server, grpc.aio.insecure_channel(server.addresses[0]) as channel:
         stub = Stub(channel)
-        origin.may_answer.clear()
+        origin.may_respond.clear()
         began = time.monotonic()
         waiting = asyncio.create_task(is_let_in(stub, Issuer(name="unknown")))
         await asyncio.sleep(0.1)
-        refused = await asyncio.gather(*(is_let_in(stub, Issuer(name=f"unknown {number}")) for number in range(5)))
-        assert not any(refused)
+        rejected = await asyncio.gather(*(is_let_in(stub, Issuer(name=f"unknown {number}")) for number in range(5)))
+        assert not any(rejected)
         assert await is_let_in(stub, issuer)
         assert not waiting.done()
         assert not await waiting
         assert time.monotonic() - began < 3
-    # The server has ended although it is still asked; now the origin may.
+    # The server has ended although its request is still open; now the origin may respond.
     assert time.monotonic() - began < 6
-    origin.may_answer.set()
+    origin.may_respond.set()
 
 
 @pytest.mark.parametrize("name", ["http_proxy", "HTTP_PROXY", "all_proxy"])
@@ -308,7 +308,7 @@ async def test_keys_outlive_an_outage_of_their_origin(tmp_path: Path) -> None:
             await until(lambda: is_let_in(stub, later))
 
 
-async def test_an_origin_that_is_away_at_the_start_is_told(tmp_path: Path) -> None:
+async def test_an_unreachable_origin_at_the_start_is_an_error(tmp_path: Path) -> None:
     with serving_keys() as origin:
         url = origin.url
     with pytest.raises(StartupError, match=r"Cannot read the keys of tokens from http://127\.0\.0\.1"):

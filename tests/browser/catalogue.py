@@ -1,17 +1,17 @@
-"""What the tests of the page for people do again and again."""
+"""Steps that the tests of the catalogue page share."""
 
 from collections.abc import Iterable
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING or find_spec("playwright"):  # the fixture `browser` tells of its absence
+if TYPE_CHECKING or find_spec("playwright"):  # the fixture `browser` reports its absence
     from playwright.async_api import Page, expect
 
 BAD_REQUEST, CONFLICT = r"status of 400 .*/v1/", r"status of 409 .*/v1/"
 
 
-class Others:
-    """Those who use the same catalogue meanwhile, through the API."""
+class ApiClient:
+    """A client of the same catalogue, for the preparation of a test and for changes by another user."""
 
     def __init__(self, page: "Page", site: str) -> None:
         self._request = page.request
@@ -31,14 +31,14 @@ class Others:
         await self._send("delete", f"/{book['id']}")
 
     async def list(self, **query: str | float | bool) -> list[Any]:
-        answer = await self._request.get(self._books, params=query)
-        assert answer.ok, await answer.text()
-        return (await answer.json()).get("books", [])  # type: ignore[no-any-return]
+        response = await self._request.get(self._books, params=query)
+        assert response.ok, await response.text()
+        return (await response.json()).get("books", [])  # type: ignore[no-any-return]
 
     async def _send(self, verb: str, path: str, body: object = None) -> Any:
-        answer = await self._request.fetch(f"{self._books}{path}", method=verb, data=body)
-        assert answer.ok, await answer.text()
-        return await answer.json()
+        response = await self._request.fetch(f"{self._books}{path}", method=verb, data=body)
+        assert response.ok, await response.text()
+        return await response.json()
 
 
 def csv_file(text: str, name: str = "books.csv") -> Any:
@@ -49,8 +49,8 @@ def csv_of(rows: Iterable[tuple[object, ...]]) -> str:
     return "name,author,release_year\n" + "".join(f"{','.join(map(str, row))}\n" for row in rows)
 
 
-async def shows(page: "Page", *names: str) -> None:
-    """Wait until these titles are listed, in this order, and no others."""
+async def expect_titles(page: "Page", *names: str) -> None:
+    """Wait until exactly these titles are listed, in this order."""
     await expect(page.locator("tbody .name:visible")).to_have_text(list(names))
 
 
@@ -67,12 +67,12 @@ async def fill_book(page: "Page", *, name: str = "", author: str = "", year: str
     await page.get_by_label("Year of the first release").fill(year)
 
 
-async def meet_conflict(page: "Page", site: str, others: Others, **theirs: object) -> None:
-    """Change the title of a book that somebody else changes meanwhile."""
-    book = await others.create("Dune", "Herbert", 1965)
+async def cause_conflict(page: "Page", site: str, api_client: ApiClient, **theirs: object) -> None:
+    """Save a changed title of a book that another user has changed."""
+    book = await api_client.create("Dune", "Herbert", 1965)
     await page.goto(site)
     await page.get_by_role("button", name="Edit Dune").click()
     await page.get_by_label("Title", exact=True).fill("Mine")
-    await others.change(book, **theirs)
+    await api_client.change(book, **theirs)
     await page.get_by_role("button", name="Save").click()
     await expect(page.get_by_role("group", name="Another user has changed this book")).to_be_focused()

@@ -1,4 +1,4 @@
-"""Fixtures: Debian's Chromium, a page in it that tells of whatever goes wrong, and a real server for it to visit."""
+"""Fixtures: Debian's Chromium, a page in it whose errors fail the test, and a real server."""
 
 import importlib.util
 import re
@@ -12,15 +12,15 @@ import pytest
 
 from bookstore_grpc.rpc.server import Server
 from bookstore_grpc.server.app import running_server
-from tests.browser.catalogue import Others
-from tests.conftest import require, settings_for
+from tests.browser.catalogue import ApiClient
+from tests.conftest import require, reset_sqlite, settings_for
 
 if TYPE_CHECKING:
     from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Page, Request
 
-CHROMIUM = "/usr/bin/chromium"
+# The headless shell takes half of the CPU of the browser with its own pages.
+CHROMIUM = "/usr/bin/chromium-headless-shell"
 FLAGS = (
-    "--headless=new",
     "--no-sandbox",  # tests may run as root, which Chromium does not sandbox
     "--disable-gpu",
     "--disable-quic",
@@ -30,57 +30,61 @@ FLAGS = (
     "--disable-sync",
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )
-PATIENCE_SECONDS = 10.0
+TIMEOUT_SECONDS = 10.0
 
 
-class Trouble:
-    """What went wrong in a page. A test that means to make trouble says so with `expect`."""
+class BrowserErrors:
+    """The errors, warnings and failed requests of a test's pages."""
 
     def __init__(self) -> None:
         self._found: list[str] = []
         self._expected: list[str] = []
 
     def expect(self, pattern: str) -> None:
-        """Let pass, and demand, what this regular expression finds: "status of 409" is how Chromium tells of one."""
+        """Require an error that this regular expression finds, such as "status of 409", and allow all that it finds."""
         self._expected.append(pattern)
 
     def watch(self, context: "BrowserContext") -> None:
-        """Take down what Chromium tells of any page of the context."""
-        context.on("console", self._take_message)
+        """Record the errors of all pages of the context."""
+        context.on("console", self._add_message)
         context.on("weberror", lambda error: self._found.append(f"uncaught: {error.error}"))
-        context.on("request", self._take_request)
-        context.on("requestfailed", self._take_failure)
+        context.on("request", self._add_request)
+        context.on("requestfailed", self._add_failure)
+
+    def matching(self, pattern: str) -> list[str]:
+        """Return the errors so far that this regular expression finds."""
+        return [line for line in self._found if re.search(pattern, line)]
 
     def verify(self) -> None:
-        """Fail for what was not expected, and for what was and did not come."""
+        """Fail on unexpected errors, and on expected ones that did not occur."""
         unexpected = [line for line in self._found if not any(re.search(each, line) for each in self._expected)]
         assert not unexpected, "\n".join(unexpected)
-        missing = [each for each in self._expected if not any(re.search(each, line) for line in self._found)]
-        assert not missing, f"expected, and did not happen: {missing}"
+        missing = [each for each in self._expected if not self.matching(each)]
+        assert not missing, f"expected errors that did not occur: {missing}"
 
-    def _take_message(self, message: "ConsoleMessage") -> None:
+    def _add_message(self, message: "ConsoleMessage") -> None:
         if message.type in {"error", "warning"}:
             self._found.append(f"{message.type}: {message.text} ({message.location['url']})")
 
-    def _take_request(self, request: "Request") -> None:
+    def _add_request(self, request: "Request") -> None:
         address = urlsplit(request.url)
         if address.scheme not in {"blob", "data"} and address.hostname != "127.0.0.1":
             self._found.append(f"a request to another host: {request.url}")
 
-    def _take_failure(self, request: "Request") -> None:
-        # A page gives up requests whose answers it no longer wants.
+    def _add_failure(self, request: "Request") -> None:
+        # The page aborts requests whose responses it no longer needs.
         if request.failure != "net::ERR_ABORTED":
             self._found.append(f"failed: {request.method} {request.url} {request.failure}")
 
 
 @pytest.fixture(scope="session")
 async def browser() -> AsyncIterator["Browser"]:
-    """One Chromium for all tests of a process; each has a context of its own in it."""
+    """One Chromium for all tests of a process."""
     require(importlib.util.find_spec("playwright"), "playwright is missing (`make check` installs it)")
-    require(shutil.which(CHROMIUM), f"{CHROMIUM} is missing (Debian's package chromium)")
+    require(shutil.which(CHROMIUM), f"{CHROMIUM} is missing (Debian's package chromium-headless-shell)")
     from playwright.async_api import async_playwright, expect
 
-    expect.set_options(timeout=PATIENCE_SECONDS * 1_000)
+    expect.set_options(timeout=TIMEOUT_SECONDS * 1_000)
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield browser
@@ -88,35 +92,43 @@ async def browser() -> AsyncIterator["Browser"]:
 
 
 @pytest.fixture
-def trouble() -> Trouble:
-    return Trouble()
+def browser_errors() -> BrowserErrors:
+    return BrowserErrors()
 
 
 @pytest.fixture
-async def page(browser: "Browser", trouble: Trouble) -> AsyncIterator["Page"]:
-    """A page in a fresh context. The test fails at the end on errors, warnings and requests to other hosts."""
+async def page(browser: "Browser", browser_errors: BrowserErrors) -> AsyncIterator["Page"]:
+    """A page in a new context. The test fails at the end on errors, warnings and requests to other hosts."""
     context = await browser.new_context(viewport={"width": 1280, "height": 800}, locale="en-GB")
-    context.set_default_timeout(PATIENCE_SECONDS * 1_000)
-    trouble.watch(context)
+    context.set_default_timeout(TIMEOUT_SECONDS * 1_000)
+    browser_errors.watch(context)
     yield await context.new_page()
     await context.close()
-    trouble.verify()
+    browser_errors.verify()
+
+
+@pytest.fixture(scope="session")
+async def shared_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[Server, Path]]:
+    """A server that the tests of a process share, and the file of its database."""
+    path = tmp_path_factory.mktemp("site") / "bookstore.db"
+    async with running_server(settings_for(f"sqlite+aiosqlite:///{path}", http_listen="127.0.0.1:0")) as server:
+        yield server, path
 
 
 @pytest.fixture
-async def site_server(tmp_path: Path) -> AsyncIterator[Server]:
-    """A real server without books, which answers over HTTP too."""
-    url = f"sqlite+aiosqlite:///{tmp_path}/bookstore.db"
-    async with running_server(settings_for(url, http_listen="127.0.0.1:0")) as server:
-        yield server
+def site_server(shared_server: tuple[Server, Path]) -> Server:
+    """A real server with JSON over HTTP. It has no books, and the next one gets the id 1."""
+    server, path = shared_server
+    reset_sqlite(path)
+    return server
 
 
 @pytest.fixture
 def site(site_server: Server) -> str:
-    """Its URL, as in "http://127.0.0.1:8080"."""
+    """The URL of the server, such as "http://127.0.0.1:8080"."""
     return f"http://{site_server.http_address}"
 
 
 @pytest.fixture
-def others(page: "Page", site: str) -> Others:
-    return Others(page, site)
+def api_client(page: "Page", site: str) -> ApiClient:
+    return ApiClient(page, site)

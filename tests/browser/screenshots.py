@@ -1,4 +1,4 @@
-"""The pictures of the pages in docs/images: `.venv/bin/python -m tests.browser.screenshots` takes them anew."""
+"""The screenshots in docs/images: `.venv/bin/python -m tests.browser.screenshots` recreates them."""
 
 import asyncio
 import csv
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 IMAGES = ROOT / "docs" / "images"
-# From a time whose books are in scripts that every machine has letters for.
+# Years whose titles are in scripts for which every machine has fonts.
 CATALOGUE = "?filter=release_year+>%3D+1810+release_year+<+1930&order=release_year"
 
 
@@ -26,7 +26,7 @@ async def take_catalogue(page: "Page", site: str) -> None:
 
 
 async def take_docs(page: "Page", site: str) -> None:
-    await page.set_viewport_size({"width": 1760, "height": 1100})  # a call and its answer want more room
+    await page.set_viewport_size({"width": 1760, "height": 1100})  # room for a request and its response
     await page.goto(f"{site}/docs#/BookService/GetBook")
     operation = page.locator("#operations-BookService-GetBook")
     await operation.get_by_role("button", name="Try it out").click()
@@ -46,12 +46,12 @@ async def store_classics(page: "Page", site: str) -> None:
         {"book": {"name": row["name"], "author": row["author"], "releaseYear": int(row["release_year"])}}
         for row in rows
     ]
-    answer = await page.request.post(f"{site}/v1/books:batchCreate", data={"requests": requests})
-    assert answer.ok, await answer.text()
+    response = await page.request.post(f"{site}/v1/books:batchCreate", data={"requests": requests})
+    assert response.ok, await response.text()
 
 
 async def take_all() -> None:
-    """Fill a catalogue of its own with the examples, and take every picture of it."""
+    """Start a server with the example books, and take every screenshot."""
     from playwright.async_api import async_playwright
 
     IMAGES.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""Importing CSV files on the page for people."""
+"""Importing CSV files on the catalogue page."""
 
 import asyncio
 import csv
@@ -16,19 +16,19 @@ from hypothesis import strategies as st
 from bookstore_grpc.rpc.server import Server
 from bookstore_grpc.server.app import running_server
 from tests.browser.accessibility import violations
-from tests.browser.catalogue import BAD_REQUEST, Others, csv_of, import_file, shows
-from tests.browser.conftest import Trouble
+from tests.browser.catalogue import BAD_REQUEST, ApiClient, csv_of, expect_titles, import_file
+from tests.browser.conftest import BrowserErrors
 from tests.conftest import settings_for
 from tests.executable import run_bookstore
 
-if TYPE_CHECKING or find_spec("playwright"):  # the fixture `browser` tells of its absence
+if TYPE_CHECKING or find_spec("playwright"):  # the fixture `browser` reports its absence
     from playwright.async_api import Page, Route, expect
 
 
-async def test_an_import_stores_good_rows_and_tells_of_the_others(
-    page: "Page", site: str, others: Others, trouble: Trouble
+async def test_an_import_stores_valid_rows_and_reports_the_others(
+    page: "Page", site: str, api_client: ApiClient, browser_errors: BrowserErrors
 ) -> None:
-    trouble.expect(BAD_REQUEST)
+    browser_errors.expect(BAD_REQUEST)
     await page.goto(site)
     rows = (
         'Author , NAME,release_year,more\nHomer,"The ""Iliad"", at last",-750,"of\nTroy"\n'
@@ -50,19 +50,19 @@ async def test_an_import_stores_good_rows_and_tells_of_the_others(
     assert await violations(page) == []
     async with page.expect_download() as download:
         await page.get_by_role("link", name="Download").click()
-    refused = (await (await download.value).path()).read_text("utf-8")
-    assert list(csv.reader(io.StringIO(refused)))[:3] == [
+    rejected = (await (await download.value).path()).read_text("utf-8")
+    assert list(csv.reader(io.StringIO(rejected)))[:3] == [
         ["line", "reason", "name", "author", "release_year"],
         ["4", "author: is required and must hold more than white space", "Nobody's", "", "1"],
         ["5", "release_year: is 'soon', not a whole number", "Y", "X", "soon"],
     ]
     await dialog.get_by_role("button", name="Close").click()
-    assert [book["author"] for book in await others.list()] == ["Homer", "Zoë"]
-    await shows(page, "Ω", 'The "Iliad", at last')
+    assert [book["author"] for book in await api_client.list()] == ["Homer", "Zoë"]
+    await expect_titles(page, "Ω", 'The "Iliad", at last')
 
 
-async def test_an_import_again_by_the_page_or_the_command_stores_nothing_twice(
-    page: "Page", site: str, site_server: Server, others: Others, tmp_path: Path
+async def test_repeating_an_import_on_the_page_or_by_the_command_stores_nothing_twice(
+    page: "Page", site: str, site_server: Server, api_client: ApiClient, tmp_path: Path
 ) -> None:
     text = csv_of((f"Book {n}", "Anon", n) for n in range(1_200))
     path = tmp_path / "books.csv"
@@ -83,8 +83,8 @@ async def test_an_import_again_by_the_page_or_the_command_stores_nothing_twice(
     await expect(page.get_by_role("heading", name="Books 1 to 50")).to_be_attached()
 
 
-async def test_an_import_shows_how_far_it_is_and_can_be_stopped_and_gone_on_with(
-    page: "Page", site: str, others: Others
+async def test_an_import_shows_its_progress_and_can_be_stopped_and_continued(
+    page: "Page", site: str, api_client: ApiClient
 ) -> None:
     batches = itertools.count(1)
     third = asyncio.Event()
@@ -113,8 +113,8 @@ async def test_an_import_shows_how_far_it_is_and_can_be_stopped_and_gone_on_with
     await expect(dialog.get_by_role("status")).to_have_text("1,600 books stored, 600 of them new; 0 rows rejected.")
 
 
-async def test_an_import_to_a_page_without_https_says_what_it_cannot_promise(page: "Page", site: str) -> None:
-    # As browsers have it for pages that came over plain HTTP from another machine.
+async def test_an_import_without_https_warns_that_repeating_it_stores_duplicates(page: "Page", site: str) -> None:
+    # As in a page that was loaded over plain HTTP from another host.
     await page.add_init_script("Object.defineProperty(Crypto.prototype, 'subtle', {value: undefined})")
     await page.goto(site)
 
@@ -122,13 +122,13 @@ async def test_an_import_to_a_page_without_https_says_what_it_cannot_promise(pag
 
     await expect(page.get_by_role("dialog").get_by_role("status")).to_contain_text("would store its books again")
     await page.keyboard.press("Escape")
-    await shows(page, "Emma")
+    await expect_titles(page, "Emma")
 
 
-async def test_an_import_that_fails_goes_on_where_it_was(
-    page: "Page", site: str, others: Others, trouble: Trouble
+async def test_a_failed_import_continues_where_it_stopped(
+    page: "Page", site: str, api_client: ApiClient, browser_errors: BrowserErrors
 ) -> None:
-    trouble.expect("failed: POST .*ERR_FAILED|Failed to load resource")
+    browser_errors.expect("failed: POST .*ERR_FAILED|Failed to load resource")
     batches = itertools.count(1)
 
     async def fail_second(route: "Route") -> None:
@@ -144,26 +144,35 @@ async def test_an_import_that_fails_goes_on_where_it_was(
     await dialog.get_by_role("button", name="Try again").click()
 
     await expect(dialog.get_by_role("status")).to_have_text("1,100 books stored, 1,100 of them new; 0 rows rejected.")
-    assert len(await others.list(pageSize=1_000)) == 1_000
+    assert len(await api_client.list(pageSize=1_000)) == 1_000
 
 
-async def test_an_import_waits_when_the_server_says(page: "Page", trouble: Trouble, tmp_path: Path) -> None:
-    trouble.expect("status of 429")
+async def test_a_rate_limited_import_retries_after_the_delay(
+    page: "Page", browser_errors: BrowserErrors, tmp_path: Path
+) -> None:
+    browser_errors.expect("status of 429")
     url = f"sqlite+aiosqlite:///{tmp_path}/limited.db"
-    # What the page asks for before the first batch uses up what a caller may do at once, however slow the machine is.
-    settings = settings_for(url, http_listen="127.0.0.1:0", rate_limit_per_second=0.2, rate_limit_burst=2)
+    settings = settings_for(url, http_listen="127.0.0.1:0", rate_limit_per_second=0.5, rate_limit_burst=2)
+
+    async def exhaust_limit(route: "Route") -> None:
+        while (await page.request.get(f"{site}/v1/books")).status != 429:
+            pass
+        await route.continue_()
+
     async with running_server(settings) as server:
-        await page.goto(f"http://{server.http_address}")
+        site = f"http://{server.http_address}"
+        await page.route("**/v1/books:batchCreate", exhaust_limit, times=1)
+        await page.goto(site)
         await import_file(page, csv_of((f"Book {n}", "Anon", n) for n in range(10)))
         status = page.get_by_role("dialog").get_by_role("status")
-        await expect(status).to_have_text(re.compile(r"The server is busy. Retrying in [1-5] seconds?\."))
+        await expect(status).to_have_text(re.compile(r"The server is busy. Retrying in [1-2] seconds?\."))
         await expect(status).to_have_text("10 books stored, 10 of them new; 0 rows rejected.")
 
 
-async def test_an_import_makes_its_batches_as_small_as_the_server_wants_them(
-    page: "Page", trouble: Trouble, tmp_path: Path
+async def test_an_import_halves_batches_that_are_too_large(
+    page: "Page", browser_errors: BrowserErrors, tmp_path: Path
 ) -> None:
-    trouble.expect("status of 413")
+    browser_errors.expect("status of 413")
     url = f"sqlite+aiosqlite:///{tmp_path}/small.db"
     async with running_server(settings_for(url, http_listen="127.0.0.1:0", max_message_bytes=20_000)) as server:
         await page.goto(f"http://{server.http_address}")
@@ -174,21 +183,21 @@ async def test_an_import_makes_its_batches_as_small_as_the_server_wants_them(
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("", "The first line must name the columns name, author, release_year"),
         ("name,author\nEmma,Jane Austen\n", "missing: release_year"),
     ],
 )
-async def test_a_file_without_its_header_is_refused(page: "Page", site: str, text: str, told: str) -> None:
+async def test_a_file_that_lacks_required_columns_is_rejected(page: "Page", site: str, text: str, message: str) -> None:
     await page.goto(site)
 
     await import_file(page, text)
 
-    await expect(page.get_by_role("alert")).to_contain_text(told)
+    await expect(page.get_by_role("alert")).to_contain_text(message)
 
 
-async def test_csv_is_read_as_the_command_reads_it(page: "Page", site: str) -> None:
+async def test_the_page_parses_csv_like_the_command(page: "Page", site: str) -> None:
     await page.goto(site)
     texts: list[str] = []
 
@@ -211,7 +220,7 @@ async def test_csv_is_read_as_the_command_reads_it(page: "Page", site: str) -> N
 
 
 def rows_by_python(text: str) -> list[list[object]]:
-    """Rows with the lines they start at, as `bookstore import` has them."""
+    """Return rows with the lines they start at, as `bookstore import` reads them."""
     reader = csv.reader(io.TextIOWrapper(io.BytesIO(text.encode()), encoding="utf-8", newline=""))
     rows: list[list[object]] = []
     line = 1

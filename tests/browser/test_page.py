@@ -1,4 +1,4 @@
-"""The page for people as a whole: phones, the dark, tokens, a server that is away, what it weighs."""
+"""The catalogue page as a whole: phones, dark color scheme, tokens, an unreachable server, size."""
 
 import asyncio
 import re
@@ -8,24 +8,33 @@ from typing import TYPE_CHECKING
 
 from bookstore_grpc.server.app import running_server
 from tests.browser.accessibility import violations
-from tests.browser.catalogue import BAD_REQUEST, CONFLICT, Others, csv_of, fill_book, import_file, meet_conflict, shows
-from tests.browser.conftest import Trouble
+from tests.browser.catalogue import (
+    BAD_REQUEST,
+    CONFLICT,
+    ApiClient,
+    cause_conflict,
+    csv_of,
+    expect_titles,
+    fill_book,
+    import_file,
+)
+from tests.browser.conftest import BrowserErrors
 from tests.conftest import settings_for
 from tests.tokens import Issuer, token_settings
 
-if TYPE_CHECKING or find_spec("playwright"):  # the fixture `browser` tells of its absence
+if TYPE_CHECKING or find_spec("playwright"):  # the fixture `browser` reports its absence
     from playwright.async_api import Page, Route, expect
 
 LONG = "A title that goes on and on " * 10 + "Donaudampfschifffahrtsgesellschaftskapitän" * 4
 
 
-async def test_a_phone_shows_everything_without_scrolling_sideways(page: "Page", site: str, others: Others) -> None:
+async def test_a_phone_needs_no_horizontal_scrolling(page: "Page", site: str, api_client: ApiClient) -> None:
     await page.set_viewport_size({"width": 360, "height": 740})
-    await others.create(LONG, "W" * 120, -4_999)
-    await others.create("שיר השירים", "שלמה", -300)
-    await others.create("孫子兵法", "孫武", 0)
+    await api_client.create(LONG, "W" * 120, -4_999)
+    await api_client.create("שיר השירים", "שלמה", -300)
+    await api_client.create("孫子兵法", "孫武", 0)
     await page.goto(site)
-    await shows(page, "孫子兵法", "שיר השירים", LONG)
+    await expect_titles(page, "孫子兵法", "שיר השירים", LONG)
 
     async def fits() -> bool:
         return await page.evaluate("document.documentElement.scrollWidth <= innerWidth")  # type: ignore[no-any-return]
@@ -42,22 +51,24 @@ async def test_a_phone_shows_everything_without_scrolling_sideways(page: "Page",
     )
     assert small == []
     await page.get_by_label("Order").select_option("Year, earliest first")
-    await shows(page, LONG, "שיר השירים", "孫子兵法")
+    await expect_titles(page, LONG, "שיר השירים", "孫子兵法")
     await page.get_by_role("button", name="Edit שיר השירים").click()
     assert await page.get_by_label("Title", exact=True).evaluate("field => field.matches(':dir(rtl)')")
     assert await fits()
     assert await violations(page) == []
 
 
-async def test_the_dark_is_as_readable_as_the_light(page: "Page", site: str, others: Others, trouble: Trouble) -> None:
-    trouble.expect(CONFLICT)
-    trouble.expect(BAD_REQUEST)
+async def test_the_dark_scheme_is_accessible(
+    page: "Page", site: str, api_client: ApiClient, browser_errors: BrowserErrors
+) -> None:
+    browser_errors.expect(CONFLICT)
+    browser_errors.expect(BAD_REQUEST)
     await page.emulate_media(color_scheme="dark")
     await page.goto(site)
     await expect(page.get_by_text("The catalogue is empty.")).to_be_visible()
     assert await page.evaluate("getComputedStyle(document.documentElement).backgroundColor") == "rgb(23, 23, 21)"
     assert await violations(page) == []
-    await meet_conflict(page, site, others, name="Theirs")
+    await cause_conflict(page, site, api_client, name="Theirs")
     assert await violations(page) == []
     await page.keyboard.press("Escape")
     await page.get_by_label("Search").fill("(")
@@ -68,19 +79,19 @@ async def test_the_dark_is_as_readable_as_the_light(page: "Page", site: str, oth
     assert await violations(page) == []
 
 
-async def test_what_others_write_is_text_and_never_markup(page: "Page", site: str, others: Others) -> None:
+async def test_stored_markup_is_shown_as_text(page: "Page", site: str, api_client: ApiClient) -> None:
     name = "<img src=x onerror=alert(1)><b>bold</b>&amp;"
-    await others.create(name, "<script>alert(2)</script>")
+    await api_client.create(name, "<script>alert(2)</script>")
     await page.goto(site)
 
-    await shows(page, name)
+    await expect_titles(page, name)
     await page.get_by_role("button", name="Delete").click()
     await expect(page.get_by_role("alertdialog")).to_contain_text(name)
 
 
-async def test_a_server_that_asks_for_tokens_is_given_one(page: "Page", trouble: Trouble, tmp_path: Path) -> None:
-    trouble.expect("status of 401")
-    trouble.expect("status of 403")
+async def test_the_page_asks_for_a_token(page: "Page", browser_errors: BrowserErrors, tmp_path: Path) -> None:
+    browser_errors.expect("status of 401")
+    browser_errors.expect("status of 403")
     issuer = Issuer()
     settings = settings_for(
         f"sqlite+aiosqlite:///{tmp_path}/tokens.db",
@@ -112,15 +123,15 @@ async def test_a_server_that_asks_for_tokens_is_given_one(page: "Page", trouble:
         await expect(page.get_by_role("alert")).to_be_visible()
 
 
-async def test_a_server_that_is_away_is_told_of_and_can_be_tried_again(
-    page: "Page", trouble: Trouble, tmp_path: Path
+async def test_an_unreachable_server_is_reported_and_the_call_can_be_retried(
+    page: "Page", browser_errors: BrowserErrors, tmp_path: Path
 ) -> None:
-    trouble.expect("ERR_CONNECTION_REFUSED|Failed to load resource")
+    browser_errors.expect("ERR_CONNECTION_REFUSED|Failed to load resource")
     url = f"sqlite+aiosqlite:///{tmp_path}/bookstore.db"
     async with running_server(settings_for(url, http_listen="127.0.0.1:0")) as server:
         address = server.http_address
         await page.goto(f"http://{address}")
-        await Others(page, f"http://{address}").create("Emma")
+        await ApiClient(page, f"http://{address}").create("Emma")
     await page.get_by_label("Search").fill("emma")
     await expect(page.get_by_role("alert")).to_contain_text("Could not connect to the server.")
     await expect(page.get_by_role("alert").locator("code")).to_have_text(re.compile("[0-9a-f-]{36}"))
@@ -128,10 +139,10 @@ async def test_a_server_that_is_away_is_told_of_and_can_be_tried_again(
 
     async with running_server(settings_for(url, http_listen=address)):
         await page.get_by_role("button", name="Try again").click()
-        await shows(page, "Emma")
+        await expect_titles(page, "Emma")
 
 
-async def test_the_page_is_there_before_its_data_and_is_small(page: "Page", site: str) -> None:
+async def test_the_page_is_usable_before_its_data_is_loaded_and_is_small(page: "Page", site: str) -> None:
     held = asyncio.Event()
 
     async def hold(route: "Route") -> None:
@@ -144,11 +155,11 @@ async def test_the_page_is_there_before_its_data_and_is_small(page: "Page", site
     await expect(page.get_by_role("button", name="Add a book")).to_be_visible()
     held.set()
     await expect(page.get_by_text("The catalogue is empty.")).to_be_visible()
-    travelled = await page.evaluate(
+    sizes = await page.evaluate(
         """Object.fromEntries(
             [...performance.getEntriesByType("navigation"), ...performance.getEntriesByType("resource")]
                 .map(({ name, encodedBodySize }) => [name, encodedBodySize])
         )"""
     )
-    assert len(travelled) == 8, travelled
-    assert sum(travelled.values()) < 20_000, travelled
+    assert len(sizes) == 11, sizes
+    assert sum(sizes.values()) < 20_000, sizes

@@ -1,4 +1,4 @@
-"""Searching, sorting and paging on the page for people."""
+"""Searching, sorting and paging on the catalogue page."""
 
 import asyncio
 import re
@@ -6,57 +6,57 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from tests.browser.accessibility import violations
-from tests.browser.catalogue import BAD_REQUEST, Others, shows
-from tests.browser.conftest import Trouble
+from tests.browser.catalogue import BAD_REQUEST, ApiClient, expect_titles
+from tests.browser.conftest import BrowserErrors
 
-if TYPE_CHECKING or find_spec("playwright"):  # the fixture `browser` tells of its absence
+if TYPE_CHECKING or find_spec("playwright"):  # the fixture `browser` reports its absence
     from playwright.async_api import Page, Route, expect
 
 FIELDS = ("id", "name", "author", "release_year", "create_time", "update_time")
 
 
-async def test_headers_sort_by_every_field_in_both_directions(page: "Page", site: str, others: Others) -> None:
+async def test_headers_sort_by_every_field_in_both_directions(page: "Page", site: str, api_client: ApiClient) -> None:
     for name, author, year in (("b", "B", -3), ("ä", "Ä", 7), ("a", "C", 0), ("B", "A", 12)):
-        await others.create(name, author, year)
-    await others.change((await others.list())[1], author="Z")
+        await api_client.create(name, author, year)
+    await api_client.change((await api_client.list())[1], author="Z")
     await page.goto(site)
-    await shows(page, "B", "a", "ä", "b")
+    await expect_titles(page, "B", "a", "ä", "b")
 
     for field in FIELDS:
         for direction in ("asc", "desc"):
             header = page.locator(f"th[data-field={field}]")
             await header.get_by_role("button").click()
             await expect(header).to_have_attribute("aria-sort", f"{direction}ending")
-            await shows(page, *(book["name"] for book in await others.list(orderBy=f"{field} {direction}")))
+            await expect_titles(page, *(book["name"] for book in await api_client.list(orderBy=f"{field} {direction}")))
             await expect(page.locator("th[aria-sort]")).to_have_count(1)
 
 
-async def test_a_search_finds_while_it_is_typed_and_back_undoes_it(page: "Page", site: str, others: Others) -> None:
+async def test_a_search_runs_while_typing_and_back_undoes_it(page: "Page", site: str, api_client: ApiClient) -> None:
     for name, author, year in (("Emma", "Jane Austen", 1815), ("Middlemarch", "George Eliot", 1871)):
-        await others.create(name, author, year)
+        await api_client.create(name, author, year)
     await page.goto(site)
-    await shows(page, "Middlemarch", "Emma")
+    await expect_titles(page, "Middlemarch", "Emma")
 
     await page.get_by_label("Search").press_sequentially("AUSTEN", delay=5)
-    await shows(page, "Emma")
+    await expect_titles(page, "Emma")
     assert page.url == f"{site}/?filter=AUSTEN"
     await page.get_by_label("Search").fill("release_year > 1850")
-    await shows(page, "Middlemarch")
+    await expect_titles(page, "Middlemarch")
     await page.get_by_label("Search").fill("nobody")
     await expect(page.get_by_text("No book matches this search.")).to_be_visible()
 
     await page.go_back()
-    await shows(page, "Middlemarch", "Emma")
+    await expect_titles(page, "Middlemarch", "Emma")
     await expect(page.get_by_label("Search")).to_have_value("")
 
 
-async def test_a_wrong_filter_is_told_beside_the_field_and_what_was_found_stays(
-    page: "Page", site: str, others: Others, trouble: Trouble
+async def test_an_invalid_filter_is_reported_at_the_field_and_keeps_the_results(
+    page: "Page", site: str, api_client: ApiClient, browser_errors: BrowserErrors
 ) -> None:
-    trouble.expect(BAD_REQUEST)
-    await others.create("Emma")
+    browser_errors.expect(BAD_REQUEST)
+    await api_client.create("Emma")
     await page.goto(site)
-    await shows(page, "Emma")
+    await expect_titles(page, "Emma")
     field = page.get_by_label("Search")
 
     await field.fill("émile release_year = = 5")
@@ -66,32 +66,32 @@ async def test_a_wrong_filter_is_told_beside_the_field_and_what_was_found_stays(
     await expect(field).to_have_accessible_description(re.compile(r"unexpected '=' \(column 22\)"))
     await expect(page.locator("#filter-error mark")).to_have_text("=")
     await expect(page.locator("#filter-error .where")).to_have_text("émile release_year = = 5")
-    await shows(page, "Emma")
+    await expect_titles(page, "Emma")
     assert page.url == f"{site}/"
     assert await violations(page) == []
 
     await field.fill("emma")
     await expect(page.locator("#filter-error")).to_be_empty()
-    await shows(page, "Emma")
+    await expect_titles(page, "Emma")
 
 
-async def test_text_that_is_no_filter_can_be_searched_for_as_it_stands(
-    page: "Page", site: str, others: Others, trouble: Trouble
+async def test_text_that_is_no_filter_can_be_searched_for_literally(
+    page: "Page", site: str, api_client: ApiClient, browser_errors: BrowserErrors
 ) -> None:
-    trouble.expect(BAD_REQUEST)
-    await others.create("O'Brian's \"Map\" * (1\\2")
-    await others.create("Obrians Map")
+    browser_errors.expect(BAD_REQUEST)
+    await api_client.create("O'Brian's \"Map\" * (1\\2")
+    await api_client.create("Obrians Map")
     await page.goto(site)
     await page.get_by_label("Search").fill("o'brian's \"map\" * (1\\2")
 
     await page.get_by_role("button", name="Search for this exact text").click()
 
-    await shows(page, "O'Brian's \"Map\" * (1\\2")
+    await expect_titles(page, "O'Brian's \"Map\" * (1\\2")
     await expect(page.locator("#filter-error")).to_be_empty()
 
 
-async def test_every_example_of_the_help_is_a_right_filter(page: "Page", site: str, others: Others) -> None:
-    await others.create()
+async def test_every_example_of_the_help_is_a_valid_filter(page: "Page", site: str, api_client: ApiClient) -> None:
+    await api_client.create()
     await page.goto(site)
     await page.get_by_text("How to search").click()
     examples = await page.locator("[data-filter]").all()
@@ -105,45 +105,47 @@ async def test_every_example_of_the_help_is_a_right_filter(page: "Page", site: s
     assert await violations(page) == []
 
 
-async def test_an_older_search_never_replaces_a_newer_one(page: "Page", site: str, others: Others) -> None:
-    await others.create("Emma")
-    await others.create("Ulysses")
-    older, newer = asyncio.Event(), asyncio.Event()
+async def test_the_response_of_an_older_search_is_discarded(page: "Page", site: str, api_client: ApiClient) -> None:
+    await api_client.create("Emma")
+    await api_client.create("Ulysses")
+    older, newer, finished = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def hold(route: "Route") -> None:
-        await (older if "emma" in route.request.url else newer).wait()
+        is_older = "emma" in route.request.url
+        await (older if is_older else newer).wait()
         await route.continue_()
+        if is_older:
+            finished.set()
 
     await page.route("**/v1/books?filter=*", hold)
     await page.goto(site)
     async with page.expect_request("**/v1/books?filter=emma*"):
         await page.get_by_label("Search").fill("emma")
-    async with page.expect_event("requestfailed"):  # given up, not only left aside
+    async with page.expect_event("requestfailed"):  # aborted, not only ignored
         await page.get_by_label("Search").fill("ulysses")
-    await shows(page, "Ulysses", "Emma")
+    await expect_titles(page, "Ulysses", "Emma")
     await expect(page.get_by_role("alert")).to_have_count(0)
     newer.set()
-    await shows(page, "Ulysses")
+    await expect_titles(page, "Ulysses")
     older.set()
+    await finished.wait()
+    await expect_titles(page, "Ulysses")
 
-    await page.wait_for_timeout(100)
-    await shows(page, "Ulysses")
 
-
-async def test_a_search_just_typed_is_not_lost_to_another_choice(page: "Page", site: str, others: Others) -> None:
+async def test_sorting_keeps_a_search_that_was_just_typed(page: "Page", site: str, api_client: ApiClient) -> None:
     for name in ("Emma", "Ulysses", "Emma again"):
-        await others.create(name)
+        await api_client.create(name)
     await page.goto(site)
-    await shows(page, "Emma again", "Ulysses", "Emma")
+    await expect_titles(page, "Emma again", "Ulysses", "Emma")
 
     await page.get_by_label("Search").fill("emma")
     await page.locator("th[data-field=name]").get_by_role("button").click()
 
-    await shows(page, "Emma", "Emma again")
+    await expect_titles(page, "Emma", "Emma again")
 
 
-async def test_pages_are_walked_forth_and_back_without_gap_or_repeat(page: "Page", site: str, others: Others) -> None:
-    await others.create_many(230)
+async def test_paging_forward_and_back_shows_every_book_once(page: "Page", site: str, api_client: ApiClient) -> None:
+    await api_client.create_many(230)
     await page.goto(f"{site}/?order=release_year&size=100")
     seen: list[str] = []
     for heading in ("Books 1 to 100", "Books 101 to 200", "Books 201 to 230"):
@@ -169,8 +171,8 @@ async def test_pages_are_walked_forth_and_back_without_gap_or_repeat(page: "Page
     await expect(page.locator("tbody tr")).to_have_count(20)
 
 
-async def test_an_address_can_be_shared(page: "Page", site: str, others: Others) -> None:
-    await others.create_many(60)
+async def test_a_url_reproduces_filter_order_and_page(page: "Page", site: str, api_client: ApiClient) -> None:
+    await api_client.create_many(60)
     await page.goto(site)
     await page.get_by_label("Search").fill("release_year >= 10")
     await expect(page.locator("tbody tr")).to_have_count(50)
@@ -190,14 +192,14 @@ async def test_an_address_can_be_shared(page: "Page", site: str, others: Others)
     await expect(other.locator("th[data-field=release_year]")).to_have_attribute("aria-sort", "ascending")
 
 
-async def test_an_address_that_is_wrong_says_so_and_leads_on(
-    page: "Page", site: str, others: Others, trouble: Trouble
+async def test_an_invalid_url_is_reported_with_a_link_to_the_catalogue(
+    page: "Page", site: str, api_client: ApiClient, browser_errors: BrowserErrors
 ) -> None:
-    trouble.expect(BAD_REQUEST)
-    await others.create("Emma")
+    browser_errors.expect(BAD_REQUEST)
+    await api_client.create("Emma")
     await page.goto(f"{site}/?page=damaged")
     await expect(page.get_by_role("alert")).to_contain_text("page_token")
 
     await page.get_by_role("button", name="Show the whole catalogue").click()
 
-    await shows(page, "Emma")
+    await expect_titles(page, "Emma")

@@ -13,7 +13,7 @@ from bookstore.v1.books_pb2_grpc import add_BookServiceServicer_to_server
 from bookstore_grpc.calls import admission
 from bookstore_grpc.calls.admission import Admission
 from bookstore_grpc.errors import ResourceExhausted
-from tests.rpc.calls import Stub, check_health, get, refusal
+from tests.rpc.calls import Stub, check_health, get, rejection
 from tests.rpc.obstacles import Waiting
 from tests.rpc.servers import server_with
 
@@ -42,56 +42,56 @@ async def held(servicer: Waiting, stub: Stub, count: int) -> "list[asyncio.Task[
 
 
 @pytest.fixture
-def three_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no more than three calls be refused."""
-    monkeypatch.setattr(admission, "_REJECTIONS_AT_ONCE", 3)
+def three_rejections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Limit the budget of rejections to three."""
+    monkeypatch.setattr(admission, "_REJECTIONS_BURST", 3)
     monkeypatch.setattr(admission, "_REJECTIONS_PER_SECOND", 0)
 
 
-async def test_more_calls_than_may_be_under_way_are_refused_at_once_and_health_is_not() -> None:
+async def test_calls_beyond_the_limit_are_rejected_at_once_except_for_health() -> None:
     servicer = Waiting()
     async with serving(servicer, most=3) as (stub, channel):
         calls = await held(servicer, stub, 3)
-        refused = await refusal(get(stub, 4))
-        assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_REQUESTS")
-        assert refused.metadata["limit"] == "concurrent_calls"
-        assert refused.retry_seconds
+        rejected = await rejection(get(stub, 4))
+        assert (rejected.code, rejected.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_REQUESTS")
+        assert rejected.metadata["limit"] == "concurrent_calls"
+        assert rejected.retry_seconds
         assert await check_health(channel) == SERVING
         servicer.may_go_on.set()
         assert [book.id for book in await asyncio.gather(*calls)] == [0, 1, 2]
         assert (await get(stub, 5)).id == 5
 
 
-@pytest.mark.usefixtures("three_refusals")
-async def test_what_cannot_be_refused_in_passing_waits_and_is_answered_when_there_is_room() -> None:
+@pytest.mark.usefixtures("three_rejections")
+async def test_calls_without_rejection_budget_wait_until_there_is_room() -> None:
     servicer = Waiting()
     async with serving(servicer, most=2) as (stub, channel):
         calls = await held(servicer, stub, 2)
         for _ in range(3):
-            assert (await refusal(get(stub, 4))).code is grpc.StatusCode.RESOURCE_EXHAUSTED
-        # One that gRPC was asked for before is still handed over.
+            assert (await rejection(get(stub, 4))).code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        # One that was requested from gRPC before is still handed over.
         waiting = [asyncio.create_task(get(stub, number)) for number in range(10)]
         await asyncio.wait(waiting, timeout=0.3)
         assert sum(not call.done() for call in waiting) >= 9
         assert await check_health(channel) == SERVING
         servicer.may_go_on.set()
-        answers = await asyncio.gather(*calls, *waiting, return_exceptions=True)
-        assert sum(isinstance(answer, books_pb2.Book) for answer in answers) >= 11
+        responses = await asyncio.gather(*calls, *waiting, return_exceptions=True)
+        assert sum(isinstance(response, books_pb2.Book) for response in responses) >= 11
 
 
-@pytest.mark.usefixtures("three_refusals")
+@pytest.mark.usefixtures("three_rejections")
 async def test_servers_of_one_process_hold_back_only_their_own_calls() -> None:
     busy, idle = Waiting(), Waiting()
     idle.may_go_on.set()
     async with serving(busy, most=1) as (stub, _), serving(idle, most=1) as (other, _):
         await held(busy, stub, 1)
         for _ in range(3):
-            await refusal(get(stub, 4))
+            await rejection(get(stub, 4))
         for number in range(20):
             assert (await get(other, number)).id == number
 
 
-@pytest.mark.usefixtures("three_refusals")
+@pytest.mark.usefixtures("three_rejections")
 async def test_a_server_that_holds_calls_back_drains_all_the_same() -> None:
     servicer = Waiting()
     async with (
@@ -101,7 +101,7 @@ async def test_a_server_that_holds_calls_back_drains_all_the_same() -> None:
         stub = Stub(channel)
         [call] = await held(servicer, stub, 1)
         for _ in range(3):
-            await refusal(get(stub, 4))
+            await rejection(get(stub, 4))
         late = [asyncio.create_task(get(stub, 5)) for _ in range(3)]
         await asyncio.wait(late, timeout=0.2)
         draining = asyncio.create_task(server.drain(delay_seconds=0, grace_seconds=5))
@@ -115,36 +115,36 @@ async def test_a_server_that_holds_calls_back_drains_all_the_same() -> None:
             assert isinstance(outcome, grpc.aio.AioRpcError | books_pb2.Book)
 
 
-def test_refusals_are_earned_again_in_time() -> None:
+def test_the_rejection_budget_refills_over_time() -> None:
     now = 0.0
     calls = Admission(max_concurrent_calls=1, now=lambda: now)
     calls.enter()
 
-    def refused() -> int:
+    def rejected() -> int:
         count = 0
         while calls.may_receive():
             calls.enter()
             with pytest.raises(ResourceExhausted):
-                calls.check_room()
+                calls.check_capacity()
             calls.leave()
             count += 1
         return count
 
-    assert refused() == 500
+    assert rejected() == 500
     now += 0.1
-    assert refused() == 50
+    assert rejected() == 50
     calls.leave()
     assert calls.may_receive()
 
 
-def test_refusals_that_were_not_asked_for_are_no_debt() -> None:
+def test_forced_rejections_do_not_overdraw_the_budget() -> None:
     now = 0.0
     calls = Admission(max_concurrent_calls=1, now=lambda: now)
     calls.enter()
     for _ in range(2_000):  # as over HTTP
         calls.enter()
         with pytest.raises(ResourceExhausted):
-            calls.check_room()
+            calls.check_capacity()
         calls.leave()
     assert not calls.may_receive()
     now += 0.01
@@ -163,12 +163,12 @@ async def test_received_calls_can_be_asked_for_after_the_end_too() -> None:
     for other in others:
         await other.start()  # or it would complain
         await other.stop(None)
-    del server._server  # gRPC forgets a server when nobody holds it any more
+    del server._server  # gRPC frees a server without references
     gc.collect()
     assert server.backlog() == 0
 
 
-@pytest.mark.usefixtures("three_refusals")
+@pytest.mark.usefixtures("three_rejections")
 async def test_other_servers_of_the_program_are_left_alone() -> None:
     busy, other = Waiting(), Waiting()
     other.may_go_on.set()
@@ -180,7 +180,7 @@ async def test_other_servers_of_the_program_are_left_alone() -> None:
         try:
             await held(busy, stub, 1)
             for _ in range(3):
-                await refusal(get(stub, 4))
+                await rejection(get(stub, 4))
             async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
                 for number in range(20):
                     assert (await Stub(channel).GetBook(books_pb2.GetBookRequest(id=number), timeout=5)).id == number

@@ -1,4 +1,4 @@
-"""What is told of an error fits into the headers that every client and proxy takes, whatever callers have written."""
+"""The status of an error fits into the headers that every client and proxy accepts, whatever callers have sent."""
 
 import asyncio
 from base64 import b64encode
@@ -29,8 +29,8 @@ from bookstore_grpc.errors import (
 from bookstore_grpc.limits import ERROR_MAX_BYTES
 from bookstore_grpc.rpc.server import Server
 from tests.every_error import every_class, made
-from tests.http2 import call_frames, is_answered, opened
-from tests.rpc.calls import UNESCAPED, Stub, book, refusal
+from tests.http2 import call_frames, has_ended, opened
+from tests.rpc.calls import UNESCAPED, Stub, book, rejection
 
 NGINX_BUFFER_BYTES = 4_096
 
@@ -104,7 +104,7 @@ def test_any_error_fits_in_and_says_how_much_did_not(
         assert bool(listed) == bool(all_of_it)
 
 
-def test_what_fits_in_is_told_as_it_is() -> None:
+def test_a_status_that_fits_is_not_changed() -> None:
     error = InvalidRequest([Violation("book.name", "is 本" * 10, Rule.REQUIRED)] * 5, metadata={"of": "the reason"})
     status = status_from_error(error, request_id="r")
     assert status.details.message == error.message
@@ -128,16 +128,16 @@ def test_of_a_long_text_the_end_stays_for_it_counts_what_is_missing() -> None:
 
 async def test_of_1000_missing_books_the_first_are_named_and_the_others_counted(stub: Stub) -> None:
     ids = [2**63 - 1 - number for number in range(1_000)]
-    refused = await refusal(stub.BatchGetBooks(books_pb2.BatchGetBooksRequest(ids=ids)))
-    assert 10 < len(refused.resources) < 1_000
-    assert int(refused.metadata["omitted_count"]) == 1_000 - len(refused.resources)
+    rejected = await rejection(stub.BatchGetBooks(books_pb2.BatchGetBooksRequest(ids=ids)))
+    assert 10 < len(rejected.resources) < 1_000
+    assert int(rejected.metadata["omitted_count"]) == 1_000 - len(rejected.resources)
 
 
-async def test_of_3000_violations_the_first_are_told_and_the_others_counted(stub: Stub) -> None:
+async def test_of_3000_violations_the_first_are_listed_and_the_others_counted(stub: Stub) -> None:
     requests = [books_pb2.CreateBookRequest(book=book("", "", None))] * 1_000
-    refused = await refusal(stub.BatchCreateBooks(books_pb2.BatchCreateBooksRequest(requests=requests)))
-    assert 10 < len(refused.violations) < 3_000
-    assert int(refused.metadata["omitted_count"]) == 3_000 - len(refused.violations)
+    rejected = await rejection(stub.BatchCreateBooks(books_pb2.BatchCreateBooksRequest(requests=requests)))
+    assert 10 < len(rejected.violations) < 3_000
+    assert int(rejected.metadata["omitted_count"]) == 3_000 - len(rejected.violations)
 
 
 CALLS: dict[str, Message] = {
@@ -159,7 +159,7 @@ async def test_all_that_a_server_sends_fits_into_the_buffer_of_nginx(method: str
             message = CALLS[method].SerializeToString()
             connection.sendall(call_frames(f"/bookstore.v1.BookService/{method}", message, stream=1))
             data = b""
-            while not is_answered(data, stream=1):
+            while not has_ended(data, stream=1):
                 data += connection.recv(65_536)
             return data
 

@@ -1,7 +1,9 @@
 """The call pipeline without a transport: what is admitted, what leaves it, and what its observers see."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import pytest
 
@@ -128,7 +130,7 @@ async def test_a_call_that_its_caller_cancels_stays_cancelled() -> None:
     assert [outcome.status for outcome in outcomes.ended] == ["CANCELLED"]
 
 
-async def test_what_the_transport_has_told_already_is_not_told_again() -> None:
+async def test_a_status_already_sent_by_the_transport_is_not_sent_again() -> None:
     outcomes = Outcomes()
     pipeline = CallPipeline(observers=[outcomes])
     with pytest.raises(CallEnded):
@@ -142,6 +144,62 @@ async def test_what_the_transport_has_told_already_is_not_told_again() -> None:
 async def test_a_call_ends_at_its_deadline_or_at_the_servers(seconds: float, message: str) -> None:
     with pytest.raises(DeadlineExceeded, match=message):
         await CallPipeline(max_call_seconds=0.02).run(a_call(PlainContext(seconds=seconds)), last)
+
+
+async def test_no_call_ends_before_its_deadline_and_none_is_left_waiting() -> None:
+    most = 0.12
+    pipeline = CallPipeline(max_call_seconds=most)
+
+    async def run(seconds: float) -> None:
+        began = time.perf_counter()
+        with pytest.raises(DeadlineExceeded):
+            await pipeline.run(a_call(PlainContext(seconds=seconds)), last)
+        assert time.perf_counter() - began >= min(seconds, most) - 0.002
+
+    async with asyncio.timeout(10):
+        await asyncio.gather(*map(run, (0.09, 0.03, 60, 0, 0.06)))
+
+
+async def test_a_call_that_also_its_caller_cancels_is_not_late() -> None:
+    outcomes, is_late, may_end = Outcomes(), asyncio.Event(), asyncio.Event()
+
+    async def handle() -> None:
+        try:
+            await last()
+        finally:
+            is_late.set()
+            await may_end.wait()
+
+    pipeline = CallPipeline(observers=[outcomes], max_call_seconds=0.01)
+    task = asyncio.create_task(pipeline.run(a_call(), handle))
+    await is_late.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert [outcome.status for outcome in outcomes.ended] == ["CANCELLED"]
+
+
+async def test_a_call_that_ends_well_in_spite_of_its_deadline_leaves_its_task_uncancelled() -> None:
+    async def handle() -> int:
+        with suppress(asyncio.CancelledError):
+            await last()
+        return 7
+
+    assert await CallPipeline(max_call_seconds=0.01).run(a_call(), handle) == 7
+    task = asyncio.current_task()
+    assert task
+    assert task.cancelling() == 0
+
+
+async def test_no_timer_runs_while_no_call_is_in_progress() -> None:
+    pipeline = CallPipeline(max_call_seconds=0.02)
+    for _ in range(3):
+        await pipeline.run(a_call(), do_nothing)
+    async with asyncio.timeout(10):
+        while pipeline.calls_in_progress._timer:  # noqa: ASYNC110  a timer sets no event
+            await asyncio.sleep(0.01)
+    with pytest.raises(DeadlineExceeded):
+        await pipeline.run(a_call(), last)
 
 
 async def test_checks_run_in_their_order_and_the_first_that_raises_rejects_the_call() -> None:
@@ -182,7 +240,7 @@ async def test_a_drain_waits_for_unary_calls_ends_streams_and_rejects_what_comes
     stream = asyncio.create_task(pipeline.run(a_call(), handle, is_stream=True, is_rejected_by_drain=True))
     for _ in range(2):
         await have_begun.acquire()
-    draining = asyncio.create_task(pipeline.calls_under_way.drain(grace_seconds=10))
+    draining = asyncio.create_task(pipeline.calls_in_progress.drain(grace_seconds=10))
     with pytest.raises(ServerDraining):
         await stream
     with pytest.raises(ServerDraining):
@@ -203,6 +261,6 @@ async def test_a_drain_interrupts_calls_that_last_too_long() -> None:
 
     call = asyncio.create_task(pipeline.run(a_call(), handle))
     await has_begun.wait()
-    assert not await pipeline.calls_under_way.drain(grace_seconds=0.01)
+    assert not await pipeline.calls_in_progress.drain(grace_seconds=0.01)
     with pytest.raises(CallInterrupted):
         await call

@@ -4,7 +4,7 @@ from bookstore.v1 import books_pb2
 
 from bookstore_grpc import errors
 from bookstore_grpc.service.servicer import BookServicer
-from tests.rpc.calls import get, refusal
+from tests.rpc.calls import get, rejection
 from tests.rpc.servers import stub_of
 
 
@@ -47,22 +47,22 @@ async def test_each_error_has_its_status_reason_and_details(
     error: errors.BookstoreError, code: grpc.StatusCode, reason: str, is_retryable: bool
 ) -> None:
     async with stub_of(RefusingServicer(error)) as stub:
-        refused = await refusal(get(stub, 1))
-    assert (refused.code, refused.reason, refused.message) == (code, reason, error.message)
-    assert (refused.retry_seconds is not None) == is_retryable
+        rejected = await rejection(get(stub, 1))
+    assert (rejected.code, rejected.reason, rejected.message) == (code, reason, error.message)
+    assert (rejected.retry_seconds is not None) == is_retryable
 
 
 async def test_an_error_that_is_never_for_callers_leaves_as_a_bare_internal() -> None:
     async with stub_of(RefusingServicer(errors.StartupError("the password is hunter2"))) as stub:
-        refused = await refusal(get(stub, 1))
-    assert (refused.code, refused.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
-    assert "hunter2" not in repr(refused)
+        rejected = await rejection(get(stub, 1))
+    assert (rejected.code, rejected.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
+    assert "hunter2" not in repr(rejected)
 
 
 async def test_details_of_a_great_many_long_violations_still_reach_the_caller() -> None:
     violations = [errors.Violation(f"field{number}", "é" * 300, errors.Rule.TOO_LONG) for number in range(100)]
     async with stub_of(RefusingServicer(errors.InvalidRequest(violations))) as stub:
-        refused = await refusal(get(stub, 1))
-    assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
-    assert refused.violations
-    assert list(refused.violations) == [f"field{number}" for number in range(len(refused.violations))]
+        rejected = await rejection(get(stub, 1))
+    assert rejected.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert rejected.violations
+    assert list(rejected.violations) == [f"field{number}" for number in range(len(rejected.violations))]

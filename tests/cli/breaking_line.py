@@ -1,4 +1,4 @@
-"""A line that breaks: passes bytes between a client and a server until so many have gone to the server."""
+"""A TCP proxy that breaks: forwards bytes between a client and a server until the server has received so many."""
 
 import socket
 import threading
@@ -10,7 +10,7 @@ End = Literal["stall", "hang up"]
 
 
 class BreakingLine:
-    """Listens in front of a server. After `after_bytes` to it the line stalls, or hangs up for good."""
+    """Listens in front of a server. After `after_bytes` to the server it stalls, or closes everything."""
 
     def __init__(self, server: str, *, after_bytes: int, then: End) -> None:
         host, _, port = server.rpartition(":")

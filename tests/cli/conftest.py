@@ -1,8 +1,12 @@
-"""The command against a real server on SQLite, which every test finds without books."""
+"""The client's verbs against a real server on SQLite, which every test finds without books.
+
+The verbs run in the tests' process. Where being a process matters (signals, pipes, terminals), a test starts one.
+"""
 
 import csv
 import io
 import json
+import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
@@ -10,10 +14,29 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
-from tests.executable import Finished, run_bookstore, serving
+from bookstore_grpc.cli import main
+from bookstore_grpc.client.book_fields import SETTABLE_FIELDS
+from tests.executable import Finished, serving
 
 FIELDS = ["name", "author", "release_year"]
+# Empty in the books of these tests.
+OPTIONAL_FIELDS = [field.name for field in SETTABLE_FIELDS if not field.is_required]
+
+
+def run_verb(*arguments: object, stdin: bytes = b"", variables: Mapping[str, str] | None = None) -> Finished:
+    """Run a verb of the client in this process. It may raise nothing but `SystemExit`."""
+    without_settings = dict.fromkeys(name for name in os.environ if name.startswith("BOOKSTORE_"))
+    result = CliRunner().invoke(
+        main,
+        [os.fsdecode(each if isinstance(each, bytes) else str(each)) for each in arguments],
+        input=stdin,
+        env=without_settings | {"GRPC_VERBOSITY": "NONE"} | dict(variables or {}),
+        prog_name="bookstore",
+        catch_exceptions=False,
+    )
+    return Finished(result.exit_code, result.stdout_bytes.decode(), result.stderr_bytes.decode())
 
 
 class Catalogue:
@@ -21,13 +44,13 @@ class Catalogue:
 
     def __init__(self, address: str, path: Path) -> None:
         self.address = address
-        self._path = path
+        self.path = path
 
     def run(self, *arguments: object, stdin: bytes = b"", variables: Mapping[str, str] | None = None) -> Finished:
-        return run_bookstore(*arguments, stdin=stdin, variables={"BOOKSTORE_SERVER": self.address, **(variables or {})})
+        return run_verb(*arguments, stdin=stdin, variables={"BOOKSTORE_SERVER": self.address, **(variables or {})})
 
     def succeed(self, *arguments: object, stdin: bytes = b"") -> str:
-        """Run the command, which must end well and without a word on standard error; answer its output."""
+        """Run a verb, which must end with status 0 and an empty standard error. Return its output."""
         finished = self.run(*arguments, stdin=stdin)
         assert (finished.status, finished.errors) == (0, "")
         return finished.output
@@ -52,13 +75,19 @@ class Catalogue:
             connection.execute("DELETE FROM create_requests")
 
     def _connection(self) -> sqlite3.Connection:
-        return sqlite3.connect(self._path, timeout=30, isolation_level=None)
+        return sqlite3.connect(self.path, timeout=30, isolation_level=None)
 
 
 def csv_bytes(rows: Iterable[Iterable[object]]) -> bytes:
     text = io.StringIO(newline="")
     csv.writer(text).writerows([FIELDS, *rows])
     return text.getvalue().encode()
+
+
+def with_optional_columns(lines: str, *, end: str = "\r\n") -> str:
+    """Add the columns of the optional fields to a header and rows of CSV."""
+    header, *rows, rest = lines.split(end)
+    return end.join([",".join([header, *OPTIONAL_FIELDS]), *(row + "," * len(OPTIONAL_FIELDS) for row in rows), rest])
 
 
 def numbered_rows(count: int) -> list[tuple[str, str, int]]:

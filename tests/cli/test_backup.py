@@ -1,10 +1,12 @@
-"""`bookstore backup` on files that nobody serves: what it refuses, what it leaves behind, what it shows."""
+"""`bookstore backup` of files that no server uses: what it rejects, which files it leaves, what it prints."""
 
 import os
+import shutil
 import signal
 import sqlite3
 import stat
 import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import closing
@@ -16,7 +18,16 @@ from sqlalchemy.engine import make_url
 from bookstore_grpc.dal.sqlite_backup import _rename_to_new, copy_database
 from bookstore_grpc.errors import StartupError
 from tests.cli.test_progress import errors_on_a_terminal
-from tests.executable import BOOKSTORE, PATIENCE_SECONDS, Finished, environment, run_bookstore, wait_until
+from tests.executable import (
+    BOOKSTORE,
+    PATIENCE_SECONDS,
+    Finished,
+    end_process,
+    environment,
+    run_bookstore,
+    start_bookstore,
+    wait_until,
+)
 
 _NUMBERED = """
 WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < ?)
@@ -30,18 +41,23 @@ def store_numbered(path: Path, count: int) -> None:
         connection.execute(_NUMBERED, [count])
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """A database with 1,000 books."""
-    path = tmp_path / "bookstore.db"
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("template") / "bookstore.db"
     assert run_bookstore("migrate", "--database-url", f"sqlite+aiosqlite:///{path}").status == 0
     store_numbered(path, 1_000)
     return path
 
 
 @pytest.fixture
+def path(template: Path, tmp_path: Path) -> Path:
+    """A database with 1,000 books."""
+    return Path(shutil.copy(template, tmp_path / "bookstore.db"))
+
+
+@pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Where the copies go, and nothing else."""
+    """A folder for the copies."""
     folder = tmp_path / "copies"
     folder.mkdir()
     return folder
@@ -56,7 +72,7 @@ def rows(path: Path) -> list[tuple[object, ...]]:
         return connection.execute("SELECT * FROM books ORDER BY id").fetchall()
 
 
-def test_a_copy_is_one_file_that_holds_every_book(path: Path, folder: Path) -> None:
+def test_a_backup_is_one_file_with_every_book(path: Path, folder: Path) -> None:
     path.chmod(0o640)
 
     assert run_backup(path, folder / "copy.db") == (0, f"1,000 books in {folder}/copy.db.\n", "")
@@ -73,12 +89,12 @@ def test_a_copy_is_one_file_that_holds_every_book(path: Path, folder: Path) -> N
     assert rows(folder / "copy.db") == rows(path)
 
 
-def test_an_older_file_gives_way_only_by_force(path: Path, folder: Path) -> None:
+def test_an_existing_file_is_replaced_only_by_force(path: Path, folder: Path) -> None:
     copy = folder / "copy.db"
     copy.write_text("older")
 
-    refused = run_backup(path, copy)
-    assert refused == (1, "", f"Error: {copy} is there already; --force replaces it.\n")
+    rejected = run_backup(path, copy)
+    assert rejected == (1, "", f"Error: {copy} already exists; --force replaces it.\n")
     assert copy.read_text() == "older"
 
     assert run_backup(path, copy, "--force").status == 0
@@ -89,9 +105,9 @@ def test_a_link_is_followed_only_by_force(path: Path, folder: Path, tmp_path: Pa
     elsewhere = tmp_path / "elsewhere.db"
     (folder / "copy.db").symlink_to(elsewhere)
 
-    refused = run_backup(path, folder / "copy.db")
-    told = f"Error: {folder}/copy.db is a link, to {elsewhere}; name that file, or use --force.\n"
-    assert refused == (1, "", told)
+    rejected = run_backup(path, folder / "copy.db")
+    message = f"Error: {folder}/copy.db is a symbolic link to {elsewhere}; name that file, or use --force.\n"
+    assert rejected == (1, "", message)
     assert not elsewhere.exists()
 
     assert run_backup(path, folder / "copy.db", "--force").status == 0
@@ -100,24 +116,26 @@ def test_a_link_is_followed_only_by_force(path: Path, folder: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("kind", ["file", "link"])
-def test_what_appears_during_the_copy_is_left_alone(path: Path, folder: Path, tmp_path: Path, kind: str) -> None:
+def test_a_file_that_appears_during_the_copy_is_not_replaced(
+    path: Path, folder: Path, tmp_path: Path, kind: str
+) -> None:
     target = folder / "copy.db"
 
-    def come_in_between(_done: int, _total: int) -> None:
+    def create_target(_done: int, _total: int) -> None:
         if kind == "file":
             target.write_text("somebody else's")
         elif not target.is_symlink():
             target.symlink_to(tmp_path / "elsewhere.db")
 
-    with pytest.raises(StartupError, match="is there already; --force replaces it"):
-        copy(path, target, on_progress=come_in_between)
+    with pytest.raises(StartupError, match="already exists; --force replaces it"):
+        copy(path, target, on_progress=create_target)
     assert os.listdir(folder) == ["copy.db"]
     assert not (tmp_path / "elsewhere.db").exists()
     if kind == "file":
         assert target.read_text() == "somebody else's"
 
 
-def test_where_there_are_no_hard_links_a_name_is_taken_in_one_step_too(tmp_path: Path) -> None:
+def test_without_hard_links_a_file_is_moved_to_a_free_name_in_one_step(tmp_path: Path) -> None:
     part, target = tmp_path / "part", tmp_path / "target"
     part.write_text("new")
     _rename_to_new(part, target)
@@ -134,60 +152,53 @@ def test_the_database_itself_is_not_replaced(path: Path, folder: Path) -> None:
     before = path.read_bytes()
 
     for name in (path, link):
-        refused = run_backup(path, name, "--force")
-        assert refused.status == 1
-        assert "cannot be replaced by a backup" in refused.errors
+        with pytest.raises(StartupError, match="cannot be replaced by a backup"):
+            copy(path, name, force=True)
 
     assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize("log", ["-wal", "-journal"])
-def test_a_log_that_another_database_left_is_not_taken_for_the_copys(path: Path, folder: Path, log: str) -> None:
+def test_the_log_of_another_database_with_the_copys_name_is_an_error(path: Path, folder: Path, log: str) -> None:
     (folder / f"copy.db{log}").write_bytes(b"")
 
-    refused = run_backup(path, folder / "copy.db")
-
-    assert refused.status == 1
-    assert f"copy.db{log} would be taken for a part of the backup" in refused.errors
+    with pytest.raises(StartupError, match=f"copy.db{log} as part of the backup"):
+        copy(path, folder / "copy.db")
     assert os.listdir(folder) == [f"copy.db{log}"]
 
 
-def test_a_database_that_is_not_there_is_told_and_not_made(tmp_path: Path, folder: Path) -> None:
-    refused = run_backup(tmp_path / "none.db", folder / "copy.db")
+def test_a_missing_database_is_an_error_and_is_not_created(tmp_path: Path, folder: Path) -> None:
+    rejected = run_backup(tmp_path / "none.db", folder / "copy.db")
 
-    assert refused == (1, "", f"Error: There is no database {tmp_path}/none.db; --database-url names another.\n")
+    assert rejected == (1, "", f"Error: There is no database {tmp_path}/none.db; --database-url names another.\n")
     assert not (tmp_path / "none.db").exists()
     assert os.listdir(folder) == []
 
 
-def test_a_database_of_something_else_is_refused(tmp_path: Path, folder: Path) -> None:
+def test_a_file_without_a_catalogue_is_an_error(tmp_path: Path, folder: Path) -> None:
     with closing(sqlite3.connect(tmp_path / "other.db")) as connection:
         connection.execute("CREATE TABLE birds (name TEXT)")
     (tmp_path / "text.db").write_text("no database at all" * 100)
 
-    without_tables = run_backup(tmp_path / "other.db", folder / "copy.db")
-    no_database = run_backup(tmp_path / "text.db", folder / "copy.db")
-
-    assert "holds no catalogue" in without_tables.errors
-    assert "file is not a database" in no_database.errors
-    assert (without_tables.status, no_database.status) == (1, 1)
+    with pytest.raises(StartupError, match="is not a catalogue"):
+        copy(tmp_path / "other.db", folder / "copy.db")
+    with pytest.raises(StartupError, match="file is not a database"):
+        copy(tmp_path / "text.db", folder / "copy.db")
     assert os.listdir(folder) == []
 
 
-def test_a_damaged_database_makes_no_backup(path: Path, folder: Path) -> None:
-    # A book is then called otherwise in its row than in the index, which no plain reading notices.
+def test_a_damaged_database_is_not_backed_up(path: Path, folder: Path) -> None:
+    # A name in a row then differs from that in the index, which a read does not detect.
     damaged = path.read_bytes().replace(b"Book 7919Anon", b"Book 7910Anon", 1)
     assert damaged != path.read_bytes()
     path.write_bytes(damaged)
 
-    refused = run_backup(path, folder / "copy.db")
-
-    assert refused.status == 1
-    assert refused.errors.startswith("Error: The database is damaged (row ")
+    with pytest.raises(StartupError, match=r"^The database is damaged \(row "):
+        copy(path, folder / "copy.db")
     assert os.listdir(folder) == []
 
 
-def test_a_full_disk_is_told_and_leaves_nothing_behind(path: Path, folder: Path) -> None:
+def test_a_full_disk_is_an_error_and_leaves_no_file(path: Path, folder: Path) -> None:
     # In blocks of 512 bytes. The shell sets it and not Python's fork, which gRPC's threads would not survive.
     limited = ["sh", "-c", 'ulimit -f 200 && exec "$@"', "sh"]
     finished = subprocess.run(
@@ -204,58 +215,68 @@ def test_a_full_disk_is_told_and_leaves_nothing_behind(path: Path, folder: Path)
     assert os.listdir(folder) == []
 
 
-def test_a_folder_that_is_not_there_is_told(path: Path, tmp_path: Path) -> None:
-    refused = run_backup(path, tmp_path / "none/copy.db")
+def test_a_missing_folder_is_an_error(path: Path, tmp_path: Path) -> None:
+    with pytest.raises(StartupError) as raised:
+        copy(path, tmp_path / "none/copy.db")
 
-    assert refused == (1, "", f"Error: Cannot write {tmp_path}/none/copy.db: No such file or directory.\n")
+    assert raised.value.message == f"Cannot write {tmp_path}/none/copy.db: No such file or directory."
 
 
 @pytest.mark.parametrize(
     ("url", "instead"),
     [("postgresql://u:hunter2@h/b", "pg_dump"), ("mariadb://u:hunter2@h/b", "mariadb-dump")],
 )
-def test_other_databases_have_their_own_tools(url: str, instead: str, folder: Path) -> None:
-    refused = run_bookstore("backup", folder / "copy.db", variables={"BOOKSTORE_DATABASE_URL": url})
+def test_for_other_databases_their_own_tool_is_named(url: str, instead: str, folder: Path) -> None:
+    rejected = run_bookstore("backup", folder / "copy.db", variables={"BOOKSTORE_DATABASE_URL": url})
 
-    assert refused.status == 1
-    assert instead in refused.errors
-    assert "hunter2" not in refused.errors
+    assert rejected.status == 1
+    assert instead in rejected.errors
+    assert "hunter2" not in rejected.errors
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_copy_leaves_nothing_behind(path: Path, folder: Path, number: signal.Signals) -> None:
+def test_an_interrupted_copy_leaves_no_file(path: Path, folder: Path, tmp_path: Path, number: signal.Signals) -> None:
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("CREATE TABLE ballast AS SELECT zeroblob(200000000)")
-    process = subprocess.Popen(
-        [BOOKSTORE, "backup", folder / "copy.db", "--database-url", f"sqlite+aiosqlite:///{path}"],
-        env=environment(),
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    wait_until(lambda: os.listdir(folder) or process.poll() is not None, "the copy has begun")
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=PATIENCE_SECONDS)
+    with (tmp_path / "errors").open("wb") as errors:
+        url = f"sqlite+aiosqlite:///{path}"
+        process = start_bookstore("backup", folder / "copy.db", "--database-url", url, stdout=errors, stderr=errors)
+    try:
+        wait_until(lambda: list(folder.glob(".*/part")) or process.poll() is not None, "the copy has begun")
+        process.send_signal(number)
+        status = process.wait(PATIENCE_SECONDS)
+    finally:
+        end_process(process)
 
-    assert (process.returncode, errors) == (1, "\nAborted!\n")
+    assert (status, (tmp_path / "errors").read_text()) == (1, "\nAborted!\n")
     assert os.listdir(folder) == []
 
 
-def test_an_interruption_is_heard_during_the_check(path: Path, folder: Path) -> None:
-    store_numbered(path, 300_000)
+def test_an_interruption_takes_effect_during_the_check(path: Path, folder: Path) -> None:
+    store_numbered(path, 100_000)
 
-    def interrupt_soon(done: int, total: int) -> None:
+    checking = threading.get_ident()
+
+    def interrupt_the_check() -> None:
+        wait_until(lambda: sys._current_frames()[checking].f_code.co_name == "_check", "the copy is checked")
+        signal.raise_signal(signal.SIGINT)
+
+    interrupter = threading.Thread(target=interrupt_the_check)
+
+    def interrupt_after_the_copy(done: int, total: int) -> None:
         if done == total:
-            threading.Timer(0.05, signal.raise_signal, [signal.SIGINT]).start()
+            interrupter.start()
 
     with pytest.raises(KeyboardInterrupt) as raised:
-        copy(path, folder / "copy.db", on_progress=interrupt_soon)
+        copy(path, folder / "copy.db", on_progress=interrupt_after_the_copy)
+    interrupter.join()
     assert isinstance(raised.value.__cause__, sqlite3.OperationalError)
 
     assert os.listdir(folder) == []
 
 
-def test_a_copy_ends_though_somebody_commits_all_the_time_and_nobody_waits_for_it(path: Path, folder: Path) -> None:
-    store_numbered(path, 100_000)
+def test_continual_commits_do_not_prolong_a_copy_which_blocks_none_of_them(path: Path, folder: Path) -> None:
+    store_numbered(path, 60_000)
     before = rows(path)
     steps = 0
     with closing(sqlite3.connect(path, isolation_level=None, timeout=0)) as writer:
@@ -266,7 +287,7 @@ def test_a_copy_ends_though_somebody_commits_all_the_time_and_nobody_waits_for_i
             assert steps < 100
             writer.execute("UPDATE books SET release_year = release_year + 1 WHERE id = 1")
 
-        assert copy(path, folder / "copy.db", on_progress=write) == 101_000
+        assert copy(path, folder / "copy.db", on_progress=write) == 61_000
 
     assert steps > 2
     assert rows(folder / "copy.db") == before
@@ -281,6 +302,12 @@ def test_progress_is_shown_on_a_terminal(path: Path, folder: Path) -> None:
     assert "100%" in shown
 
 
-def copy(path: Path, target: Path, *, on_progress: Callable[[int, int], None]) -> int:
+def copy(
+    path: Path,
+    target: Path,
+    *,
+    force: bool = False,
+    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> int:
     url = make_url(f"sqlite+aiosqlite:///{path}")
-    return copy_database(url, target, force=False, timeout_seconds=5, on_progress=on_progress)
+    return copy_database(url, target, force=force, timeout_seconds=5, on_progress=on_progress)

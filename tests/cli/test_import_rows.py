@@ -1,4 +1,4 @@
-"""What `bookstore import` makes of a file's rows: which are stored, and what is said of the others."""
+"""How `bookstore import` reads the rows of a file: which are stored, and why the others are rejected."""
 
 import csv
 import io
@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.conftest import Catalogue
-from tests.executable import run_bookstore
+from tests.cli.conftest import Catalogue, run_verb
 
 HEADER = b"name,author,release_year\n"
 
@@ -31,7 +30,7 @@ def import_csv(catalogue: Catalogue, folder: Path, content: bytes, *flags: objec
             HEADER.replace(b"\n", b"\r\n") + b"Emma,Jane Austen,1815\r\n", [("Emma", "Jane Austen", 1815)], id="CRLF"
         ),
         pytest.param(b"release_year,name,author\n-8,N,A\n", [("N", "A", -8)], id="another order of columns"),
-        pytest.param(b"isbn,name,x,author,release_year\n1,N,,A,5\n", [("N", "A", 5)], id="more columns"),
+        pytest.param(b"shelf,name,x,author,release_year\n1,N,,A,5\n", [("N", "A", 5)], id="more columns"),
         pytest.param(b" Name ,AUTHOR,Release_Year\nN,A,5\n", [("N", "A", 5)], id="titles in capitals"),
         pytest.param(b"\xef\xbb\xbf" + HEADER + b"N,A,5\n", [("N", "A", 5)], id="byte order mark"),
         pytest.param(HEADER + b"\n\nN,A,5\n\n", [("N", "A", 5)], id="empty lines"),
@@ -42,13 +41,13 @@ def import_csv(catalogue: Catalogue, folder: Path, content: bytes, *flags: objec
         pytest.param(HEADER, [], id="header only"),
     ],
 )
-def test_csv_is_read_as_people_write_it(
+def test_csv_is_read_in_its_usual_forms(
     catalogue: Catalogue, tmp_path: Path, content: bytes, stored: list[tuple[str, str, int]]
 ) -> None:
-    status, told = import_csv(catalogue, tmp_path, content)
+    status, errors = import_csv(catalogue, tmp_path, content)
 
     count = f"{len(stored)} book" + ("" if len(stored) == 1 else "s")
-    assert (status, told) == (0, f"{count} stored, {len(stored)} of them new; 0 rows rejected.\n")
+    assert (status, errors) == (0, f"{count} stored, {len(stored)} of them new; 0 rows rejected.\n")
     assert catalogue.rows() == stored
 
 
@@ -74,21 +73,21 @@ def test_csv_is_read_as_people_write_it(
     ],
     ids=lambda value: value[:30],
 )
-def test_a_bad_row_is_refused_with_line_and_reason_and_the_others_are_stored(
+def test_an_invalid_row_is_rejected_with_line_and_reason_and_the_others_are_stored(
     catalogue: Catalogue, tmp_path: Path, row: str, reason: str
 ) -> None:
     content = HEADER + f"First,A,1\n{row}\nLast,A,3\n".encode()
 
-    status, told = import_csv(catalogue, tmp_path, content)
+    status, errors = import_csv(catalogue, tmp_path, content)
 
     assert status == 1
-    assert f"Line 3: {reason}" in told
-    assert "2 books stored, 2 of them new; 1 row rejected." in told
+    assert f"Line 3: {reason}" in errors
+    assert "2 books stored, 2 of them new; 1 row rejected." in errors
     assert [name for name, _, _ in catalogue.rows()] == ["First", "Last"]
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "expected"),
     [
         pytest.param(b"", "missing: name, author, release_year", id="empty"),
         pytest.param(b"name,author\nN,A\n", "missing: release_year", id="missing column"),
@@ -99,30 +98,30 @@ def test_a_bad_row_is_refused_with_line_and_reason_and_the_others_are_stored(
         pytest.param(b"\x89PNG\r\n\x1a\n\x00\x00", "not UTF-8", id="a picture"),
     ],
 )
-def test_a_file_that_is_no_such_csv_is_told_as_such(
-    catalogue: Catalogue, tmp_path: Path, content: bytes, told: str
+def test_a_file_that_is_not_such_a_csv_file_is_an_error(
+    catalogue: Catalogue, tmp_path: Path, content: bytes, expected: str
 ) -> None:
     status, errors = import_csv(catalogue, tmp_path, content)
 
     assert status == 1
-    assert told in errors
+    assert expected in errors
     assert catalogue.rows() == []
 
 
 def test_lines_are_counted_as_an_editor_counts_them(catalogue: Catalogue, tmp_path: Path) -> None:
     content = HEADER + b'"A\nB","C\r\nD\n\n",5\n\nN,A,x\n"N\n",A,y\n,,\n'
 
-    status, told = import_csv(catalogue, tmp_path, content)
+    status, errors = import_csv(catalogue, tmp_path, content)
 
     assert status == 1
-    assert [line.split(":")[0] for line in told.splitlines()[:-1]] == ["Line 8", "Line 9", "Line 2", "Line 11"]
+    assert [line.split(":")[0] for line in errors.splitlines()[:-1]] == ["Line 2", "Line 8", "Line 9", "Line 11"]
 
 
-def test_a_quote_that_is_never_closed_is_one_refused_row(catalogue: Catalogue, tmp_path: Path) -> None:
-    status, told = import_csv(catalogue, tmp_path, HEADER + b'N,A,5\n"never closed,A,5\nM,A,5\n')
+def test_a_quote_that_is_never_closed_is_one_rejected_row(catalogue: Catalogue, tmp_path: Path) -> None:
+    status, errors = import_csv(catalogue, tmp_path, HEADER + b'N,A,5\n"never closed,A,5\nM,A,5\n')
 
     assert status == 1
-    assert told.startswith("Line 3: ")
+    assert errors.startswith("Line 3: ")
     assert catalogue.rows() == [("N", "A", 5)]
 
 
@@ -159,7 +158,7 @@ BOOK = {"name": "N", "author": "A", "release_year": 5}
     ],
     ids=lambda value: value[:40].decode() if isinstance(value, bytes) else "",
 )
-def test_a_bad_line_of_json_is_refused_and_the_others_are_stored(
+def test_an_invalid_line_of_json_is_rejected_and_the_others_are_stored(
     catalogue: Catalogue, tmp_path: Path, line: bytes, reason: str
 ) -> None:
     path, rejects = tmp_path / "books.jsonl", tmp_path / "rejects.csv"
@@ -177,11 +176,11 @@ def test_a_bad_line_of_json_is_refused_and_the_others_are_stored(
     assert row["reason"].startswith(reason)
 
 
-def test_json_lines_are_read_as_programs_write_them(catalogue: Catalogue, tmp_path: Path) -> None:
+def test_json_lines_are_read_in_their_usual_forms(catalogue: Catalogue, tmp_path: Path) -> None:
     path = tmp_path / "books.NDJSON"
     path.write_bytes(
         b"\xef\xbb\xbf"
-        + json_lines({"isbn": 7} | BOOK)
+        + json_lines({"shelf": 7} | BOOK)
         + b"\r\n  \n"
         + json_lines(BOOK | {"release_year": "-44"}).replace(b"\n", b"\r\n")
         + '{"author": "B", "release_year": 0, "name": "a\u2028b"}'.encode()
@@ -193,7 +192,7 @@ def test_json_lines_are_read_as_programs_write_them(catalogue: Catalogue, tmp_pa
     assert catalogue.rows() == [("N", "A", 5), ("N", "A", -44), ("a\u2028b", "B", 0)]
 
 
-def test_the_format_is_told_by_the_name_or_the_flag(catalogue: Catalogue, tmp_path: Path) -> None:
+def test_the_suffix_or_the_flag_decides_the_format(catalogue: Catalogue, tmp_path: Path) -> None:
     path = tmp_path / "books.txt"
     path.write_bytes(json_lines(BOOK))
 
@@ -215,4 +214,4 @@ def test_a_dash_is_standard_input(catalogue: Catalogue) -> None:
 
 
 def test_a_folder_cannot_be_imported(tmp_path: Path) -> None:
-    assert run_bookstore("import", tmp_path).status == 2
+    assert run_verb("import", tmp_path).status == 2

@@ -1,4 +1,4 @@
-"""`bookstore migrate`, and the SQL that it prints instead."""
+"""`bookstore migrate`, and `--sql`, which prints the statements instead."""
 
 import sqlite3
 from contextlib import closing
@@ -14,7 +14,7 @@ def table_names(path: Path) -> set[str]:
         return {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
 
 
-def test_migrate_makes_the_tables_and_says_where_they_are(tmp_path: Path) -> None:
+def test_migrate_creates_the_tables_and_prints_their_revision(tmp_path: Path) -> None:
     url = f"sqlite+aiosqlite:///{tmp_path}/new.db"
 
     first = run_bookstore("migrate", "--database-url", url)
@@ -26,7 +26,7 @@ def test_migrate_makes_the_tables_and_says_where_they_are(tmp_path: Path) -> Non
     assert {"books", "create_requests"} <= table_names(tmp_path / "new.db")
 
 
-def test_sql_builds_the_tables_that_migrate_makes(tmp_path: Path) -> None:
+def test_sql_builds_the_tables_that_migrate_creates(tmp_path: Path) -> None:
     printed = run_bookstore("migrate", "--sql", cwd=tmp_path)
     with closing(sqlite3.connect(tmp_path / "by-sql.db")) as connection:
         connection.executescript(printed.output)
@@ -48,7 +48,7 @@ def test_sql_needs_no_database(scheme: str) -> None:
     assert "hunter2" not in printed.output
 
 
-def test_a_folder_that_is_not_there_is_told_in_a_sentence(tmp_path: Path) -> None:
+def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
     finished = run_bookstore("migrate", "--database-url", f"sqlite+aiosqlite:///{tmp_path}/none/new.db")
 
     assert finished.status == 1

@@ -1,4 +1,4 @@
-"""What may be said for a single call, and what is refused before anything is sent."""
+"""The options of a single call, and which are rejected before anything is sent."""
 
 import asyncio
 import time
@@ -45,11 +45,21 @@ class Attentive(books_pb2_grpc.BookServiceServicer, health_pb2_grpc.HealthServic
         self._note(context)
         return books_pb2.BatchCreateBooksResponse(books=[books_pb2.Book()])
 
+    async def BatchUpdateBooks(self, request: Any, context: Any) -> Any:  # noqa: N802
+        self._note(context)
+        return books_pb2.BatchUpdateBooksResponse(books=[books_pb2.Book()])
+
+    async def PurgeBooks(self, request: Any, context: Any) -> Any:  # noqa: N802
+        self._note(context)
+        return books_pb2.PurgeBooksResponse()
+
     async def DeleteBook(self, request: Any, context: Any) -> Any:  # noqa: N802
         from google.protobuf.empty_pb2 import Empty
 
         self._note(context)
         return Empty()
+
+    BatchDeleteBooks = DeleteBook
 
     async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802
         self._note(context)
@@ -77,6 +87,9 @@ CALLS = [
     pytest.param(lambda client, **o: anext(client.list_books(**o)), id="list_books"),
     pytest.param(lambda client, **o: client.update_book(1, name="N", **o), id="update_book"),
     pytest.param(lambda client, **o: client.delete_book(1, **o), id="delete_book"),
+    pytest.param(lambda client, **o: client.update_books([], **o), id="update_books"),
+    pytest.param(lambda client, **o: client.delete_books([1], **o), id="delete_books"),
+    pytest.param(lambda client, **o: client.purge_books("id > 0", **o), id="purge_books"),
     pytest.param(lambda client, **o: client.health(**o), id="health"),
 ]
 
@@ -99,7 +112,7 @@ async def test_every_method_takes_the_options_of_a_call(attentive: tuple[Attenti
 
 async def test_metadata_of_an_iterator_is_sent_with_each_of_several_calls() -> None:
     class Paging(Attentive):
-        """Answers three pages, and notes the tenants of all calls."""
+        """Returns three pages, and notes the tenants of all calls."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -145,20 +158,20 @@ async def test_the_trace_of_a_call_goes_before_the_clients(attentive: tuple[Atte
 
 
 @pytest.mark.parametrize("seconds", [1e9, 1e308, float("inf"), 10**400], ids=["1e9", "1e308", "inf", "10**400"])
-async def test_what_is_longer_than_a_life_is_no_deadline(client: BookstoreClient, seconds: float) -> None:
+async def test_a_timeout_longer_than_a_lifetime_is_no_deadline(client: BookstoreClient, seconds: float) -> None:
     assert await client.health(timeout_seconds=seconds) == "SERVING"
     async with BookstoreClient(client.server, timeout_seconds=seconds) as patient:
         assert await patient.health() == "SERVING"
 
 
 @pytest.mark.parametrize("server", ["", " "])
-def test_no_address_is_refused_at_once(server: str) -> None:
+def test_an_empty_address_is_rejected_at_once(server: str) -> None:
     with pytest.raises(ValueError, match="HOST:PORT"):
         BookstoreClient(server)
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("nan"), -float("inf"), -0.0])
-async def test_what_is_no_time_is_refused_at_once(client: BookstoreClient, seconds: float) -> None:
+async def test_an_invalid_timeout_is_rejected_at_once(client: BookstoreClient, seconds: float) -> None:
     with pytest.raises(ValueError, match="above 0, or None"):
         BookstoreClient(timeout_seconds=seconds)
     for call in CALLS:
@@ -167,13 +180,13 @@ async def test_what_is_no_time_is_refused_at_once(client: BookstoreClient, secon
 
 
 @pytest.mark.parametrize("seconds", [None, float("inf"), 1e10, 1e300, 1e9, 86_400])
-async def test_a_call_may_take_as_long_as_it_likes(sqlite_server: Server, seconds: float | None) -> None:
+async def test_a_call_may_have_no_deadline_or_a_very_long_one(sqlite_server: Server, seconds: float | None) -> None:
     async with BookstoreClient(sqlite_server.addresses[0], timeout_seconds=seconds) as client:
         assert await client.health() == "SERVING"
         assert await client.health(timeout_seconds=seconds) == "SERVING"
 
 
-def test_what_is_longer_than_grpc_can_count_is_no_bound() -> None:
+def test_a_timeout_longer_than_grpc_can_represent_is_no_limit() -> None:
     assert remaining_seconds(time.monotonic() + 1e10) is None
     assert remaining_seconds(float("inf")) is None
     assert 9 < (remaining_seconds(time.monotonic() + 10) or 0) <= 10
@@ -210,7 +223,7 @@ def test_what_is_longer_than_grpc_can_count_is_no_bound() -> None:
     ],
     ids=repr,
 )
-async def test_metadata_that_cannot_be_sent_are_refused_in_a_sentence(
+async def test_metadata_that_cannot_be_sent_is_rejected_with_a_message(
     client: BookstoreClient, metadata: Any, sentence: str
 ) -> None:
     with pytest.raises(ValueError, match=sentence):
@@ -220,20 +233,20 @@ async def test_metadata_that_cannot_be_sent_are_refused_in_a_sentence(
     assert await client.health() == "SERVING"
 
 
-def test_metadata_that_can_be_sent_are() -> None:
+def test_valid_metadata_is_accepted_in_every_form() -> None:
     pairs: Pairs = (("x.y_z-1", " any ~text!"), ("empty", ""), ("raw-bin", b"\x00\xff"))
 
     assert checked_metadata(pairs) == checked_metadata(dict(pairs)) == checked_metadata(iter(pairs)) == pairs
 
 
 @pytest.mark.parametrize("call_id", ["a b", "é", "a\n", "x" * 129, "a/b"])
-async def test_an_id_that_the_server_would_not_take_is_refused(client: BookstoreClient, call_id: str) -> None:
+async def test_a_call_id_that_the_server_would_not_accept_is_rejected(client: BookstoreClient, call_id: str) -> None:
     with pytest.raises(ValueError, match="not a valid call id"):
         await client.get_book(1, call_id=call_id)
 
 
 @pytest.mark.parametrize("token", ["", "a\nb", "é", "two words"])
-async def test_a_token_that_cannot_be_sent_is_refused_at_its_call(client: BookstoreClient, token: str) -> None:
+async def test_a_token_that_cannot_be_sent_is_rejected_at_the_call(client: BookstoreClient, token: str) -> None:
     async with BookstoreClient(client.server, token=lambda: token) as other:
         with pytest.raises(ValueError, match="is not a token"):
             await other.get_book(1)

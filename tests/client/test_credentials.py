@@ -48,7 +48,7 @@ async def test_a_client_with_certificate_and_token_is_served(tmp_path: Path) -> 
                     await client.get_book(book.id)
 
 
-async def test_what_a_server_says_of_tokens_is_told_in_its_own_classes(tmp_path: Path) -> None:
+async def test_errors_of_tokens_have_their_own_classes(tmp_path: Path) -> None:
     issuer = Issuer()
     settings = settings_for(
         f"sqlite+aiosqlite:///{tmp_path}/bookstore.db", **token_settings(issuer.write_jwks(tmp_path / "jwks"))
@@ -102,7 +102,7 @@ async def test_a_token_outlives_whatever_becomes_of_its_file(
 
 
 @pytest.mark.parametrize("content", [b"", b" \n", b"two words", "émile".encode(), b"a\nb", b"\xff\xfe\x00"])
-def test_a_file_without_a_token_is_refused(content: bytes, tmp_path: Path) -> None:
+def test_a_file_without_a_token_is_rejected(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "token"
     path.write_bytes(content)
     with pytest.raises(ValueError, match="is not a token"):
@@ -131,12 +131,12 @@ async def test_a_token_may_travel_in_plaintext_on_this_machine(server: str) -> N
     ],
     ids=repr,
 )
-def test_files_that_cannot_be_used_are_told(tls: TLS, sentence: str) -> None:
+def test_unusable_files_are_an_error(tls: TLS, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         BookstoreClient(tls=tls)
 
 
-def test_files_that_hold_something_else_are_told_by_name(tmp_path: Path) -> None:
+def test_files_with_other_content_are_an_error_that_names_them(tmp_path: Path) -> None:
     authority = Authority()
     ca = authority.write(tmp_path)
     cert, key = authority.certificate("client").write(tmp_path, "client")
@@ -182,5 +182,5 @@ async def test_a_token_for_this_machine_does_not_travel_by_way_of_a_proxy(
         ):
             await client.list_page()
         proxy.setblocking(False)
-        with pytest.raises(BlockingIOError):  # nobody has come
+        with pytest.raises(BlockingIOError):  # no connection was made
             proxy.accept()

@@ -1,4 +1,4 @@
-"""Failed calls reach a Python program as the errors of `bookstore_grpc.errors`, with what the server said."""
+"""Failed calls raise the errors of `bookstore_grpc.errors`, with the details that the server sent."""
 
 import socket
 import uuid
@@ -92,7 +92,7 @@ async def send_far_too_much(client: BookstoreClient) -> None:
         pytest.param(send_far_too_much, ResourceExhausted, "", id="message far over the limit"),
     ],
 )
-async def test_a_refusal_is_the_error_of_its_reason(
+async def test_a_rejected_call_raises_the_error_of_its_reason(
     client: BookstoreClient,
     call: Callable[[BookstoreClient], Awaitable[object]],
     error_class: type[BookstoreError],
@@ -107,7 +107,7 @@ async def test_a_refusal_is_the_error_of_its_reason(
     assert isinstance(raised.value.__cause__, grpc.aio.AioRpcError)
 
 
-async def test_every_violation_is_told_with_its_field(client: BookstoreClient) -> None:
+async def test_every_violation_has_its_field(client: BookstoreClient) -> None:
     with pytest.raises(InvalidRequest) as raised:
         await create_invalid(client)
 
@@ -133,7 +133,7 @@ async def test_each_violation_has_its_rule(client: BookstoreClient) -> None:
         assert [violation.reason for violation in raised_by_filter.value.violations] == [rule]
 
 
-async def test_what_did_not_fit_into_the_answer_is_counted(client: BookstoreClient) -> None:
+async def test_violations_that_did_not_fit_into_the_response_are_counted(client: BookstoreClient) -> None:
     book = await client.create_book(name="N", author="A", release_year=1)
     with pytest.raises(InvalidRequest) as few:
         await create_invalid(client)
@@ -148,7 +148,7 @@ async def test_what_did_not_fit_into_the_answer_is_counted(client: BookstoreClie
     assert missing.value.ids[0] == LATER
 
 
-async def test_an_etag_that_is_not_current_and_an_id_that_came_before_are_told(client: BookstoreClient) -> None:
+async def test_a_stale_etag_and_a_reused_id_have_their_errors(client: BookstoreClient) -> None:
     book = await client.create_book(name="N", author="A", release_year=1)
     with pytest.raises(EtagMismatch) as mismatch:
         await client.delete_book(book.id, etag="stale")
@@ -179,7 +179,7 @@ async def test_a_filter_error_has_its_column(client: BookstoreClient) -> None:
     assert [violation.field for violation in raised.value.violations] == ["filter"]
 
 
-async def test_missing_books_are_told_by_their_ids(client: BookstoreClient) -> None:
+async def test_missing_books_are_named_by_their_ids(client: BookstoreClient) -> None:
     book = await client.create_book(name="N", author="A", release_year=1)
 
     with pytest.raises(BookNotFound) as raised:
@@ -214,7 +214,7 @@ async def test_an_error_of_the_generated_stub_can_be_turned_too(sqlite_server: S
 
 async def test_nothing_listening_is_unavailable() -> None:
     with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))  # without listen(): every connection is refused
+        bound.bind(("127.0.0.1", 0))  # without listen(): every connection fails
         async with BookstoreClient(f"127.0.0.1:{bound.getsockname()[1]}", timeout_seconds=0.5) as client:
             with pytest.raises(Unavailable) as raised:
                 await client.delete_book(1)
@@ -225,12 +225,12 @@ async def test_nothing_listening_is_unavailable() -> None:
 
 @pytest.fixture
 async def silent_address() -> AsyncIterator[str]:
-    """A port that takes connections and never says a word."""
+    """A port that accepts connections and never sends anything."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         yield f"127.0.0.1:{listening.getsockname()[1]}"
 
 
-async def test_a_server_that_never_answers_exceeds_the_deadline(silent_address: str) -> None:
+async def test_a_server_that_never_responds_exceeds_the_deadline(silent_address: str) -> None:
     async with BookstoreClient(silent_address, timeout_seconds=0.2) as client:
         with pytest.raises(DeadlineExceeded):
             await client.get_book(1)
@@ -259,7 +259,9 @@ def rpc_error(
     ],
     ids=lambda value: value.name if isinstance(value, grpc.StatusCode) else "",
 )
-def test_a_status_without_details_is_told_by_its_code(code: grpc.StatusCode, error_class: type[BookstoreError]) -> None:
+def test_a_status_without_details_is_translated_by_its_code(
+    code: grpc.StatusCode, error_class: type[BookstoreError]
+) -> None:
     error = error_from_rpc_error(rpc_error(code, "said by a proxy"))
 
     assert type(error) is error_class

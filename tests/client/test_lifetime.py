@@ -18,6 +18,7 @@ from bookstore_grpc.errors import BookstoreError, ClientUnusable, ServerDraining
 from bookstore_grpc.rpc.interceptor import CallInterceptor
 from bookstore_grpc.rpc.server import Server
 
+UPDATE = books_pb2.UpdateBookRequest(book=books_pb2.Book(id=1, name="New"))
 CALLS = [
     pytest.param(lambda client: client.create_book(name="N", author="A", release_year=1), id="create_book"),
     pytest.param(lambda client: client.create_books([books_pb2.Book()]), id="create_books"),
@@ -27,6 +28,9 @@ CALLS = [
     pytest.param(lambda client: anext(client.list_books()), id="list_books"),
     pytest.param(lambda client: client.update_book(1, name="N"), id="update_book"),
     pytest.param(lambda client: client.delete_book(1), id="delete_book"),
+    pytest.param(lambda client: client.update_books([UPDATE]), id="update_books"),
+    pytest.param(lambda client: client.delete_books([1]), id="delete_books"),
+    pytest.param(lambda client: client.purge_books("id > 0", force=True), id="purge_books"),
     pytest.param(lambda client: client.health(), id="health"),
     pytest.param(lambda client: client.__aenter__(), id="entering it again"),
 ]
@@ -34,7 +38,7 @@ CALLS = [
 
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("is_used_before", [True, False], ids=["used", "unused"])
-async def test_a_client_that_is_closed_says_so(
+async def test_a_closed_client_raises_client_unusable(
     sqlite_server: Server, call: Callable[[BookstoreClient], Awaitable[object]], is_used_before: bool
 ) -> None:
     client = BookstoreClient(sqlite_server.addresses[0])
@@ -48,7 +52,7 @@ async def test_a_client_that_is_closed_says_so(
 
 
 class Stuck(books_pb2_grpc.BookServiceServicer):
-    """Never answers a read, and refuses every list as one that ends does."""
+    """Never responds to a read, and rejects every list like a server that drains."""
 
     async def GetBook(self, request: Any, context: Any) -> Any:  # noqa: N802  the contract's name
         await asyncio.sleep(60)
@@ -57,6 +61,7 @@ class Stuck(books_pb2_grpc.BookServiceServicer):
         raise ServerDraining
 
     BatchCreateBooks = BatchGetBooks = CreateBook = DeleteBook = UpdateBook = GetBook
+    BatchUpdateBooks = BatchDeleteBooks = PurgeBooks = GetBook
 
 
 @pytest.fixture
@@ -99,7 +104,9 @@ async def test_calls_that_wait_for_a_server_end_as_the_client_is_closed() -> Non
         await call
 
 
-async def test_a_client_that_is_closed_while_it_looks_for_a_cause_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_client_closed_while_it_looks_for_a_cause_raises_client_unusable(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     client = BookstoreClient("127.0.0.1:1", timeout_seconds=0.3)
     look = client._transport._connection_error  # what a call does at its deadline
 
@@ -128,7 +135,7 @@ async def test_the_callers_own_cancellation_stays_one(stuck_address: str) -> Non
 
 
 def elsewhere(work: Callable[[], Awaitable[object]]) -> BaseException | object:
-    """Run a coroutine in an event loop of another thread; answer its result or its error."""
+    """Run a coroutine in an event loop of another thread; return its result or its error."""
     ends: list[BaseException | object] = []
 
     async def run() -> object:
@@ -146,7 +153,7 @@ def elsewhere(work: Callable[[], Awaitable[object]]) -> BaseException | object:
     return ends[0]
 
 
-async def test_another_loop_is_told_at_once_and_the_client_stays_whole(
+async def test_another_loop_gets_an_error_at_once_and_the_client_remains_usable(
     sqlite_server: Server, client: BookstoreClient
 ) -> None:
     await client.health()
@@ -210,7 +217,7 @@ asyncio.run(parent(sys.argv[2]))
 
 
 @pytest.mark.parametrize("how", ["same loop", "new loop"])
-async def test_a_forked_process_is_told_at_once_and_its_parent_goes_on(sqlite_server: Server, how: str) -> None:
+async def test_a_forked_process_gets_an_error_at_once_and_its_parent_continues(sqlite_server: Server, how: str) -> None:
     done = await asyncio.to_thread(
         subprocess.run,
         [sys.executable, "-c", FORKED, sqlite_server.addresses[0], how],

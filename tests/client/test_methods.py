@@ -1,4 +1,4 @@
-"""What each method of the client asks of the service, and answers."""
+"""What each method of the client sends to the service, and returns."""
 
 import uuid
 
@@ -6,7 +6,7 @@ import pytest
 from bookstore.v1 import books_pb2
 
 from bookstore_grpc.client import BookstoreClient
-from bookstore_grpc.errors import BookNotFound
+from bookstore_grpc.errors import BookNotFound, EtagMismatch
 from bookstore_grpc.server.app import running_server
 from tests.conftest import settings_for
 
@@ -15,7 +15,7 @@ def book(number: int) -> books_pb2.Book:
     return books_pb2.Book(name=f"Book {number}", author="Anon", release_year=number)
 
 
-async def test_a_created_book_is_answered_whole_and_can_be_read(client: BookstoreClient) -> None:
+async def test_a_created_book_is_returned_completely_and_can_be_read(client: BookstoreClient) -> None:
     created = await client.create_book(name=" Le Père Goriot ", author="Honoré de Balzac", release_year=1835)
 
     assert (created.name, created.author, created.release_year) == (
@@ -52,7 +52,7 @@ async def test_two_creates_with_one_request_id_make_one_book(client: BookstoreCl
     assert first == second
 
 
-async def test_a_batch_is_stored_and_answered_in_order(client: BookstoreClient) -> None:
+async def test_a_batch_is_stored_and_returned_in_order(client: BookstoreClient) -> None:
     created = await client.create_books([book(number) for number in range(1_000)])
 
     assert [each.release_year for each in created] == list(range(1_000))
@@ -106,6 +106,41 @@ async def test_the_current_etag_lets_an_update_and_a_delete_through(client: Book
 
     with pytest.raises(BookNotFound):
         await client.get_book(created.id)
+
+
+async def test_books_are_updated_and_deleted_in_one_call(client: BookstoreClient) -> None:
+    created = await client.create_books([book(number) for number in range(3)])
+    requests = [
+        books_pb2.UpdateBookRequest(book=books_pb2.Book(id=each.id, name="New", etag=each.etag)) for each in created
+    ]
+
+    updated = await client.update_books(requests)
+    assert [(each.id, each.name) for each in updated] == [(each.id, "New") for each in created]
+    with pytest.raises(EtagMismatch) as mismatch:
+        await client.delete_books([each.id for each in created], etags=[each.etag for each in created])
+    assert mismatch.value.ids == tuple(each.id for each in created)
+    assert (mismatch.value.book_id, mismatch.value.omitted_count) == (created[0].id, 0)
+    await client.delete_books([each.id for each in updated[1:]], etags=[each.etag for each in updated[1:]])
+    await client.delete_books([updated[0].id])
+
+    with pytest.raises(BookNotFound) as missing:
+        await client.delete_books([each.id for each in created])
+    assert missing.value.ids == mismatch.value.ids
+
+
+async def test_books_and_etags_must_be_as_many(client: BookstoreClient) -> None:
+    with pytest.raises(ValueError, match="argument 2 is shorter"):
+        await client.delete_books([1, 2], etags=["x"])
+
+
+async def test_a_purge_counts_and_with_force_deletes(client: BookstoreClient) -> None:
+    created = await client.create_books([book(number) for number in range(5)])
+
+    found = await client.purge_books("release_year > 2")
+    assert (found.purge_count, list(found.purge_sample)) == (2, list(created[3:]))
+    assert (await client.purge_books("release_year > 2", force=True)).purge_count == 2
+    page = await client.list_page(page_size=1, include_total=True)
+    assert (page.total_size, page.total_size_exceeded) == (3, False)
 
 
 @pytest.mark.parametrize("service", ["", "bookstore.v1.BookService"])

@@ -1,4 +1,4 @@
-"""What a client does while there is no server: wait for one, or say at once why none can be reached."""
+"""What a client does while there is no server: wait for one, or report at once why none can be reached."""
 
 import asyncio
 import socket
@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from random import randint
 from typing import Any
 
 import grpc
@@ -21,11 +22,12 @@ from tests.conftest import settings_for
 
 @pytest.fixture
 def free_address() -> str:
-    """A port where nothing listens until a test does."""
+    """An address where nothing listens until a test does: other tests use ports of 127.0.0.1."""
+    host = f"127.{randint(1, 254)}.{randint(0, 255)}.{randint(1, 254)}"
     with socket.socket() as bound:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{bound.getsockname()[1]}"
+        bound.bind((host, 0))
+        return f"{host}:{bound.getsockname()[1]}"
 
 
 @asynccontextmanager
@@ -68,8 +70,8 @@ async def test_every_call_waits_for_a_server_that_starts_within_its_deadline(fre
 
 
 @pytest.mark.parametrize("wait_for_ready", [True, False])
-async def test_the_cause_is_told_where_no_server_can_be_reached(free_address: str, wait_for_ready: bool) -> None:
-    client = BookstoreClient(free_address, timeout_seconds=0.7, wait_for_ready=wait_for_ready)
+async def test_an_unreachable_server_is_reported_with_the_cause(free_address: str, wait_for_ready: bool) -> None:
+    client = BookstoreClient(free_address, timeout_seconds=0.7 if wait_for_ready else 30, wait_for_ready=wait_for_ready)
     async with client:
         began = time.monotonic()
         with pytest.raises(Unavailable, match="Connection refused") as raised:
@@ -77,16 +79,16 @@ async def test_the_cause_is_told_where_no_server_can_be_reached(free_address: st
         seconds = time.monotonic() - began
 
     assert raised.value.reason == ""
-    assert seconds > 0.6 if wait_for_ready else seconds < 0.5
+    assert seconds > 0.6 if wait_for_ready else seconds < 10
 
 
-async def test_a_name_of_no_host_is_told_at_the_deadline() -> None:
+async def test_an_unknown_host_is_reported_at_the_deadline() -> None:
     async with BookstoreClient("no-such-host.invalid:1", timeout_seconds=0.5) as client:
         with pytest.raises(Unavailable, match=r"no-such-host\.invalid"):
             await client.get_book(1)
 
 
-async def test_a_server_of_another_authority_is_told_with_the_cause(tmp_path: Path) -> None:
+async def test_a_server_of_another_authority_is_reported_with_the_cause(tmp_path: Path) -> None:
     cert, key = Authority().server().write(tmp_path, "server")
     other = Authority("other").write(tmp_path)
     settings = settings_for(f"sqlite+aiosqlite:///{tmp_path}/bookstore.db", tls_cert=cert, tls_key=key)
@@ -98,7 +100,7 @@ async def test_a_server_of_another_authority_is_told_with_the_cause(tmp_path: Pa
             await client.get_book(1)
 
 
-async def test_a_server_that_takes_connections_and_says_nothing_is_told_apart() -> None:
+async def test_a_server_that_accepts_connections_and_does_not_respond_has_its_own_message() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         async with BookstoreClient(address, timeout_seconds=0.3) as client:
@@ -108,7 +110,7 @@ async def test_a_server_that_takes_connections_and_says_nothing_is_told_apart() 
     assert raised.value.reason == ""
 
 
-async def test_a_client_that_does_not_wait_for_its_first_answer_waits_after_it(
+async def test_a_client_that_does_not_wait_for_its_first_response_waits_after_it(
     free_address: str, tmp_path: Path
 ) -> None:
     url = f"sqlite+aiosqlite:///{tmp_path}/bookstore.db"
@@ -118,12 +120,12 @@ async def test_a_client_that_does_not_wait_for_its_first_answer_waits_after_it(
         async with running_server(settings_for(url, listen=(free_address,))):
             async with BookstoreClient(free_address) as patient:
                 await patient.health()
-            await until_answered(client)
+            await until_responding(client)
         async with starting_late(free_address, tmp_path, 0.5):
             await client.update_book(1, name="N")
 
 
-async def until_answered(client: BookstoreClient) -> None:
+async def until_responding(client: BookstoreClient) -> None:
     """Call until the channel has noticed that there is a server."""
     async with asyncio.timeout(10):
         while True:
@@ -135,8 +137,11 @@ async def until_answered(client: BookstoreClient) -> None:
                 return
 
 
+UPDATE = books_pb2.UpdateBookRequest(book=books_pb2.Book(id=1, name="New"))
+
+
 class Outlasting(books_pb2_grpc.BookServiceServicer):
-    """Answers lists at once, and everything else never."""
+    """Responds to lists at once, and to nothing else."""
 
     def __init__(self) -> None:
         self.has_begun = asyncio.Event()
@@ -149,19 +154,25 @@ class Outlasting(books_pb2_grpc.BookServiceServicer):
         return books_pb2.ListBooksResponse()
 
     BatchCreateBooks = BatchGetBooks = CreateBook = DeleteBook = UpdateBook = GetBook
+    BatchUpdateBooks = BatchDeleteBooks = PurgeBooks = GetBook
 
 
 @pytest.mark.parametrize("is_first_call", [True, False], ids=["first call", "later call"])
 @pytest.mark.parametrize(
-    ("call", "told"),
+    ("call", "expected"),
     [
         pytest.param(lambda client: client.get_book(1), "Deadline", id="get_book"),
         pytest.param(lambda client: client.update_book(1, name="N"), "may have taken effect", id="update_book"),
         pytest.param(lambda client: client.delete_book(1), "may have taken effect", id="delete_book"),
+        pytest.param(lambda client: client.update_books([UPDATE]), "may have taken effect", id="update_books"),
+        pytest.param(lambda client: client.delete_books([1]), "may have taken effect", id="delete_books"),
+        pytest.param(
+            lambda client: client.purge_books("id > 0", force=True), "may have taken effect", id="purge_books"
+        ),
     ],
 )
-async def test_a_call_under_way_on_a_server_that_ends_is_not_told_as_one_without_a_connection(
-    call: Callable[[BookstoreClient], Awaitable[object]], told: str, is_first_call: bool
+async def test_a_call_under_way_on_a_server_that_ends_is_not_reported_as_one_without_a_connection(
+    call: Callable[[BookstoreClient], Awaitable[object]], expected: str, is_first_call: bool
 ) -> None:
     server, servicer = grpc.aio.server(), Outlasting()
     books_pb2_grpc.add_BookServiceServicer_to_server(servicer, server)
@@ -177,7 +188,7 @@ async def test_a_call_under_way_on_a_server_that_ends_is_not_told_as_one_without
         other = asyncio.ensure_future(client.get_book(2, timeout_seconds=30))
         await servicer.has_begun.wait()
         ended = asyncio.ensure_future(server.stop(3))  # no new connections
-        with pytest.raises(DeadlineExceeded, match=told) as raised:
+        with pytest.raises(DeadlineExceeded, match=expected) as raised:
             await sent
         with pytest.raises(Unavailable, match="Connection refused"):
             await call(client)

@@ -18,7 +18,7 @@ def test_the_installed_uvicorn_fits() -> None:
 
 
 @pytest.mark.parametrize("name", _PROTOCOL_METHODS)
-def test_a_uvicorn_without_a_method_that_is_overridden_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_a_uvicorn_without_a_method_that_is_overridden_is_rejected(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     for owner in (HttpToolsProtocol, *HttpToolsProtocol.__mro__[1:-1]):
         if name in vars(owner):
             monkeypatch.delattr(owner, name)
@@ -26,7 +26,7 @@ def test_a_uvicorn_without_a_method_that_is_overridden_is_refused(monkeypatch: p
         check_uvicorn()
 
 
-def test_a_uvicorn_whose_protocol_keeps_other_attributes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_uvicorn_whose_protocol_has_other_attributes_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     def other_init(self: object) -> None:
         pass
 

@@ -1,6 +1,6 @@
 """Fixtures of the DAL's tests: databases of a test's own, tricky books, and the statements that were sent."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from bookstore_grpc.dal.books import BookDAL
 from bookstore_grpc.dal.database import Database
 from bookstore_grpc.dal.records import BookRecord
-from tests.conftest import new_database
+from tests.conftest import empty, new_database
 from tests.dal.tricky_books import TRICKY_BOOKS, store_tricky_books
 
 StatementCounter = Callable[[], Any]
@@ -94,12 +94,18 @@ def move(path: Path, target: Path) -> None:
     path.rename(target)
 
 
-async def empty(database: Database) -> None:
-    async def clear(connection: AsyncConnection) -> None:
-        await connection.execute(text("DELETE FROM books"))
-        await connection.execute(text("DELETE FROM create_requests"))
+#: Filters, each with the keys of the books that it finds.
+FilterCases = list[tuple[str, set[str]]]
 
-    await database.write(clear)
+
+async def found_by(books: BookDAL, keys: Mapping[str, str], filter: str) -> set[str]:
+    """Return which of all books a filter finds. `keys` has the key of each book by its name."""
+    page = await books.list_books(page_size=1_000, page_token="", filter=filter, order_by="")
+    return {keys[book.name] for book in page.books}
+
+
+async def assert_filters_find(books: BookDAL, keys: Mapping[str, str], cases: FilterCases) -> None:
+    assert [(filter, await found_by(books, keys, filter)) for filter, _ in cases] == cases
 
 
 async def count_rows(database: Database) -> tuple[int, int]:
@@ -130,7 +136,8 @@ Work = Callable[[AsyncConnection], Awaitable[Any]]
 def statements_of(database: Database) -> Iterator[list[str]]:
     """Collect the statements sent to a database meanwhile.
 
-    Less the BEGIN that SQLite is sent as one, and the question whether anybody has committed, which reads no table.
+    Less the BEGIN of SQLite, that of a block of MariaDB, and the question whether anybody has committed,
+    which reads no table.
     """
     statements: list[str] = []
 
@@ -138,8 +145,9 @@ def statements_of(database: Database) -> Iterator[list[str]]:
         collect_inline(statement)
 
     def collect_inline(statement: str) -> None:
-        if statement not in ("BEGIN IMMEDIATE", "PRAGMA data_version"):
-            statements.append(statement)
+        is_of_search_index = "'main'." in statement  # SQLite's own
+        if statement not in ("BEGIN IMMEDIATE", "PRAGMA data_version") and not is_of_search_index:
+            statements.append(statement.removeprefix("BEGIN NOT ATOMIC "))
 
     engines = [engine.sync_engine for engine in (database._reader, database._writer, database._prober)]
     for engine in engines:
@@ -148,10 +156,28 @@ def statements_of(database: Database) -> Iterator[list[str]]:
     if inline:
         inline.close()
         (inline._connection or inline._connect()).set_trace_callback(collect_inline)
+        read = database._rows_in_thread
+
+        async def collect_and_read(sql: str, parameters: Sequence[object]) -> Any:
+            collect_inline(sql)
+            return await read(sql, parameters)
+
+        database._rows_in_thread = collect_and_read  # type: ignore[method-assign]
+    else:
+        fetch = database._driver_reader.fetch
+
+        async def collect_and_fetch(connection: Any, sql: str, parameters: Sequence[object]) -> Any:
+            collect_inline(sql)
+            return await fetch(connection, sql, parameters)
+
+        database._driver_reader.fetch = collect_and_fetch
     try:
         yield statements
     finally:
         if inline:
             inline.close()
+            database._rows_in_thread = read  # type: ignore[method-assign]
+        else:
+            database._driver_reader.fetch = fetch
         for engine in engines:
             event.remove(engine, "before_cursor_execute", collect)

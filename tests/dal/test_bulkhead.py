@@ -1,4 +1,4 @@
-"""A few go on at a time, the others wait in order, and too many are refused."""
+"""A few searches run at a time, others wait in order, and the rest are rejected."""
 
 import asyncio
 from contextlib import suppress
@@ -37,7 +37,7 @@ class _Callers:
 
 
 def bulkhead(*, waiting_max: int = 10, wait_seconds: float = 10) -> Bulkhead:
-    return Bulkhead("searches", at_once=2, waiting_max=waiting_max, wait_seconds=wait_seconds)
+    return Bulkhead("searches", max_concurrent=2, waiting_max=waiting_max, wait_seconds=wait_seconds)
 
 
 async def test_those_beyond_the_slots_wait_and_go_on_in_their_order() -> None:
@@ -54,7 +54,7 @@ async def test_those_beyond_the_slots_wait_and_go_on_in_their_order() -> None:
     assert slots.running == 0
 
 
-async def test_more_than_may_wait_are_refused_at_once_by_the_limits_name() -> None:
+async def test_searches_beyond_the_queue_are_rejected_at_once_with_the_name_of_the_limit() -> None:
     callers = _Callers(bulkhead(waiting_max=1))
     tasks = await callers.come(1, 2, 3, 4)
     assert tasks[3].done()
@@ -65,7 +65,7 @@ async def test_more_than_may_wait_are_refused_at_once_by_the_limits_name() -> No
     await asyncio.gather(*tasks[:3])
 
 
-async def test_who_has_waited_for_too_long_is_refused_and_takes_no_slot() -> None:
+async def test_a_search_that_waits_too_long_is_rejected_and_uses_no_slot() -> None:
     slots = bulkhead(wait_seconds=0.05)
     callers = _Callers(slots)
     tasks = await callers.come(1, 2, 3)
@@ -79,7 +79,7 @@ async def test_who_has_waited_for_too_long_is_refused_and_takes_no_slot() -> Non
     assert slots.running == 0
 
 
-async def test_who_leaves_the_queue_or_a_slot_makes_room() -> None:
+async def test_a_cancelled_search_frees_its_place_in_the_queue_or_its_slot() -> None:
     callers = _Callers(bulkhead(waiting_max=2))
     tasks = await callers.come(1, 2, 3, 4)
     for gone in (tasks[2], tasks[0]):

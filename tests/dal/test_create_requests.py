@@ -37,7 +37,7 @@ async def test_any_uuid_makes_one_book(migrated_database: Database, request_id: 
         await books.create_book(_draft(request_id, name="Emma"))
 
 
-async def test_replay_answers_the_book_as_it_was_made(database: Database) -> None:
+async def test_replay_returns_the_book_as_it_was_created(database: Database) -> None:
     books = BookDAL(database)
     draft = _draft(uuid4())
     first = await books.create_book(draft)
@@ -58,7 +58,7 @@ async def test_replay_answers_the_book_as_it_was_made(database: Database) -> Non
         BookDraft("Dune", "Frank Herbert", -1965),
     ],
 )
-async def test_request_id_of_another_book_is_refused(database: Database, other: BookDraft) -> None:
+async def test_request_id_of_another_book_is_rejected(database: Database, other: BookDraft) -> None:
     books = BookDAL(database)
     request_id = uuid4()
     await books.create_book(_draft(request_id))
@@ -81,7 +81,7 @@ async def test_batch_may_hold_replays_repeats_and_books_without_an_id(database: 
     assert await books.create_books([new, old]) == [records[1], replayed]
 
 
-async def test_batch_of_one_id_for_two_books_is_refused_whole(database: Database) -> None:
+async def test_batch_of_one_id_for_two_books_is_rejected_as_a_whole(database: Database) -> None:
     request_id = uuid4()
     with pytest.raises(RequestIdReused):
         await BookDAL(database).create_books([_draft(), _draft(request_id), _draft(request_id, name="Emma")])

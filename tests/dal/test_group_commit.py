@@ -189,7 +189,7 @@ async def test_batch_that_all_have_left_before_it_began_hinders_none() -> None:
     assert writes.seen == [["c"]]
 
 
-async def test_caller_who_leaves_a_batch_disturbs_no_other() -> None:
+async def test_a_cancelled_operation_of_a_batch_affects_no_other() -> None:
     writes = Writes()
     first = await writes.submit("a")
     tasks = await writes.submit(*"bcd")
@@ -254,7 +254,7 @@ async def test_defect_fails_the_one_that_has_it() -> None:
     assert writes.most_under_way == 1
 
 
-async def test_caller_who_leaves_while_each_is_tried_alone_is_not_tried() -> None:
+async def test_an_operation_cancelled_while_each_is_tried_alone_is_not_tried() -> None:
     def reject_all(items: Sequence[str]) -> None:
         if "b" in items:
             raise Defect
@@ -271,7 +271,7 @@ async def test_caller_who_leaves_while_each_is_tried_alone_is_not_tried() -> Non
 
 
 @pytest.mark.parametrize("error", [DatabaseUnavailable("away"), Defect()])
-async def test_transaction_that_fails_before_it_begins_fails_those_who_wait(error: Exception) -> None:
+async def test_transaction_that_fails_before_it_begins_fails_all_waiting_operations(error: Exception) -> None:
     attempts = 0
 
     async def fail(_work: Work) -> Results:
@@ -287,7 +287,7 @@ async def test_transaction_that_fails_before_it_begins_fails_those_who_wait(erro
     assert attempts == (1 if isinstance(error, BookstoreError) else 4)
 
 
-async def test_another_attempt_takes_in_who_came_and_leaves_out_who_has_gone() -> None:
+async def test_another_attempt_includes_new_operations_and_excludes_cancelled_ones() -> None:
     attempts: list[list[str]] = []
     again = asyncio.Event()
 
@@ -310,7 +310,7 @@ async def test_another_attempt_takes_in_who_came_and_leaves_out_who_has_gone() -
     assert results[1:] == ["done b", "done c", "done d", "done e"]
 
 
-async def test_caller_who_leaves_while_locks_are_waited_for_is_not_done() -> None:
+async def test_an_operation_cancelled_while_it_waits_for_locks_is_not_done() -> None:
     locked: list[list[str]] = []
     applied: list[str] = []
     may_go_on = asyncio.Event()
@@ -363,7 +363,7 @@ async def test_batch_that_was_cancelled_takes_none_in() -> None:
     assert kept.result() == "done b"
 
 
-async def test_every_caller_who_waits_gets_its_own_result_whoever_leaves_and_whatever_fails() -> None:
+async def test_every_waiting_operation_gets_its_own_result_despite_cancellations_and_failures() -> None:
     chance = random.Random(7)
     under_way = most_under_way = 0
     applied: list[int] = []

@@ -80,12 +80,14 @@ async def with_short_packets(own_mariadb: DatabaseServer) -> AsyncIterator[Datab
 
 
 @pytest.mark.e2e
+@pytest.mark.mariadb
 async def test_mariadb_with_short_packets_stores_batches_too(with_short_packets: Database) -> None:
     await check_batches(BookDAL(with_short_packets))
 
 
 @pytest.mark.e2e
-async def test_mariadb_with_packets_too_short_for_a_call_says_so(with_short_packets: Database) -> None:
+@pytest.mark.mariadb
+async def test_mariadb_with_packets_too_short_for_a_call_is_an_error(with_short_packets: Database) -> None:
     await execute(with_short_packets, f"SET GLOBAL max_allowed_packet = {MARIADB_PACKET_MIN_BYTES // 2}")
     with_short_packets._pool_invalidation.invalidate()
     with pytest.raises(DatabaseUnavailable) as caught:

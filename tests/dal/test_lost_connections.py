@@ -1,4 +1,4 @@
-"""Connections that have died while they rested, or amidst a call: no call fails that can be done on another one."""
+"""Connections that break while they are idle or in use: no call fails that can be done on another one."""
 
 import asyncio
 import os
@@ -13,6 +13,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.util import await_only
 
+from bookstore_grpc.dal import pool_invalidation
 from bookstore_grpc.dal.books import BookDAL
 from bookstore_grpc.dal.database import Database
 from bookstore_grpc.dal.records import BookDraft, BookRecord
@@ -86,7 +87,7 @@ async def read_at_once(books: BookDAL, record: BookRecord, count: int = 50) -> N
 
 @asynccontextmanager
 async def all_connections_rest(database: Database) -> AsyncIterator[tuple[BookDAL, BookRecord]]:
-    """All connections are open, do nothing and then meet a fate; afterwards every call has to be answered."""
+    """All connections are open and idle, and are then broken by the block; afterwards every call must succeed."""
     books = BookDAL(database)
     record = await books.create_book(_DRAFT)
     await asyncio.gather(*(database.read(select(func.count()).select_from(text("books"))) for _ in range(50)))
@@ -104,12 +105,12 @@ async def all_connections_rest(database: Database) -> AsyncIterator[tuple[BookDA
     assert await count_rows(database) == (before + 10, 0)
 
 
-async def test_connections_that_were_killed_cost_no_call(database: Database, fresh_url: str) -> None:
+async def test_killed_connections_fail_no_call(database: Database, fresh_url: str) -> None:
     async with all_connections_rest(database):
         assert await kill_connections(fresh_url) > _POOL_SIZE
 
 
-async def test_connections_that_rested_for_too_long_cost_no_call(database: Database, kind: str) -> None:
+async def test_connections_closed_for_being_idle_fail_no_call(database: Database, kind: str) -> None:
     for engine in (database._reader, database._writer, database._prober):
 
         @event.listens_for(engine.sync_engine, "connect")
@@ -124,22 +125,20 @@ async def test_connections_that_rested_for_too_long_cost_no_call(database: Datab
         await asyncio.sleep(2.5)
 
 
-async def test_connections_that_the_network_has_reset_cost_no_call(database: Database, network: Network) -> None:
+async def test_connections_reset_by_the_network_fail_no_call(database: Database, network: Network) -> None:
     async with all_connections_rest(database):
         await network.cut()
         await network.restore()
 
 
-async def test_connections_that_the_network_has_dropped_without_a_word_cost_no_call(
-    database: Database, network: Network
-) -> None:
+async def test_connections_dropped_silently_by_the_network_fail_no_call(database: Database, network: Network) -> None:
     async with all_connections_rest(database):
         network.stall()
         network.forget()
         await asyncio.sleep(_REST_SECONDS)
 
 
-async def test_a_read_that_is_killed_amidst_is_done_again(database: Database, kind: str, fresh_url: str) -> None:
+async def test_a_read_whose_connection_is_killed_is_repeated(database: Database, kind: str, fresh_url: str) -> None:
     long = func.pg_sleep(1) if kind == "postgresql" else func.sleep(1)
     reads = [asyncio.create_task(database.read(select(long))) for _ in range(3)]
     await asyncio.sleep(0.4)
@@ -148,7 +147,31 @@ async def test_a_read_that_is_killed_amidst_is_done_again(database: Database, ki
         assert len(await read) == 1
 
 
-async def test_a_write_that_is_killed_before_its_commit_is_done_again_once(database: Database, fresh_url: str) -> None:
+async def test_a_read_is_repeated_on_no_connection_that_was_lost_with_its_own(
+    database: Database, kind: str, network: Network
+) -> None:
+    database._pool_invalidation.invalidate()
+    await database.read(select(1))  # opens the connection of the long read, which may take longer than the wait below
+    long = func.pg_sleep(0.3) if kind == "postgresql" else func.sleep(0.3)
+    read = asyncio.create_task(database.read(select(long)))
+    await asyncio.sleep(0.1)
+    await database.read(select(1))  # on a connection that was opened in the meantime
+    await network.cut()
+    await network.restore()
+    assert len(await read) == 1
+
+
+async def test_a_connection_that_was_idle_is_used_again(
+    database: Database, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_invalidation, "_IDLE_SECONDS", 0)  # so that it is checked before each use
+    session = select(func.pg_backend_pid() if kind == "postgresql" else func.connection_id())
+    assert await database.read(session) == await database.read(session)
+
+
+async def test_a_write_whose_connection_is_killed_before_its_commit_is_repeated_once(
+    database: Database, fresh_url: str
+) -> None:
     attempts = 0
 
     async def work(connection: AsyncConnection) -> None:
@@ -169,7 +192,9 @@ async def test_a_write_that_is_killed_before_its_commit_is_done_again_once(datab
     assert (await count_rows(database))[0] == 1
 
 
-async def test_a_write_that_is_lost_with_its_commit_is_left_to_its_caller(database: Database, fresh_url: str) -> None:
+async def test_a_write_whose_connection_is_killed_at_its_commit_is_not_repeated(
+    database: Database, fresh_url: str
+) -> None:
     attempts = 0
 
     async def work(connection: AsyncConnection) -> None:

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from bookstore_grpc.dal.books import BookDAL
 from bookstore_grpc.dal.database import Database
 from bookstore_grpc.dal.paging import OrderTerm, parse_order_by
-from bookstore_grpc.dal.records import FIELDS, BookDraft, BookRecord
+from bookstore_grpc.dal.records import FIELDS, BookChanges, BookDraft, BookRecord
 from bookstore_grpc.errors import InvalidOrderBy
 from bookstore_grpc.limits import PAGE_MAX_CODE_POINTS
-from tests.dal.conftest import empty
+from tests.conftest import empty
+from tests.dal.tricky_books import ORDERED_DIFFERENTLY
 
 _BY_ID = OrderTerm("id", False)
 
@@ -30,7 +31,7 @@ _BY_ID = OrderTerm("id", False)
         ("name desc", (OrderTerm("name", True), _BY_ID)),
         ("  author\tdesc ,name  ", (OrderTerm("author", True), OrderTerm("name", False), _BY_ID)),
         ("name,id desc", (OrderTerm("name", False), OrderTerm("id", True))),
-        # behind the id nothing is left to decide
+        # after the id nothing is left to decide
         ("id,name", (_BY_ID,)),
         ("release_year desc,id desc,name", (OrderTerm("release_year", True), OrderTerm("id", True))),
         (
@@ -49,7 +50,7 @@ def test_order_ends_with_the_id(text: str, terms: tuple[OrderTerm, ...]) -> None
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
         (",", "'' is not a field to order by; there are id, name, author, release_year"),
         ("name,", "'' is not a field"),
@@ -67,18 +68,25 @@ def test_order_ends_with_the_id(text: str, terms: tuple[OrderTerm, ...]) -> None
         ("name asc desc", "'asc desc' after name"),
         ("name author", "'author' after name"),
         ("name;", "'name;' is not a field"),
-        ("name, name", "name stands twice"),
-        ("name, author, name desc", "name stands twice"),
-        ("id, id", "id stands twice"),
+        ("name, name", "name occurs twice"),
+        ("name, author, name desc", "name occurs twice"),
+        ("id, id", "id occurs twice"),
         ("id; DROP TABLE books", "'id;' is not a field"),
+        ("name;author", "'name;author' is not a field"),
+        ("name up", "'up' after name is neither asc nor desc"),
+        ("name desc nulls last", "'desc nulls last' after name"),
+        ("name,name desc", "name occurs twice"),
+        ("book.name", "'book.name' is not a field"),
+        ("nàme", "'nàme' is not a field"),
+        ("\0", "is not a field"),
     ],
 )
-def test_what_is_no_order_is_refused(text: str, said: str) -> None:
+def test_an_invalid_order_is_rejected(text: str, expected: str) -> None:
     with pytest.raises(InvalidOrderBy) as caught:
         parse_order_by(text)
     (violation,) = caught.value.violations
     assert violation.field == "order_by"
-    assert said in violation.description
+    assert expected in violation.description
 
 
 _orders = st.lists(st.tuples(st.sampled_from(list(FIELDS)), st.booleans()), max_size=6, unique_by=lambda term: term[0])
@@ -112,6 +120,7 @@ async def _walk(books: BookDAL, *, page_sizes: list[int], filter: str, order_by:
         walked += page.books
         token = page.next_page_token
         if not token:
+            assert 0 < len(page.books) <= size or not walked
             return walked
         assert len(page.books) == size
 
@@ -142,6 +151,37 @@ async def test_walk_with_a_filter_holds_only_what_it_finds(shelf_books: BookDAL,
     assert walked == _sorted([book for book in shelf if book.release_year > 1800], order)
 
 
+_ORDERS: list[list[tuple[str, bool]]] = [
+    [],
+    *([(field, descending)] for field in FIELDS for descending in (False, True)),
+    [("release_year", True), ("name", False)],
+    [("name", False), ("release_year", True), ("author", False)],
+    [("author", True), ("id", True)],
+    [("release_year", False), ("id", True)],
+    [
+        ("author", False),
+        ("name", True),
+        ("create_time", False),
+        ("update_time", True),
+        ("release_year", False),
+        ("id", True),
+    ],
+]
+
+
+async def test_walk_in_every_order_with_pages_of_any_size_equals_the_sorted_whole(database: Database) -> None:
+    books = BookDAL(database)
+    drafts = [BookDraft(*each) for each in ORDERED_DIFFERENTLY]
+    stored = await books.create_books(drafts[:4])
+    stored += [await books.create_book(draft) for draft in drafts[4:]]
+    for index in (5, 1):
+        stored[index] = await books.update_book(stored[index].id, BookChanges(release_year=3))
+    for order in _ORDERS:
+        for page_size in (1, 3, 12, 13):
+            walked = await _walk(books, page_sizes=[page_size], filter="", order_by=_written(order))
+            assert walked == _sorted(stored, order), (order, page_size)
+
+
 _few_texts = st.sampled_from(["a", "A", "b", "é", "z", "\uffee", "\U00010000", "a" * 300, "a" * 299 + "b"])
 _drafts = st.builds(BookDraft, _few_texts, _few_texts, st.integers(-2, 2), st.none())
 
@@ -170,7 +210,7 @@ async def test_page_that_ends_with_the_last_book_has_no_token(database: Database
         assert bool(page.next_page_token) == has_token
 
 
-async def test_walk_neither_repeats_nor_skips_while_books_come_and_go(database: Database) -> None:
+async def test_walk_neither_repeats_nor_skips_while_books_are_created_and_deleted(database: Database) -> None:
     books = BookDAL(database)
     stored = await books.create_books([BookDraft(f"{number:02}", "x", 1) for number in range(0, 40, 2)])
     kept = {book.id for number, book in enumerate(stored) if number % 4}
@@ -181,7 +221,7 @@ async def test_walk_neither_repeats_nor_skips_while_books_come_and_go(database: 
         token = page.next_page_token
         if not token:
             break
-        # One behind the place where the walk is, one before it, and the very book it stands at if that may go.
+        # One after the position of the walk, one before it, and the book at the position if it may be deleted.
         await books.create_books([BookDraft(f"{number:02}", "y", 1), BookDraft("99", "y", 1)])
         if page.books[-1].id not in kept:
             await books.delete_book(page.books[-1].id)
@@ -190,7 +230,7 @@ async def test_walk_neither_repeats_nor_skips_while_books_come_and_go(database: 
     assert kept <= set(walked)
 
 
-async def test_page_of_the_longest_texts_ends_before_its_answer_is_too_large(database: Database) -> None:
+async def test_page_of_the_longest_texts_ends_before_its_response_is_too_large(database: Database) -> None:
     books = BookDAL(database)
     stored = await books.create_books([BookDraft("\U0001f600" * 500, "\U0001f601" * 1_000, 1)] * 1_000)
     first = await books.list_books(page_size=1_000, page_token="", filter="", order_by="")
@@ -200,7 +240,7 @@ async def test_page_of_the_longest_texts_ends_before_its_answer_is_too_large(dat
     assert second.next_page_token == ""
 
 
-async def test_token_of_the_longest_texts_leads_on(database: Database) -> None:
+async def test_token_of_the_longest_texts_is_valid(database: Database) -> None:
     books = BookDAL(database)
     stored = await books.create_books([BookDraft("\U0001f600" * 500, '"' * 1_000, 1)] * 3)
     walked = await _walk(books, page_sizes=[1], filter="", order_by="name, author, id desc")

@@ -20,7 +20,7 @@ from tests.rpc.obstacles import until
 @pytest.fixture
 async def small(database: Database, database_url: str) -> AsyncIterator[Database]:
     """The same database with three connections to read, two of them for searches where there are cores for that."""
-    small = Database(database_url, pool_size=3, timeout_seconds=0.5, statement_seconds=4, searches_at_once=5)
+    small = Database(database_url, pool_size=3, timeout_seconds=0.5, statement_seconds=4, max_concurrent_searches=5)
     yield small
     await small.close()
 
@@ -48,9 +48,10 @@ async def search(database: Database) -> Any:
     return await database.read(long_statement(database), is_search=True)
 
 
-async def test_books_are_found_at_once_beside_more_searches_than_connections(small: Database) -> None:
+async def test_reads_by_id_do_not_wait_for_more_searches_than_connections(small: Database) -> None:
     books = BookDAL(small)
     record = await books.create_book(BookDraft("Dune", "Frank Herbert", 1965))
+    await books.create_book(BookDraft("Emma", "Jane Austen", 1815))
     searches = [asyncio.create_task(search(small)) for _ in range(8)]
     try:
         await asyncio.sleep(0.2)
@@ -59,8 +60,8 @@ async def test_books_are_found_at_once_beside_more_searches_than_connections(sma
         for _ in range(20):
             assert await books.get_book(record.id) == record
             assert await books.get_books([record.id]) == [record]
-            page = await books.list_books(page_size=10, page_token="", filter="", order_by="name")
-            assert page.books == [record]
+            page = await books.list_books(page_size=1, page_token="", filter="", order_by="name", include_total=True)
+            assert (page.books, page.total) == ([record], (2, False))
         assert time.monotonic() - began < 3
         for number in range(20):
             await books.create_book(BookDraft(f"Dune {number}", "Frank Herbert", 1965))
@@ -70,7 +71,22 @@ async def test_books_are_found_at_once_beside_more_searches_than_connections(sma
         await asyncio.gather(*searches, return_exceptions=True)
 
 
-async def test_a_search_that_waits_for_too_long_is_refused_by_the_limits_name(small: Database) -> None:
+@pytest.mark.databases("postgresql", "mariadb")  # SQLite counts few books without a slot
+async def test_counting_what_matches_a_filter_and_finding_what_to_purge_are_searches(small: Database) -> None:
+    books = BookDAL(small)
+    searches = [asyncio.create_task(search(small)) for _ in range(3)]
+    try:
+        await asyncio.sleep(0.1)
+        calls = books._pages.count("release_year = 1965"), books.purge_books("release_year = 1965", seconds=60)
+        rejected = await asyncio.gather(*calls, return_exceptions=True)
+        assert [type(each) for each in rejected] == [ResourceExhausted] * 2
+    finally:
+        for task in searches:
+            task.cancel()
+        await asyncio.gather(*searches, return_exceptions=True)
+
+
+async def test_a_search_that_waits_too_long_is_rejected_with_the_name_of_the_limit(small: Database) -> None:
     searches = [asyncio.create_task(search(small)) for _ in range(3)]
     try:
         await asyncio.sleep(0.1)
@@ -83,7 +99,7 @@ async def test_a_search_that_waits_for_too_long_is_refused_by_the_limits_name(sm
         await asyncio.gather(*searches, return_exceptions=True)
 
 
-async def test_searches_one_after_the_other_and_a_few_at_once_are_answered(small: Database) -> None:
+async def test_searches_one_after_the_other_and_a_few_at_once_succeed(small: Database) -> None:
     books = BookDAL(small)
     await books.create_books([BookDraft(f"Dune {number}", "Frank Herbert", 1965) for number in range(20)])
 
@@ -141,6 +157,6 @@ async def test_a_search_ends_in_the_database_when_its_caller_leaves(database: Da
     for task in searches:
         task.cancel()
     await asyncio.gather(*searches, return_exceptions=True)
-    async with asyncio.timeout(20):  # by itself it would go on for a minute
+    async with asyncio.timeout(20):  # otherwise it would run for a minute
         await until(have_ended)
         await until(are_free)  # asyncpg takes up to two seconds to take leave

@@ -89,7 +89,7 @@ async def test_reader_sees_what_was_committed_while_a_write_is_under_way(sqlite:
     assert await books.get_book(record.id) == record
 
 
-async def test_file_opened_read_only_can_be_read_and_refuses_writes(sqlite: Database, path: Path) -> None:
+async def test_file_opened_read_only_can_be_read_and_not_written(sqlite: Database, path: Path) -> None:
     record = await BookDAL(sqlite).create_book(_DRAFT)
     database = Database(f"sqlite:///file:{path}?mode=ro&uri=true", pool_size=1, timeout_seconds=1)
     books = BookDAL(database)
@@ -111,7 +111,7 @@ async def test_folder_that_does_not_exist_is_unavailable(tmp_path: Path) -> None
     await database.close()
 
 
-async def test_file_that_is_no_database_is_unavailable_and_stays_as_it_is(path: Path) -> None:
+async def test_file_that_is_not_a_database_is_unavailable_and_not_changed(path: Path) -> None:
     _write(path, "Call me Ishmael. " * 100)
     database = Database(f"sqlite:///{path}", pool_size=1, timeout_seconds=1)
     with pytest.raises(DatabaseUnavailable):
@@ -157,7 +157,7 @@ def _read(path: Path) -> str:
     return path.read_text()
 
 
-async def test_write_to_a_file_that_was_removed_is_refused(sqlite: Database, path: Path) -> None:
+async def test_write_to_a_file_that_was_removed_is_rejected(sqlite: Database, path: Path) -> None:
     os.remove(path)
     with pytest.raises(DatabaseUnavailable):
         await BookDAL(sqlite).create_book(_DRAFT)

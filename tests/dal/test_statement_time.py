@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from sqlalchemy import Select, func, literal, select, text
@@ -33,7 +34,7 @@ def long_statement(database: Database) -> Select[int]:
     return select(func.count()).select_from(numbers)
 
 
-async def test_a_read_ends_after_its_time_and_the_next_is_answered(hasty: Database) -> None:
+async def test_a_read_ends_after_its_time_limit_and_the_next_succeeds(hasty: Database) -> None:
     began = time.monotonic()
     with pytest.raises(DatabaseUnavailable):
         await hasty.read(long_statement(hasty))
@@ -42,13 +43,8 @@ async def test_a_read_ends_after_its_time_and_the_next_is_answered(hasty: Databa
         assert [tuple(row) for row in await hasty.read(select(literal(1)))] == [(1,)]
 
 
-@pytest.mark.databases(
-    "sqlite", "postgresql"
-)  # MariaDB goes on until the statement's time is up, which the test above shows
-async def test_a_read_ends_when_its_caller_leaves(database: Database) -> None:
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.3):
-            await database.read(long_statement(database))
+async def until_idle(database: Database) -> None:
+    """Wait until the long statement runs no more."""
 
     async def is_idle() -> bool:
         if database.dialect == "sqlite":
@@ -63,3 +59,52 @@ async def test_a_read_ends_when_its_caller_leaves(database: Database) -> None:
             return bool((await connection.execute(active)).scalar_one() == 0)
 
     await until(is_idle)
+
+
+async def leave(database: Database) -> None:
+    """Read for a caller that soon leaves."""
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.3):
+            await database.read(long_statement(database))
+
+
+@pytest.mark.databases(
+    "sqlite", "postgresql"
+)  # MariaDB goes on until the statement's time is up, which the test above shows
+async def test_a_read_ends_when_its_caller_leaves(database: Database) -> None:
+    await leave(database)
+    await until_idle(database)
+
+
+@pytest.mark.databases("postgresql")
+async def test_a_read_ends_when_its_caller_leaves_and_the_cancellation_is_missed(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def send_nothing(**_arguments: object) -> None: ...
+
+    monkeypatch.setattr("asyncpg.connect_utils._cancel", send_nothing)
+    await leave(database)
+    await until_idle(database)
+
+
+@pytest.mark.databases("postgresql", "mariadb")
+async def test_a_read_that_is_cancelled_as_its_connection_opens_begins_no_statement(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = Database(database_url, pool_size=1, timeout_seconds=10)
+    loop = asyncio.get_running_loop()
+    connect, cancelled = loop.create_connection, 0
+
+    async def cancel_when_open(*arguments: Any, **options: Any) -> Any:
+        nonlocal cancelled
+        connection = await connect(*arguments, **options)
+        cancelled += read.cancel()
+        return connection
+
+    monkeypatch.setattr(loop, "create_connection", cancel_when_open)
+    read = asyncio.create_task(database._rows(*database._driver_reader.compile(long_statement(database), None)))
+    assert await asyncio.wait([read], timeout=10) == ({read}, set())
+    assert read.cancelled()
+    assert cancelled
+    assert database.connections_in_use()["read"] == 0
+    await database.close()

@@ -76,7 +76,8 @@ async def test_batch_is_one_transaction_and_a_few_statements(narrow: Database) -
     assert not any(isinstance(result, Exception) for result in results)
     assert transactions == ["commit"]
     kinds = [statement.split()[0] for statement in statements]
-    assert kinds == ["SELECT", "SELECT", "INSERT", "INSERT", "UPDATE", "DELETE"]
+    reads = ["SELECT", "SELECT", *(["SELECT"] if narrow.is_embedded else [])]  # the third is of the next id
+    assert kinds == [*reads, "INSERT", "INSERT", "UPDATE", "DELETE"]
     assert await count_rows(narrow) == (90, 120)
 
 
@@ -122,7 +123,7 @@ async def test_rejected_calls_of_a_batch_cost_the_others_nothing(narrow: Databas
 
 
 @pytest.mark.parametrize("poison", ["create", "create with an id", "batch", "update"])
-async def test_what_the_driver_refuses_fails_its_caller_alone(narrow: Database, poison: str) -> None:
+async def test_an_operation_that_the_driver_rejects_fails_alone(narrow: Database, poison: str) -> None:
     books = BookDAL(narrow)
     first, second, third = await books.create_books(_drafts(3))
     bad: dict[str, Call] = {
@@ -174,12 +175,12 @@ async def test_request_id_of_a_rejected_create_is_free_for_the_next_in_the_batch
     books = BookDAL(narrow)
     used, free = _drafts(2)
     await books.create_book(used)
-    refused, made = await in_one_batch(
+    rejected, made = await in_one_batch(
         narrow,
         books.create_books([free, used._replace(name="another")]),
         books.create_book(free._replace(name="other")),
     )
-    assert isinstance(refused, RequestIdReused)
+    assert isinstance(rejected, RequestIdReused)
     assert made.name == "other"
     assert await count_rows(narrow) == (2, 2)
 
@@ -198,7 +199,7 @@ async def test_of_calls_with_one_etag_the_first_wins(narrow: Database) -> None:
     assert results[0].etag != record.etag
 
 
-async def test_deleted_book_is_gone_for_the_rest_of_its_batch_and_after(narrow: Database) -> None:
+async def test_deleted_book_is_missing_for_the_rest_of_its_batch_and_after(narrow: Database) -> None:
     books = BookDAL(narrow)
     record = await books.create_book(_DRAFT)
     calls = (
@@ -265,7 +266,7 @@ async def test_ids_rise_in_the_order_of_the_calls(narrow: Database) -> None:
     assert await all_books(narrow) == records
 
 
-async def test_largest_batch_beside_single_creates_is_stored_with_them(narrow: Database) -> None:
+async def test_largest_batch_and_single_creates_are_stored_together(narrow: Database) -> None:
     books = BookDAL(narrow)
     singles, batch = _drafts(20, name="Single"), _drafts(1_000)
     results = await in_one_batch(
@@ -279,7 +280,7 @@ async def test_largest_batch_beside_single_creates_is_stored_with_them(narrow: D
     assert await count_rows(narrow) == (1_020, 1_020)
 
 
-async def test_gets_at_once_are_answered_each_its_own_and_see_what_was_just_written(database: Database) -> None:
+async def test_concurrent_gets_return_each_its_own_book_and_see_acknowledged_writes(database: Database) -> None:
     books = BookDAL(database)
 
     async def write_and_read(number: int) -> None:

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from bookstore_grpc.dal.books import BookDAL
 from bookstore_grpc.dal.database import Database
-from bookstore_grpc.dal.records import BookChanges, BookDraft, BookRecord
+from bookstore_grpc.dal.records import BookChanges, BookDraft, BookRecord, BookUpdate, BookVersion
 from bookstore_grpc.errors import BookNotFound, BookstoreError, EtagMismatch, RequestIdReused
-from tests.dal.conftest import count_rows, empty
+from tests.conftest import empty
+from tests.dal.conftest import count_rows
 from tests.dal.test_write_batch import all_books, in_one_batch, narrow, transactions_of
 
 __all__ = ["narrow"]  # a fixture
@@ -39,10 +40,18 @@ class Delete(NamedTuple):
     etag: int | None
 
 
-Step = Create | Update | Delete
-#: A book, its id left out and the number of its creation in its place.
-Numbered = tuple[int, str, str, int, int, int]
-Answer = list[Numbered] | type[BookstoreError] | None
+class UpdateMany(NamedTuple):
+    updates: list[Update]
+
+
+class DeleteMany(NamedTuple):
+    deletes: list[Delete]
+
+
+Step = Create | Update | Delete | UpdateMany | DeleteMany
+#: A book with the number of its creation in place of its id.
+Numbered = BookRecord
+Outcome = list[Numbered] | type[BookstoreError] | None
 
 
 @dataclass
@@ -53,48 +62,69 @@ class Model:
     made: dict[UUID, tuple[BookDraft, Numbered]] = field(default_factory=dict)
     count: int = 0
 
-    def run(self, step: Step) -> Answer:
+    def run(self, step: Step) -> Outcome:
         match step:
             case Create(drafts):
                 return self._create(drafts)
-            case Update(number, changes, etag):
-                refused = self._refused(number, etag)
-                return refused or [self._update(self.books[number], changes)]
-            case Delete(number, etag):
-                refused = self._refused(number, etag)
-                if not refused:
-                    del self.books[number]
-                return refused
+            case Update():
+                return self._update_all([step])
+            case UpdateMany(updates):
+                return self._update_all(updates)
+            case Delete():
+                return self._delete_all([step])
+            case DeleteMany(deletes):
+                return self._delete_all(deletes)
 
-    def _create(self, drafts: list[BookDraft]) -> Answer:
+    def _update_all(self, updates: list[Update]) -> Outcome:
+        before = dict(self.books)
+        if any(each.book not in self.books for each in updates):
+            return BookNotFound
+        outcome = []
+        for number, changes, etag in updates:
+            if rejected := self._rejected(number, etag):
+                self.books = before
+                return rejected
+            outcome.append(self._update(self.books[number], changes))
+        return outcome
+
+    def _delete_all(self, deletes: list[Delete]) -> Outcome:
+        rejections = [self._rejected(number, etag) for number, etag in deletes]
+        for rejected in (BookNotFound, EtagMismatch):
+            if rejected in rejections:
+                return rejected
+        for number, _ in deletes:
+            del self.books[number]
+        return None
+
+    def _create(self, drafts: list[BookDraft]) -> Outcome:
         seen = {request_id: draft for request_id, (draft, _) in self.made.items()}
         for draft in drafts:
             if draft.request_id and seen.setdefault(draft.request_id, draft) != draft:
                 return RequestIdReused
-        answer = []
+        outcome = []
         for draft in drafts:
             if draft.request_id in self.made:
-                answer.append(self.made[draft.request_id][1])
+                outcome.append(self.made[draft.request_id][1])
                 continue
-            book = (self.count, draft.name, draft.author, draft.release_year, _NOW, _NOW)
+            values = {name: value for name, value in draft._asdict().items() if name != "request_id"}
+            book = Numbered(id=self.count, create_time=_NOW, update_time=_NOW, **values)
             self.books[self.count] = book
             self.count += 1
             if draft.request_id:
                 self.made[draft.request_id] = (draft, book)
-            answer.append(book)
-        return answer
+            outcome.append(book)
+        return outcome
 
-    def _refused(self, number: int, etag: int | None) -> type[BookstoreError] | None:
+    def _rejected(self, number: int, etag: int | None) -> type[BookstoreError] | None:
         if number not in self.books:
             return BookNotFound
-        return EtagMismatch if etag is not None and etag != self.books[number][-1] else None
+        return EtagMismatch if etag is not None and etag != self.books[number].update_time else None
 
     def _update(self, book: Numbered, changes: BookChanges) -> Numbered:
-        number, *old, create_time, update_time = book
-        new = [value if change is None else change for value, change in zip(old, changes, strict=True)]
-        if new != old:
-            self.books[number] = (number, *new, create_time, update_time + 1)  # type: ignore[assignment]  # as it was
-        return self.books[number]
+        new = book._replace(**{name: value for name, value in changes._asdict().items() if value is not None})
+        if new != book:
+            self.books[book.id] = new._replace(update_time=book.update_time + 1)
+        return self.books[book.id]
 
 
 _NAMES = st.sampled_from("abc")
@@ -103,16 +133,20 @@ _DRAFTS = st.builds(BookDraft, _NAMES, st.just("x"), _YEARS, st.none() | st.samp
 _CHANGES = st.builds(BookChanges, st.none() | _NAMES, st.none() | st.just("y"), st.none() | _YEARS)
 _BOOKS = st.integers(0, _AT_FIRST)  # the last is missing
 _ETAGS = st.none() | st.integers(_NOW, _NOW + 3)
+_UPDATES = st.builds(Update, _BOOKS, _CHANGES, _ETAGS)
+_DELETES = st.builds(Delete, _BOOKS, _ETAGS)
 _STEPS = st.lists(
     st.builds(Create, st.lists(_DRAFTS, min_size=1, max_size=3))
-    | st.builds(Update, _BOOKS, _CHANGES, _ETAGS)
-    | st.builds(Delete, _BOOKS, _ETAGS),
+    | _UPDATES
+    | _DELETES
+    | st.builds(UpdateMany, st.lists(_UPDATES, min_size=1, max_size=3))
+    | st.builds(DeleteMany, st.lists(_DELETES, min_size=1, max_size=3, unique_by=lambda delete: delete.book)),
     min_size=1,
     max_size=16,
 )
 
 
-async def _outcomes(database: Database, steps: list[Step], *, together: bool) -> tuple[list[Answer], list[Numbered]]:
+async def _outcomes(database: Database, steps: list[Step], *, together: bool) -> tuple[list[Outcome], list[Numbered]]:
     """Run steps on three books, and return the result of each and what is stored in the end."""
     await empty(database)
     books = BookDAL(database, clock=lambda: _NOW)
@@ -128,8 +162,12 @@ async def _outcomes(database: Database, steps: list[Step], *, together: bool) ->
                 return books.create_books(drafts)
             case Update():
                 return books.update_book(ids[step.book], step.changes, etag=etag(step))
+            case UpdateMany(updates):
+                return books.update_books([BookUpdate(ids[each.book], each.changes, etag(each)) for each in updates])
             case Delete():
                 return books.delete_book(ids[step.book], etag=etag(step))
+            case DeleteMany(deletes):
+                return books.delete_books([BookVersion(ids[each.book], etag(each)) for each in deletes])
 
     if together:
         with transactions_of(database) as transactions:
@@ -140,7 +178,7 @@ async def _outcomes(database: Database, steps: list[Step], *, together: bool) ->
     made = {record.id for result in results if isinstance(result, list) for record in result}
     numbers = {book_id: number for number, book_id in enumerate([*ids[:_AT_FIRST], *sorted(made - set(ids))])}
 
-    def answer(result: Any) -> Answer:
+    def outcome(result: Any) -> Outcome:
         if isinstance(result, BookstoreError):
             return type(result)
         if result is None:
@@ -148,9 +186,21 @@ async def _outcomes(database: Database, steps: list[Step], *, together: bool) ->
         return [numbered(record) for record in (result if isinstance(result, list) else [result])]
 
     def numbered(record: BookRecord) -> Numbered:
-        return (numbers[record.id], *record[1:])
+        return record._replace(id=numbers[record.id])
 
-    return [answer(result) for result in results], [numbered(record) for record in await all_books(database)]
+    return [outcome(result) for result in results], [numbered(record) for record in await all_books(database)]
+
+
+def _named(step: Step) -> list[int]:
+    """Return the books that a step names."""
+    match step:
+        case Create():
+            return []
+        case UpdateMany(updates):
+            return [each.book for each in updates]
+        case DeleteMany(deletes):
+            return [each.book for each in deletes]
+    return [step.book]
 
 
 async def _check(database: Database, steps: list[Step]) -> None:
@@ -158,13 +208,12 @@ async def _check(database: Database, steps: list[Step]) -> None:
     model.run(Create([BookDraft("a", "x", 0)] * _AT_FIRST))
     # The ids of the books that a batch creates are not known before, so no step names them.
     expected = [
-        BookNotFound if isinstance(step, Update | Delete) and step.book >= _AT_FIRST else model.run(step)
-        for step in steps
+        BookNotFound if any(number >= _AT_FIRST for number in _named(step)) else model.run(step) for step in steps
     ]
     in_the_end = sorted(model.books.values())
     for together in (True, False):
-        answers, stored = await _outcomes(database, steps, together=together)
-        assert answers == expected
+        outcomes, stored = await _outcomes(database, steps, together=together)
+        assert outcomes == expected
         assert stored == in_the_end
 
 
@@ -186,12 +235,12 @@ def connections_in_use(database: Database) -> Any:
     return database._writer.pool.checkedout()  # type: ignore[attr-defined]  # the queue's own method
 
 
-async def test_callers_who_leave_a_batch_at_any_moment_cost_the_others_nothing(own_database: Database) -> None:
+async def test_operations_cancelled_at_any_moment_do_not_affect_the_others(own_database: Database) -> None:
     books = BookDAL(own_database)
     chance = random.Random(3)
     kept = await books.create_books([BookDraft("kept", "x", 0)] * 4)
-    answered: set[int] = set()
-    update_answered = 0
+    returned: set[int] = set()
+    updates_returned = 0
     for year in range(1, 201 if own_database.is_embedded else 61):
         tasks = [
             asyncio.create_task(call)
@@ -211,15 +260,15 @@ async def test_callers_who_leave_a_batch_at_any_moment_cost_the_others_nothing(o
             results = await asyncio.gather(*tasks, return_exceptions=True)
         for task, result in zip(tasks, results, strict=True):
             assert isinstance(result, BookRecord) or (task in leaving and isinstance(result, asyncio.CancelledError))
-        answered |= {result.id for result in results if isinstance(result, BookRecord)}
+        returned |= {result.id for result in results if isinstance(result, BookRecord)}
         if any(isinstance(result, BookRecord) for result in results[2::3]):
-            update_answered += 1
+            updates_returned += 1
             assert (await books.get_book(kept[0].id)).release_year == year
     stored = {record.id for record in await all_books(own_database)}
-    assert answered <= stored
-    assert update_answered > 10
+    assert returned <= stored
+    assert updates_returned > 10
     async with asyncio.timeout(30):
-        while connections_in_use(own_database):  # noqa: ASYNC110  a pool tells nobody
+        while connections_in_use(own_database):  # noqa: ASYNC110  a pool sets no event
             await asyncio.sleep(0.01)
         # Every row can be locked again, on every connection of the pool.
         await asyncio.gather(*(books.update_book(record.id, BookChanges(name="free")) for record in kept))

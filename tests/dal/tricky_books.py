@@ -10,6 +10,23 @@ from bookstore_grpc.dal.records import BookChanges, BookDraft, BookRecord
 _LONG = "Anna-Lena Ångström & Söhne, " * 9 + "abc"
 assert len(_LONG) == 255
 
+#: Texts whose order by code point differs from their order by locale, by case, by UTF-16 unit or by length; years and
+#: names repeat, so that ties must be broken.
+ORDERED_DIFFERENTLY: list[tuple[str, str, int]] = [
+    ("zebra", "Émile Zola", -5000),
+    ("Zebra", "emile zola", 0),
+    ("a", "Zola", 1885),
+    ("a b", "Zola", 1885),
+    ("a-b", "\U0001d49c", -1),
+    ("ab", "\uff5e", 9999),
+    ("é", "a" * 300 + "b", 1885),
+    ("e", "a" * 300 + "a", 1885),
+    ("a", "Zola", 1700),
+    ("n" * 499 + "o", "Long", 1885),
+    ("n" * 499 + "n", "Long", 1885),
+    ("\U0001f4d6", "'; DROP TABLE books; --", 1700),
+]
+
 _BOOKS: list[tuple[str, str, int]] = [
     # Texts that begin others, and white space and case that loose collations drop.
     ("The", "a", 2000),

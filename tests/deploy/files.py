@@ -1,4 +1,4 @@
-"""What lies in deploy/, as data: the variables that each way of running gives to the server, and the time to end."""
+"""The files of deploy/ as data: the variables of each way of running the server, and the time that it has to stop."""
 
 import os
 import re
@@ -68,7 +68,7 @@ def image_variables() -> dict[str, str]:
 
 
 def kubernetes_variables() -> dict[str, str]:
-    """Return what the ConfigMap and the Secret make of those of the image."""
+    """Return the variables of the image with those of the ConfigMap and the Secret."""
     return image_variables() | SECRET_URL | _assignments((KUBERNETES / "settings.env").read_text())
 
 
@@ -118,7 +118,7 @@ WAYS = (
 
 
 def settings_from(variables: Mapping[str, str]) -> Settings:
-    """Read variables as `bookstore serve` does. Raises `click.UsageError` for a value that it refuses."""
+    """Read variables as `bookstore serve` does. Raises `click.UsageError` for an invalid value."""
     with patch.dict(os.environ, environment(**variables), clear=True):
         return Settings(**serve.make_context("serve", []).params)
 

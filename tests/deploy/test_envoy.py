@@ -1,4 +1,4 @@
-"""The configuration of Envoy: true to what the servers do and allow, and as closed as it says."""
+"""The configuration of Envoy: consistent with the behaviour and limits of the servers, and on the loopback."""
 
 import re
 from typing import Any
@@ -38,7 +38,7 @@ def route_of(method: str) -> dict[str, Any]:
     return route
 
 
-def test_only_what_reads_is_repeated_whatever_became_of_it() -> None:
+def test_only_reads_are_retried_after_every_failure() -> None:
     always = {"connect-failure", "refused-stream", "cancelled"}
     for method, scope in SCOPES_BY_METHOD.items():
         conditions = {*route_of(method)["retry_policy"]["retry_on"].split(",")}
@@ -48,13 +48,13 @@ def test_only_what_reads_is_repeated_whatever_became_of_it() -> None:
             assert conditions == always | {"reset-before-request", "retriable-headers"}
 
 
-def test_a_server_that_ends_is_known_by_its_message() -> None:
+def test_a_server_that_stops_is_recognized_by_its_message() -> None:
     (write,) = {method for method, scope in SCOPES_BY_METHOD.items() if scope != READ and "/CreateBook" in method}
     (header,) = route_of(write)["retry_policy"]["retriable_headers"]
     assert header == {"name": "grpc-message", "string_match": {"exact": ServerDraining().message}}
 
 
-def test_the_servers_own_limits_come_first() -> None:
+def test_the_limits_of_the_servers_apply_before_those_of_envoy() -> None:
     for method in SCOPES_BY_METHOD:
         assert seconds(route_of(method)["timeout"]) > SETTINGS.max_call_seconds
     servers = CLUSTER["load_assignment"]["endpoints"][0]["lb_endpoints"]
@@ -66,39 +66,39 @@ def test_the_servers_own_limits_come_first() -> None:
     assert limits["max_connections"] * http2["max_concurrent_streams"] >= calls
 
 
-def test_json_may_be_as_long_as_a_message() -> None:
+def test_a_json_body_may_be_as_long_as_a_message() -> None:
     found = re.findall(r"max_request_bytes: (\d+)", (ENVOY / "envoy.yaml").read_text())
     assert {*map(int, found)} == {SETTINGS.max_message_bytes}
 
 
-def test_pings_are_no_more_frequent_than_servers_allow() -> None:
+def test_pings_are_not_more_frequent_than_servers_allow() -> None:
     assert seconds(http2_options()["connection_keepalive"]["interval"]) > SETTINGS.keepalive_least_seconds
 
 
-def test_a_server_that_ends_is_out_before_it_refuses() -> None:
+def test_a_server_that_stops_is_unhealthy_before_it_rejects_calls() -> None:
     (check,) = CLUSTER["health_checks"]
     most = check["unhealthy_threshold"] * (seconds(check["interval"]) + seconds(check["interval_jitter"]))
     assert settings_from(variables(50051)).drain_delay_seconds > most
 
 
-def test_servers_are_on_this_machine_where_calls_go_to_them_in_plaintext() -> None:
+def test_plaintext_to_servers_is_on_the_loopback_only() -> None:
     assert "transport_socket" not in CLUSTER
     for address in addresses():
         assert address["address"] == "127.0.0.1"
 
 
-def test_the_admin_page_is_for_this_machine_alone() -> None:
+def test_the_admin_interface_is_on_the_loopback_only() -> None:
     assert CONFIG["admin"]["address"]["socket_address"] == {"address": "127.0.0.1", "port_value": Ports().admin}
 
 
-def test_make_edge_has_the_ports_of_the_file() -> None:
+def test_make_edge_uses_the_ports_of_the_file() -> None:
     assert LISTENER["address"]["socket_address"]["port_value"] == Ports().edge
     assert tuple(address["port_value"] for address in addresses()) == Ports().servers
     for port in Ports().servers:
         assert settings_from(variables(port)).listen == (f"127.0.0.1:{port}",)
 
 
-def test_every_descriptor_comes_after_what_it_imports() -> None:
+def test_descriptors_are_ordered_by_their_imports() -> None:
     known: set[str] = set()
     for file in descriptor_set().file:
         assert {*file.dependency} <= known
@@ -106,8 +106,8 @@ def test_every_descriptor_comes_after_what_it_imports() -> None:
     assert "google/rpc/error_details.proto" in known
 
 
-def test_the_contracts_descriptors_are_those_that_protoc_writes() -> None:
-    """Names in JSON among them, which some readers need and Python's descriptors do not have of themselves."""
+def test_the_descriptors_of_the_contract_are_those_of_protoc() -> None:
+    """With the names in JSON, which some readers need and Python's descriptors lack."""
     written = FileDescriptorSet.FromString((GENERATED / "bookstore/v1/books.binpb").read_bytes()).file[-1]
     written.ClearField("source_code_info")
     (ours,) = (file for file in descriptor_set().file if file.name == written.name)

@@ -1,4 +1,4 @@
-"""The manifests: valid by Kubernetes' own schemas, without rights that they do not need, and true to the service."""
+"""The manifests: valid by Kubernetes' schemas, with minimal rights, and consistent with the service."""
 
 import importlib.util
 import re
@@ -50,11 +50,13 @@ def variables(container: dict[str, Any]) -> dict[str, Any]:
     return {variable["name"]: variable["valueFrom"]["secretKeyRef"] for variable in container["env"]}
 
 
-def test_they_are_valid_by_the_schemas_of_kubernetes() -> None:
+@pytest.mark.check
+def test_manifests_are_valid_by_the_schemas_of_kubernetes() -> None:
     validate(*MANIFESTS)
 
 
-def test_kustomize_puts_them_together(tmp_path: Path) -> None:
+@pytest.mark.check
+def test_kustomize_builds_the_manifests(tmp_path: Path) -> None:
     kubectl = shutil.which("kubectl")
     if kubectl is None:
         pytest.skip("kubectl is not installed")
@@ -75,7 +77,7 @@ def test_kustomize_puts_them_together(tmp_path: Path) -> None:
     validate(path)
 
 
-def test_the_kustomization_has_every_file_and_the_version_of_this_one() -> None:
+def test_the_kustomization_lists_every_file_and_the_version_of_the_package() -> None:
     assert KUSTOMIZATION["resources"] == [path.name for path in MANIFESTS]
     (image,) = KUSTOMIZATION["images"]
     project = tomllib.loads((DEPLOY.parent / "pyproject.toml").read_text())["project"]
@@ -85,7 +87,7 @@ def test_the_kustomization_has_every_file_and_the_version_of_this_one() -> None:
 
 
 @pytest.mark.parametrize("kind", ["Deployment", "Job"])
-def test_pods_have_no_rights_that_they_do_not_need(kind: str) -> None:
+def test_pods_are_restricted(kind: str) -> None:
     spec = pod(kind)
     assert spec["automountServiceAccountToken"] is False
     assert spec["enableServiceLinks"] is False
@@ -103,7 +105,7 @@ def test_pods_have_no_rights_that_they_do_not_need(kind: str) -> None:
     assert "memory" in container["resources"]["limits"]
 
 
-def test_nothing_that_is_secret_is_here() -> None:
+def test_the_manifests_contain_no_secret() -> None:
     assert "Secret" not in {found["kind"] for found in resources()}
     (server,), (migrate,) = pod("Deployment")["containers"], pod("Job")["containers"]
     assert (
@@ -118,7 +120,7 @@ def test_nothing_that_is_secret_is_here() -> None:
     assert f"create secret tls {volume['secret']['secretName']} --cert=" in readme
 
 
-def test_certificate_and_key_are_where_the_secret_is_mounted() -> None:
+def test_certificate_and_key_are_in_the_mounted_secret() -> None:
     settings = settings_from(kubernetes_variables())
     (container,) = pod("Deployment")["containers"]
     (mount,) = container["volumeMounts"]
@@ -131,7 +133,7 @@ def test_certificate_and_key_are_where_the_secret_is_mounted() -> None:
     assert pod("Deployment")["securityContext"]["fsGroup"] == 10_001
 
 
-def test_a_rollout_takes_no_pod_away_before_another_is_ready() -> None:
+def test_a_rollout_removes_no_pod_before_another_is_ready() -> None:
     strategy = resource("Deployment")["spec"]["strategy"]["rollingUpdate"]
     assert strategy["maxUnavailable"] == 0
     assert strategy["maxSurge"] >= 1
@@ -141,7 +143,7 @@ def test_a_rollout_takes_no_pod_away_before_another_is_ready() -> None:
     assert scaler["scaleTargetRef"]["name"] == resource("Deployment")["metadata"]["name"]
 
 
-def test_the_connections_of_all_pods_fit_into_postgresql() -> None:
+def test_the_connections_of_all_pods_are_within_the_limit_of_postgresql() -> None:
     settings = settings_from(kubernetes_variables())
     assert settings.worker_count == 1
     database = Database(settings.database_url, pool_size=settings.pool_size, timeout_seconds=1)
@@ -163,7 +165,7 @@ def selectors() -> Iterator[dict[str, str]]:
         yield constraint["labelSelector"]["matchLabels"]
 
 
-def test_what_selects_the_servers_selects_them_alone() -> None:
+def test_selectors_of_the_servers_match_only_them() -> None:
     server = resource("Deployment")["spec"]["template"]["metadata"]["labels"]
     migrate = resource("Job")["spec"]["template"]["metadata"]["labels"]
     for selector in selectors():
@@ -171,7 +173,7 @@ def test_what_selects_the_servers_selects_them_alone() -> None:
         assert not selector.items() <= migrate.items()
 
 
-def test_probes_speak_http_for_the_kubelets_grpc_knows_no_tls() -> None:
+def test_probes_use_http_because_the_kubelets_grpc_has_no_tls() -> None:
     (container,) = pod("Deployment")["containers"]
     paths = {
         name: (container[name]["httpGet"]["path"], container[name]["httpGet"]["port"])
@@ -185,7 +187,7 @@ def test_probes_speak_http_for_the_kubelets_grpc_knows_no_tls() -> None:
     }
 
 
-def test_the_selector_of_the_step_before_finds_the_job() -> None:
+def test_the_selector_in_the_readme_matches_the_job() -> None:
     readme = (DEPLOY / "README.md").read_text()
     (key, value) = re.findall(r"--selector (\S+)=(\S+)", readme)[0]
     assert [found["kind"] for found in resources() if found["metadata"]["labels"].get(key) == value] == ["Job"]

@@ -1,4 +1,4 @@
-"""Alerts and dashboard: they parse, fire when they should, and ask for metrics that there are."""
+"""Alerts and dashboard: they are valid, fire when they should, and use existing metrics."""
 
 import json
 import re
@@ -15,24 +15,24 @@ DASHBOARD = DEPLOY / "grafana/bookstore.json"
 _SUFFIXES = re.compile(r"_(bucket|sum|count)$")
 
 
-def asked(text: str) -> set[str]:
+def metrics_in(text: str) -> set[str]:
     return {_SUFFIXES.sub("", name) for name in re.findall(r"\bbookstore_[a-z_]+", text)}
 
 
-def test_alerts_ask_for_metrics_that_there_are() -> None:
+def test_alerts_use_existing_metrics() -> None:
     expressions = "\n".join(
         line for line in (DEPLOY / "prometheus/alerts.yml").read_text().splitlines() if "summary:" not in line
     )
-    assert asked(expressions)
-    assert asked(expressions) <= metric_names()
+    assert metrics_in(expressions)
+    assert metrics_in(expressions) <= metric_names()
 
 
-def test_the_dashboard_asks_for_all_metrics_that_there_are() -> None:
+def test_the_dashboard_shows_all_metrics() -> None:
     panels = json.loads(DASHBOARD.read_text())["panels"]
-    assert asked(" ".join(target["expr"] for panel in panels for target in panel["targets"])) == metric_names()
+    assert metrics_in(" ".join(target["expr"] for panel in panels for target in panel["targets"])) == metric_names()
 
 
-def test_panels_do_not_lie_on_each_other() -> None:
+def test_panels_do_not_overlap() -> None:
     taken: set[tuple[int, int]] = set()
     for panel in json.loads(DASHBOARD.read_text())["panels"]:
         at = panel["gridPos"]
@@ -51,7 +51,7 @@ def test_panels_do_not_lie_on_each_other() -> None:
     ],
     ids=" ".join,
 )
-def test_promtool_finds_nothing_wrong(arguments: tuple[str, ...]) -> None:
+def test_promtool_accepts_the_files(arguments: tuple[str, ...]) -> None:
     promtool = shutil.which("promtool")
     if promtool is None:
         pytest.skip("promtool is not installed (apt install prometheus)")

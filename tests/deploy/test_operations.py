@@ -1,4 +1,4 @@
-"""docs/operations.md says what is so: its table of settings and its list of metrics are those of the code."""
+"""docs/operations.md matches the code: its table of settings and its list of metrics."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ from tests.metrics import metric_names
 OPERATIONS = (Path(__file__).parents[2] / "docs/operations.md").read_text()
 
 
-def test_the_table_of_settings_is_that_of_the_code() -> None:
+def test_the_table_of_settings_matches_the_code() -> None:
     table = OPERATIONS.split("<!-- settings:")[1].split("<!-- end of settings -->")[0].splitlines()[3:]
     expected = []
     for setting in settings_fields():
@@ -21,6 +21,6 @@ def test_the_table_of_settings_is_that_of_the_code() -> None:
     assert table == expected
 
 
-def test_the_metrics_that_are_listed_are_those_that_there_are() -> None:
+def test_the_listed_metrics_match_the_code() -> None:
     listed = set(re.findall(r"`(bookstore_[a-z_]+)(?:\{[a-z,]+\})?`", OPERATIONS))
     assert listed == metric_names()

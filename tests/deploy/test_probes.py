@@ -1,4 +1,4 @@
-"""The server with the variables and commands of the manifests, asked and ended as Kubernetes does."""
+"""The server with the variables and commands of the manifests, probed and stopped as by Kubernetes."""
 
 import http.client
 import signal
@@ -24,7 +24,7 @@ async def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncI
 
 
 def probe(server: Serving, name: str) -> int:
-    """Ask as the kubelet does, by the probe of that name, and answer the status."""
+    """Send the request of the probe of that name, as the kubelet does, and return the status."""
     (container,) = pod("Deployment")["containers"]
     question: dict[str, Any] = container[name]
     address = str(server.wait_for_event("serving")["metrics"])
@@ -36,7 +36,7 @@ def probe(server: Serving, name: str) -> int:
         connection.close()
 
 
-def test_a_pod_starts_serves_and_ends_in_its_time(database_url: str, tmp_path: Path) -> None:
+def test_a_pod_starts_serves_and_stops_within_its_grace_period(database_url: str, tmp_path: Path) -> None:
     authority = Authority()
     certificate = authority.server()
     (tmp_path / "tls.crt").write_bytes(certificate.pem)
@@ -67,7 +67,7 @@ def test_a_pod_starts_serves_and_ends_in_its_time(database_url: str, tmp_path: P
         began = time.monotonic()
         server.process.send_signal(signal.SIGTERM)
         wait_until(lambda: probe(server, "readinessProbe") == 503, "no more calls are sent to it")
-        # Nodes that do not know yet send them all the same.
+        # Nodes that have not noticed still send calls.
         assert call().status == 0
         assert probe(server, "livenessProbe") == 200
         delay_seconds = settings_from(variables).drain_delay_seconds

@@ -1,4 +1,4 @@
-"""The systemd unit: understood by systemd, and as closed as it was."""
+"""The systemd unit: accepted by systemd, with a bounded exposure."""
 
 import shutil
 import subprocess
@@ -15,7 +15,7 @@ _EXPOSURE_MOST = 12
 
 @pytest.fixture
 def unit(tmp_path: Path) -> Path:
-    """The unit with a command that is installed here."""
+    """The unit with the path of the installed command."""
     (command,) = unit_option("ExecStart")
     path = tmp_path / UNIT.name
     path.write_text(UNIT.read_text().replace(command.split()[0], str(BOOKSTORE)))
@@ -29,12 +29,12 @@ def analyze(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([program, *arguments], capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_systemd_finds_nothing_wrong(unit: Path) -> None:
+def test_systemd_accepts_the_unit(unit: Path) -> None:
     done = analyze("verify", unit)
-    # An option that it does not know is only told, and the status is 0.
+    # An unknown option is a warning, and the status is 0.
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
-def test_it_is_exposed_no_more_than_it_was(unit: Path) -> None:
+def test_the_exposure_of_the_unit_is_within_its_bound(unit: Path) -> None:
     done = analyze("security", "--offline=true", f"--threshold={_EXPOSURE_MOST}", unit)
     assert done.returncode == 0, done.stdout + done.stderr

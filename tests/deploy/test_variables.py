@@ -1,4 +1,4 @@
-"""What deploy/ says to the server and of it is so: variables, values, ports, and the time that it has to end."""
+"""deploy/ matches the server: variables, values, ports, and the time to stop."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -25,7 +25,7 @@ from tests.deploy.files import (
     settings_from,
 )
 
-# What comes after the last call: gRPC's own stop, the probes' port, traces and connections, a thread that hangs.
+# After the last call: the stop of gRPC and of the metrics endpoint, traces, connections, a thread that hangs.
 _ENDING_SECONDS = (
     server._STOP_MARGIN_SECONDS
     + connections.STOP_SECONDS
@@ -47,7 +47,7 @@ def port(address: str) -> int:
     return int(address.rpartition(":")[2])
 
 
-def test_every_variable_that_is_named_is_one() -> None:
+def test_all_variables_in_deploy_exist() -> None:
     files = [path for path in DEPLOY.rglob("*") if path.is_file() and path.parent.name != "__pycache__"]
     texts = [path.read_text() for path in files]
     named = {name for text in texts for name in re.findall(r"BOOKSTORE_[A-Z_]*[A-Z]", text)}
@@ -56,7 +56,7 @@ def test_every_variable_that_is_named_is_one() -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_the_server_takes_the_values_and_would_listen_there(way: Callable[[], Way]) -> None:
+def test_the_settings_of_each_deployment_are_valid(way: Callable[[], Way]) -> None:
     variables = way().variables
     assert variables
     settings = settings_from(variables)
@@ -70,7 +70,7 @@ def test_the_server_is_not_killed_while_it_drains(way: Callable[[], Way]) -> Non
     assert grace_seconds > settings.drain_delay_seconds + settings.drain_seconds + _ENDING_SECONDS
 
 
-def test_ports_are_those_that_the_server_listens_on() -> None:
+def test_ports_match_the_addresses_of_the_server() -> None:
     listens = {port(address) for address in settings_from(image_variables()).listen}
     exposed = re.findall(r"^EXPOSE (\d+)$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
     assert set(map(int, exposed)) == listens
@@ -91,7 +91,7 @@ def test_ports_are_those_that_the_server_listens_on() -> None:
     assert {each["port"] for rule in rules for each in rule["ports"]} == set(named)
 
 
-def test_prometheus_asks_where_the_units_example_answers() -> None:
+def test_prometheus_scrapes_the_address_of_the_units_example() -> None:
     jobs = yaml.safe_load((DEPLOY / "prometheus/prometheus.yml").read_text())["scrape_configs"]
     targets = [target for job in jobs for config in job["static_configs"] for target in config["targets"]]
     assert targets == [settings_from(run_by_systemd_as_the_example_has_it().variables).metrics_listen]

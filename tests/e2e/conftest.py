@@ -1,4 +1,4 @@
-"""Servers through the real executable, on databases of their own."""
+"""Servers of the installed command, on databases of their own."""
 
 import itertools
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -15,7 +15,7 @@ Start = Callable[..., Serving]
 
 @pytest.fixture(scope="session")
 def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
-    """A server on SQLite for tests that leave no trace, or do not mind those of others."""
+    """A server on SQLite for tests that leave nothing behind, or do not depend on what others leave."""
     folder = tmp_path_factory.mktemp("shared")
     with serving(f"sqlite+aiosqlite:///{folder}/bookstore.db", folder / "log") as server:
         yield server
@@ -23,7 +23,7 @@ def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]
 
 @pytest.fixture(scope="session")
 def node_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with callers in Node and what they need, for `tests.node.command`."""
+    """A folder with clients in Node and their packages, for `tests.node.command`."""
     folder = tmp_path_factory.mktemp("node") / "callers"
     node.install(folder)
     return folder
@@ -48,7 +48,7 @@ async def any_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> As
 
 @pytest.fixture(params=SERVERS)
 async def database_server_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
-    """An empty database of each kind that is a server of its own."""
+    """An empty database on each kind of database server."""
     async for url in new_database(request.param, tmp_path):
         yield url
 

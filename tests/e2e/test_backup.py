@@ -1,4 +1,4 @@
-"""A backup of a catalogue that is being written to, and the way back from it as docs/operations.md has it."""
+"""A backup of a catalogue under writes, and restoring it by the commands of docs/operations.md."""
 
 import asyncio
 import re
@@ -20,16 +20,16 @@ from tests.executable import run_bookstore
 pytestmark = pytest.mark.e2e
 
 WRITERS = 8
-# Many enough for a copy in several steps.
+# Enough for a copy in several steps.
 STORED_BEFORE = 60_000
 OPERATIONS = Path(__file__).parents[2] / "docs/operations.md"
 
 
 class Writing:
-    """Callers that create books on and on."""
+    """Callers that create books continuously."""
 
     def __init__(self, client: BookstoreClient) -> None:
-        self.answered: dict[int, books_pb2.Book] = {}
+        self.acknowledged: dict[int, books_pb2.Book] = {}
         self.slowest_seconds = 0.0
         self._client = client
         self._tasks = [asyncio.create_task(self._create(writer)) for writer in range(WRITERS)]
@@ -39,10 +39,10 @@ class Writing:
             began = time.monotonic()
             book = await self._client.create_book(name=f"By {writer}", author="Anon", release_year=2000)
             self.slowest_seconds = max(self.slowest_seconds, time.monotonic() - began)
-            self.answered[book.id] = book
+            self.acknowledged[book.id] = book
 
     async def until(self, count: int) -> None:
-        while len(self.answered) < count:
+        while len(self.acknowledged) < count:
             await asyncio.wait(self._tasks, timeout=0.01)
             assert not any(task.done() for task in self._tasks)
 
@@ -52,7 +52,7 @@ class Writing:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
-async def test_a_backup_under_load_is_whole_and_serves(
+async def test_a_backup_under_load_is_complete_and_can_be_served(
     start: Start, sqlite_url: str, sqlite_file: Path, tmp_path: Path
 ) -> None:
     server = await asyncio.to_thread(start, sqlite_url)
@@ -62,10 +62,10 @@ async def test_a_backup_under_load_is_whole_and_serves(
     async with BookstoreClient(server.address) as client:
         writing = Writing(client)
         await writing.until(50)
-        before = dict(writing.answered)
+        before = dict(writing.acknowledged)
         done = await asyncio.to_thread(run_bookstore, "backup", backup, "--database-url", sqlite_url)
-        during = len(writing.answered) - len(before)
-        await writing.until(len(writing.answered) + 50)
+        during = len(writing.acknowledged) - len(before)
+        await writing.until(len(writing.acknowledged) + 50)
         await writing.end()
 
     assert done.status == 0, done.errors
@@ -75,7 +75,7 @@ async def test_a_backup_under_load_is_whole_and_serves(
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         (count,) = connection.execute("SELECT count(*) FROM books").fetchone()
     assert done.output == f"{count:,} books in {backup}.\n"
-    assert STORED_BEFORE + len(before) <= count < STORED_BEFORE + len(writing.answered)
+    assert STORED_BEFORE + len(before) <= count < STORED_BEFORE + len(writing.acknowledged)
     assert [path.name for path in backup.parent.iterdir()] == ["backup.db"]
 
     restored = await asyncio.to_thread(start, f"sqlite+aiosqlite:///{backup}")
@@ -85,7 +85,7 @@ async def test_a_backup_under_load_is_whole_and_serves(
     assert await asyncio.to_thread(restored.stop) == 0
 
 
-async def test_the_documented_way_back_leads_to_the_backup_and_nothing_newer(
+async def test_the_documented_restore_gives_the_backup_and_nothing_newer(
     start: Start, sqlite_url: str, sqlite_file: Path, tmp_path: Path
 ) -> None:
     server = await asyncio.to_thread(start, sqlite_url)

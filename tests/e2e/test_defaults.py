@@ -1,4 +1,4 @@
-"""What a server does whose operator has chosen nothing."""
+"""What a server does with the default settings."""
 
 import os
 from pathlib import Path
@@ -21,7 +21,7 @@ _LOOPBACK = {
 
 
 def listening(server: Serving) -> set[tuple[str, int]]:
-    """The addresses and ports of TCP, in the kernel's hexadecimal, on which a process listens."""
+    """Return the addresses and ports of TCP, in the kernel's hexadecimal, on which a process listens."""
     descriptors = Path(f"/proc/{server.process.pid}/fd").iterdir()
     inodes = {os.readlink(each).removeprefix("socket:[").removesuffix("]") for each in descriptors if each.is_symlink()}
     found = set()
@@ -34,11 +34,11 @@ def listening(server: Serving) -> set[tuple[str, int]]:
     return found
 
 
-def test_the_default_address_is_the_loopback_s() -> None:
+def test_the_default_address_is_the_loopback() -> None:
     assert Settings().listen == ("127.0.0.1:50051",)
 
 
-def test_nothing_listens_but_the_address_that_is_served(tmp_path: Path) -> None:
+def test_a_server_listens_on_its_address_only(tmp_path: Path) -> None:
     require(Path("/proc/self/net/tcp").exists(), "needs Linux's /proc")
     with serving(f"sqlite+aiosqlite:///{tmp_path}/bookstore.db", tmp_path / "log") as server:
         found = listening(server)

@@ -1,4 +1,4 @@
-"""Ten thousand real books go in and come out as they are."""
+"""Ten thousand real books are imported and exported without loss."""
 
 import csv
 import unicodedata
@@ -21,7 +21,7 @@ def stored_text(text: str) -> str:
     return unicodedata.normalize("NFC", text).strip()
 
 
-def test_they_are_stored_once_and_exported_the_same(
+def test_rows_are_stored_once_and_exported_unchanged(
     goodbooks: Path, any_database_url: str, start: Start, tmp_path: Path
 ) -> None:
     server = start(any_database_url, "--migrate")
@@ -35,9 +35,10 @@ def test_they_are_stored_once_and_exported_the_same(
     assert second == (1, "", "9,979 books stored, 0 of them new; 21 rows rejected.\n")
     assert third == (0, "", "9,979 books exported.\n")
     given = rows(goodbooks)
-    assert rows(exported) == [
+    # Batches are in flight together, so they may be stored in another order.
+    assert sorted(rows(exported)) == sorted(
         [stored_text(name), stored_text(author), year] for name, author, year in given if year.strip()
-    ]
+    )
     without_year = [row for row in given if not row[2].strip()]
     refused = rows(rejects)
     assert [row[2:] for row in refused] == without_year

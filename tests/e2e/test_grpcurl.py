@@ -1,4 +1,4 @@
-"""The real grpcurl, which knows nothing of the service but what reflection tells it."""
+"""grpcurl, which gets the contract by reflection."""
 
 import json
 import subprocess
@@ -50,18 +50,21 @@ def test_it_lists_the_services(grpcurl: Grpcurl) -> None:
         f"bookstore.v1.BookService.{method}"
         for method in (
             "BatchCreateBooks",
+            "BatchDeleteBooks",
             "BatchGetBooks",
+            "BatchUpdateBooks",
             "CreateBook",
             "DeleteBook",
             "GetBook",
             "ListBooks",
+            "PurgeBooks",
             "UpdateBook",
         )
     ]
 
 
 @pytest.mark.parametrize(
-    ("symbol", "told"),
+    ("symbol", "description"),
     [
         ("bookstore.v1.BookService", "rpc CreateBook ( .bookstore.v1.CreateBookRequest ) returns"),
         ("bookstore.v1.BookService.GetBook", 'get:"/v1/books/{id}"'),
@@ -69,8 +72,8 @@ def test_it_lists_the_services(grpcurl: Grpcurl) -> None:
         ("bookstore.v1.ListBooksRequest", "string page_token = 2"),
     ],
 )
-def test_it_describes_services_methods_and_messages(grpcurl: Grpcurl, symbol: str, told: str) -> None:
-    assert told in grpcurl.ask("describe", symbol)
+def test_it_describes_services_methods_and_messages(grpcurl: Grpcurl, symbol: str, description: str) -> None:
+    assert description in grpcurl.ask("describe", symbol)
 
 
 def test_a_book_is_created_listed_updated_and_deleted(grpcurl: Grpcurl) -> None:
@@ -108,13 +111,13 @@ def test_an_error_is_shown_with_its_details(grpcurl: Grpcurl) -> None:
     ]
 
 
-def test_health_is_asked_through_reflection_too(grpcurl: Grpcurl) -> None:
+def test_health_is_checked_by_reflection_too(grpcurl: Grpcurl) -> None:
     done = grpcurl.run("-d", '{"service": "bookstore.v1.BookService"}', ask=("grpc.health.v1.Health/Check",))
 
     assert json.loads(done.stdout) == {"status": "SERVING"}
 
 
-def test_it_can_do_without_reflection_by_the_descriptors_that_are_shipped(grpcurl: Grpcurl) -> None:
+def test_the_shipped_descriptors_replace_reflection(grpcurl: Grpcurl) -> None:
     descriptors = resources.files("bookstore.v1").joinpath("books.binpb")
     listed = grpcurl.run("-protoset", str(descriptors), "-d", "{}", ask=("bookstore.v1.BookService/ListBooks",))
 

@@ -1,4 +1,4 @@
-"""A server killed in the midst of its work loses nothing that it has answered, and leaves nothing half done."""
+"""A server killed under load loses no acknowledged write, and stores no write partially."""
 
 import asyncio
 import itertools
@@ -30,12 +30,12 @@ def numbered_request(number: int) -> books_pb2.CreateBookRequest:
 async def create_until_killed(
     server: Serving, numbers: "itertools.count[int]", *, kill_after: int
 ) -> tuple[dict[int, books_pb2.Book], list[books_pb2.CreateBookRequest]]:
-    """Create books from many callers and kill the server after some answers.
+    """Create books from many callers and kill the server after some responses.
 
-    Answers the books that were answered, by id, and the requests that were not.
+    Returns the acknowledged books, by id, and the requests without a response.
     """
-    answered: dict[int, books_pb2.Book] = {}
-    unanswered: list[books_pb2.CreateBookRequest] = []
+    acknowledged: dict[int, books_pb2.Book] = {}
+    unacknowledged: list[books_pb2.CreateBookRequest] = []
     async with grpc.aio.insecure_channel(server.address) as channel:
         stub = books_pb2_grpc.BookServiceStub(channel)
 
@@ -47,45 +47,45 @@ async def create_until_killed(
                 except grpc.aio.AioRpcError as error:
                     if error.code() is not grpc.StatusCode.UNAVAILABLE:
                         raise
-                    unanswered.append(request)
+                    unacknowledged.append(request)
                     return
-                answered[book.id] = book
-                if len(answered) == kill_after:
+                acknowledged[book.id] = book
+                if len(acknowledged) == kill_after:
                     server.process.kill()
 
         await asyncio.gather(*(create_on_and_on() for _ in range(IN_FLIGHT)))
     await asyncio.to_thread(server.wait)
-    return answered, unanswered
+    return acknowledged, unacknowledged
 
 
-async def test_every_answered_book_is_there_after_kill_9(start: Start, sqlite_url: str) -> None:
-    answered: dict[int, books_pb2.Book] = {}
-    unanswered: list[books_pb2.CreateBookRequest] = []
+async def test_every_acknowledged_book_is_stored_after_kill_9(start: Start, sqlite_url: str) -> None:
+    acknowledged: dict[int, books_pb2.Book] = {}
+    unacknowledged: list[books_pb2.CreateBookRequest] = []
     numbers = itertools.count()
     for round_number in range(ROUNDS):
         server = await asyncio.to_thread(start, sqlite_url)
-        new, without_answer = await create_until_killed(server, numbers, kill_after=20 + 37 * round_number)
-        assert not new.keys() & answered.keys()
-        answered |= new
-        unanswered += without_answer
+        new, new_unacknowledged = await create_until_killed(server, numbers, kill_after=20 + 37 * round_number)
+        assert not new.keys() & acknowledged.keys()
+        acknowledged |= new
+        unacknowledged += new_unacknowledged
 
     server = await asyncio.to_thread(start, sqlite_url)
     async with BookstoreClient(server.address) as client:
         stored = {book.id: book async for book in client.list_books()}
-        assert stored | answered == stored
+        assert stored | acknowledged == stored
 
-        # What got no answer may be there or not; sent again it is there once.
-        for request in unanswered:
+        # A create without a response may be stored or not; sent again it is stored once.
+        for request in unacknowledged:
             book = await client.create_book(
                 name=request.book.name,
                 author=request.book.author,
                 release_year=request.book.release_year,
                 request_id=request.request_id,
             )
-            assert book.id not in answered
+            assert book.id not in acknowledged
         names = [book.name async for book in client.list_books()]
 
-    assert len(unanswered) == ROUNDS * IN_FLIGHT
+    assert len(unacknowledged) == ROUNDS * IN_FLIGHT
     assert sorted(names) == sorted(f"Book {number}" for number in range(next(numbers)))
 
 
@@ -95,20 +95,22 @@ BATCH = 25
 
 @dataclass
 class Ledger:
-    """What callers of every kind have sent and what they were answered."""
+    """What callers of every kind have sent, and which responses they got."""
 
-    answered: dict[int, books_pb2.Book] = field(default_factory=dict)
-    unanswered: list[str] = field(default_factory=list)
+    acknowledged: dict[int, books_pb2.Book] = field(default_factory=dict)
+    unacknowledged: list[str] = field(default_factory=list)
     batches: dict[str, bool] = field(default_factory=dict)
-    years: dict[int, tuple[int, int]] = field(default_factory=dict)  # of the updated books: answered last, sent last
-    answers: int = 0
+    years: dict[int, tuple[int, int]] = field(
+        default_factory=dict
+    )  # of the updated books: acknowledged last, sent last
+    responses: int = 0
 
     async def create(self, stub: "books_pb2_grpc.BookServiceAsyncStub", number: int) -> None:
         request = numbered_request(number)
-        self.unanswered.append(request.book.name)
+        self.unacknowledged.append(request.book.name)
         book = await stub.CreateBook(request, timeout=PATIENCE_SECONDS)
-        self.unanswered.remove(book.name)
-        self.answered[book.id] = book
+        self.unacknowledged.remove(book.name)
+        self.acknowledged[book.id] = book
 
     async def create_batch(self, stub: "books_pb2_grpc.BookServiceAsyncStub", number: int) -> None:
         author = f"Batch {number}"
@@ -123,8 +125,8 @@ class Ledger:
         self.batches[author] = True
 
     async def update(self, stub: "books_pb2_grpc.BookServiceAsyncStub", book_id: int) -> None:
-        answered, sent = self.years[book_id]
-        self.years[book_id] = (answered, sent + 1)
+        acknowledged, sent = self.years[book_id]
+        self.years[book_id] = (acknowledged, sent + 1)
         request = books_pb2.UpdateBookRequest(book=books_pb2.Book(id=book_id, release_year=sent + 1))
         book = await stub.UpdateBook(request, timeout=PATIENCE_SECONDS)
         assert book.release_year == sent + 1
@@ -134,8 +136,8 @@ class Ledger:
 async def write_until_killed(
     server: Serving, ledger: Ledger, numbers: "itertools.count[int]", *, kill_after: int
 ) -> None:
-    """Create and update from many callers and kill the server after so many answers."""
-    ledger.answers = 0
+    """Create and update from many callers and kill the server after so many responses."""
+    ledger.responses = 0
     async with grpc.aio.insecure_channel(server.address) as channel:
         stub: books_pb2_grpc.BookServiceAsyncStub = books_pb2_grpc.BookServiceStub(channel)
 
@@ -147,8 +149,8 @@ async def write_until_killed(
                     if error.code() is not grpc.StatusCode.UNAVAILABLE:
                         raise
                     return
-                ledger.answers += 1
-                if ledger.answers == kill_after:
+                ledger.responses += 1
+                if ledger.responses == kill_after:
                     server.process.kill()
 
         def updates_of(book_id: int) -> Callable[[], Awaitable[None]]:
@@ -163,7 +165,7 @@ async def write_until_killed(
 
 
 @pytest.mark.parametrize("any_database_url", DATABASES[:2], indirect=True)
-async def test_every_kind_of_answered_write_is_there_after_kill_9_and_none_by_half(
+async def test_every_kind_of_acknowledged_write_is_stored_after_kill_9_and_none_partially(
     start: Start, any_database_url: str
 ) -> None:
     ledger = Ledger()
@@ -179,17 +181,17 @@ async def test_every_kind_of_answered_write_is_there_after_kill_9_and_none_by_ha
     server = await asyncio.to_thread(start, any_database_url)
     async with BookstoreClient(server.address) as client:
         stored = {book.id: book async for book in client.list_books()}
-    for book_id, (answered, sent) in ledger.years.items():
-        assert answered <= stored.pop(book_id).release_year <= sent
+    for book_id, (acknowledged, sent) in ledger.years.items():
+        assert acknowledged <= stored.pop(book_id).release_year <= sent
     by_author = Counter(book.author for book in stored.values())
-    for author, is_answered in ledger.batches.items():
-        assert by_author.pop(author, 0) in ([BATCH] if is_answered else [0, BATCH])
+    for author, is_acknowledged in ledger.batches.items():
+        assert by_author.pop(author, 0) in ([BATCH] if is_acknowledged else [0, BATCH])
     assert by_author.keys() == {"Anon"}
     singles = {book_id: book for book_id, book in stored.items() if book.author == "Anon"}
-    assert singles | ledger.answered == singles
-    surplus = [book.name for book_id, book in singles.items() if book_id not in ledger.answered]
+    assert singles | ledger.acknowledged == singles
+    surplus = [book.name for book_id, book in singles.items() if book_id not in ledger.acknowledged]
     assert len(surplus) == len(set(surplus))
-    assert set(surplus) <= set(ledger.unanswered)
-    assert len(ledger.unanswered) == 3 * CREATORS
-    assert any(answered for answered, _ in ledger.years.values())
+    assert set(surplus) <= set(ledger.unacknowledged)
+    assert len(ledger.unacknowledged) == 3 * CREATORS
+    assert any(acknowledged for acknowledged, _ in ledger.years.values())
     assert any(ledger.batches.values())

@@ -1,7 +1,8 @@
-"""TLS, tokens and client certificates, with the real command on both sides, the real grpcurl, and several workers."""
+"""TLS, tokens and client certificates, with the installed command on both sides, grpcurl, and workers."""
 
 import json
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ import pytest
 
 from tests.certificates import Authority
 from tests.e2e.conftest import Start
-from tests.executable import GRPCURL, Finished, Serving, environment, run_bookstore
+from tests.executable import GRPCURL, Finished, Serving, environment, run_bookstore, serving
 from tests.tokens import AUDIENCE, ISSUER, Issuer
 
 pytestmark = pytest.mark.e2e
@@ -17,8 +18,8 @@ pytestmark = pytest.mark.e2e
 issuer = Issuer()
 
 
-class Guarded(NamedTuple):
-    """A server that asks for certificate and token, and what it takes to come in."""
+class Secured(NamedTuple):
+    """A server that requires a certificate and a token, and what a client needs for it."""
 
     server: Serving
     certificates: tuple[str, ...]
@@ -28,50 +29,51 @@ class Guarded(NamedTuple):
         return run_bookstore(*arguments, "--server", self.server.address, *self.certificates, variables=variables)
 
 
-@pytest.fixture(params=["1", "2"])
-def guarded(request: pytest.FixtureRequest, tmp_path: Path, sqlite_url: str, start: Start) -> Guarded:
+@pytest.fixture(scope="module", params=["1", "2"])
+def secured(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
+    folder = tmp_path_factory.mktemp("secured")
     authority = Authority()
-    ca = authority.write(tmp_path)
-    cert, key = authority.server().write(tmp_path, "server")
-    client_cert, client_key = authority.certificate("client").write(tmp_path, "client")
-    token_file = tmp_path / "token"
+    ca = authority.write(folder)
+    cert, key = authority.server().write(folder, "server")
+    client_cert, client_key = authority.certificate("client").write(folder, "client")
+    token_file = folder / "token"
     token_file.write_text(issuer.token())
-    jwks = issuer.write_jwks(tmp_path / "jwks")
-    server = start(
-        sqlite_url,
+    jwks = issuer.write_jwks(folder / "jwks")
+    arguments = (
         *("--workers", request.param, "--tls-cert", cert, "--tls-key", key, "--tls-client-ca", ca),
         *("--jwks-file", str(jwks), "--token-issuer", ISSUER, "--token-audience", AUDIENCE),
     )
-    return Guarded(server, ("--ca", ca, "--cert", client_cert, "--key", client_key), token_file)
+    with serving(f"sqlite+aiosqlite:///{folder}/bookstore.db", folder / "log", *arguments) as server:
+        yield Secured(server, ("--ca", ca, "--cert", client_cert, "--key", client_key), token_file)
 
 
-def test_the_verbs_come_in_with_certificate_and_token(guarded: Guarded) -> None:
-    token = ("--token-file", str(guarded.token_file))
+def test_the_verbs_are_accepted_with_certificate_and_token(secured: Secured) -> None:
+    token = ("--token-file", str(secured.token_file))
     create = ("create", "--name", "N", "--author", "A", "--release-year", "1")
-    created = guarded.run(*create, *token)
+    created = secured.run(*create, *token)
     assert created.status == 0, created.errors
-    by_variable = guarded.run("list", BOOKSTORE_TOKEN=issuer.token())
+    by_variable = secured.run("list", BOOKSTORE_TOKEN=issuer.token())
     assert by_variable.status == 0, by_variable.errors
-    assert guarded.run("health").status == 0  # is open to whoever has a certificate
+    assert secured.run("health").status == 0  # needs a certificate only
 
 
-def test_who_has_no_token_is_told_how_to_give_one(guarded: Guarded) -> None:
-    refused = guarded.run("list")
-    assert refused.status == 1
-    assert "TOKEN_MISSING" in refused.errors
-    assert "--token-file" in refused.errors
+def test_without_a_token_the_error_names_the_flag(secured: Secured) -> None:
+    rejected = secured.run("list")
+    assert rejected.status == 1
+    assert "TOKEN_MISSING" in rejected.errors
+    assert "--token-file" in rejected.errors
 
 
-def test_who_has_no_certificate_does_not_come_in_and_is_told_of_tls(guarded: Guarded) -> None:
-    for certificates in ((), guarded.certificates[:2]):
-        refused = run_bookstore("list", "--server", guarded.server.address, *certificates)
-        assert refused.status == 1
-        assert f"Could not connect to {guarded.server.address}: Socket closed. " in refused.errors
-        assert "--tls" in refused.errors
-        assert "--cert" in refused.errors
+def test_without_a_certificate_the_connection_fails_and_the_error_names_the_flags(secured: Secured) -> None:
+    for certificates in ((), secured.certificates[:2]):
+        rejected = run_bookstore("list", "--server", secured.server.address, *certificates)
+        assert rejected.status == 1
+        assert f"Could not connect to {secured.server.address}: Socket closed. " in rejected.errors
+        assert "--tls" in rejected.errors
+        assert "--cert" in rejected.errors
 
 
-def test_who_is_refused_by_tls_is_told_why(tmp_path: Path, sqlite_url: str, start: Start) -> None:
+def test_a_failed_handshake_is_reported_with_its_cause(tmp_path: Path, sqlite_url: str, start: Start) -> None:
     authority = Authority()
     ca, other_ca = authority.write(tmp_path), Authority("other").write(tmp_path, "other")
     for name, certificate, ca_of_client, cause in (
@@ -86,14 +88,14 @@ def test_who_is_refused_by_tls_is_told_why(tmp_path: Path, sqlite_url: str, star
     ):
         cert, key = certificate.write(tmp_path, name)
         server = start(sqlite_url, "--tls-cert", cert, "--tls-key", key)
-        refused = run_bookstore("health", "--server", server.address, "--ca", ca_of_client)
-        assert refused.status == 1
-        assert refused.errors.startswith(f"Error: Could not connect to {server.address}: ")
-        assert cause in refused.errors
+        rejected = run_bookstore("health", "--server", server.address, "--ca", ca_of_client)
+        assert rejected.status == 1
+        assert rejected.errors.startswith(f"Error: Could not connect to {server.address}: ")
+        assert cause in rejected.errors
         assert server.stop() == 0
 
 
-def test_who_has_an_unknown_certificate_is_not_told_of_tokens_where_there_are_none(
+def test_an_unknown_certificate_is_rejected_by_its_name_where_tokens_are_not_in_use(
     tmp_path: Path, sqlite_url: str, start: Start
 ) -> None:
     authority = Authority()
@@ -105,25 +107,25 @@ def test_who_has_an_unknown_certificate_is_not_told_of_tokens_where_there_are_no
     client = ("--server", server.address, "--ca", ca, "--cert", client_cert, "--key", client_key)
     refused = run_bookstore("list", *client)
     assert refused.status == 1
-    assert "The name in the caller's certificate is not known here. [TOKEN_MISSING]" in refused.errors
-    assert server.wait_for_event("call refused")["caller"] == "stranger"
+    assert "The name in the caller's certificate is unknown. [TOKEN_MISSING]" in refused.errors
+    assert server.wait_for_event("call rejected")["caller"] == "stranger"
 
 
-def test_no_token_and_no_key_stands_in_the_log(guarded: Guarded) -> None:
-    guarded.run("list", BOOKSTORE_TOKEN=issuer.token())
-    guarded.run("list", BOOKSTORE_TOKEN=issuer.token(exp=1))
-    log = guarded.server.log_text()
+def test_the_log_has_no_token_and_no_key(secured: Secured) -> None:
+    secured.run("list", BOOKSTORE_TOKEN=issuer.token())
+    secured.run("list", BOOKSTORE_TOKEN=issuer.token(exp=1))
+    log = secured.server.log_text()
     assert issuer.token().partition(".")[0] not in log
     assert "PRIVATE" not in log
 
 
-def test_grpcurl_comes_in_too(guarded: Guarded) -> None:
-    _, ca, _, cert, _, key = guarded.certificates
+def test_grpcurl_is_accepted_with_certificate_and_token(secured: Secured) -> None:
+    _, ca, _, cert, _, key = secured.certificates
     done = subprocess.run(
         [
             *(GRPCURL, "-cacert", ca, "-cert", cert, "-key", key),
-            *("-H", f"authorization: Bearer {issuer.token()}", "-d", "{}"),
-            *(guarded.server.address, "bookstore.v1.BookService/ListBooks"),
+            *("-H", f"authorization: Bearer {issuer.token()}", "-d", '{"filter": "name = \\"none\\""}'),
+            *(secured.server.address, "bookstore.v1.BookService/ListBooks"),
         ],
         capture_output=True,
         text=True,
@@ -135,7 +137,7 @@ def test_grpcurl_comes_in_too(guarded: Guarded) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    ("arguments", "error"),
     [
         (("--ca", "/nowhere.pem"), "/nowhere.pem cannot be read"),
         (("--token-file", "/nowhere"), "/nowhere: No such file"),
@@ -143,19 +145,19 @@ def test_grpcurl_comes_in_too(guarded: Guarded) -> None:
     ],
     ids=str,
 )
-def test_files_that_cannot_be_used_are_told_in_a_sentence(arguments: tuple[str, ...], sentence: str) -> None:
-    refused = run_bookstore("list", *arguments)
-    assert refused.status == 1
-    assert sentence in refused.errors
+def test_files_that_cannot_be_used_are_reported(arguments: tuple[str, ...], error: str) -> None:
+    finished = run_bookstore("list", *arguments)
+    assert finished.status == 1
+    assert error in finished.errors
 
 
 def test_a_token_is_not_sent_to_another_machine_in_plaintext() -> None:
-    refused = run_bookstore("list", "--server", "192.0.2.1:50051", variables={"BOOKSTORE_TOKEN": "t"})
-    assert refused.status == 1
-    assert "in plaintext" in refused.errors
+    rejected = run_bookstore("list", "--server", "192.0.2.1:50051", variables={"BOOKSTORE_TOKEN": "t"})
+    assert rejected.status == 1
+    assert "in plaintext" in rejected.errors
 
 
-def test_beyond_the_loopback_is_served_by_tls_alone(tmp_path: Path, sqlite_url: str, start: Start) -> None:
+def test_tls_on_all_interfaces_is_not_warned_of(tmp_path: Path, sqlite_url: str, start: Start) -> None:
     cert, key = Authority().server().write(tmp_path, "server")
     server = start(sqlite_url, "--listen", "0.0.0.0:0", "--tls-cert", cert, "--tls-key", key)
     assert not [line for line in server.log_lines() if line["level"] == "warning"]

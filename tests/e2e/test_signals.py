@@ -1,4 +1,4 @@
-"""How a server ends: it finishes what is under way, within its bounds."""
+"""How a server stops: it finishes the calls under way, within its bounds."""
 
 import asyncio
 import os
@@ -36,7 +36,7 @@ def locked(path: Path) -> Iterator[sqlite3.Connection]:
 
 @asynccontextmanager
 async def create_under_way(server: Serving) -> AsyncIterator["asyncio.Task[books_pb2.Book]"]:
-    """Send a create and go on when the server has it."""
+    """Send a create, and run the block when the server has received it."""
     async with grpc.aio.insecure_channel(server.address) as channel:
         stub = books_pb2_grpc.BookServiceStub(channel)
 
@@ -45,7 +45,7 @@ async def create_under_way(server: Serving) -> AsyncIterator["asyncio.Task[books
 
         await channel.channel_ready()
         task = asyncio.create_task(create())
-        # These come after it on the same connection, so once they are answered the create has begun.
+        # These come after it on the same connection, so when they have returned the create has begun.
         for _ in range(3):
             await stub.ListBooks(books_pb2.ListBooksRequest(), timeout=PATIENCE_SECONDS)
         assert not task.done()
@@ -62,7 +62,7 @@ async def event_of(server: Serving, event: str) -> dict[str, Any]:
 
 
 @BOTH
-def test_a_signal_ends_an_idle_server_well(start: Start, sqlite_url: str, number: signal.Signals) -> None:
+def test_a_signal_stops_an_idle_server_with_status_0(start: Start, sqlite_url: str, number: signal.Signals) -> None:
     server = start(sqlite_url, "--drain-seconds", "7")
 
     server.process.send_signal(number)
@@ -74,7 +74,7 @@ def test_a_signal_ends_an_idle_server_well(start: Start, sqlite_url: str, number
 
 
 @pytest.mark.parametrize("worker_count", [1, 2])
-def test_sighup_ends_nothing_and_is_answered_in_the_log(start: Start, sqlite_url: str, worker_count: int) -> None:
+def test_sighup_stops_nothing_and_is_logged(start: Start, sqlite_url: str, worker_count: int) -> None:
     server = start(sqlite_url, "--workers", str(worker_count), "--log-level", "debug")
     pids = {line["pid"] for line in server.log_lines() if line["event"] in ("serving", "worker serving")}
     assert len(pids) == (1 if worker_count == 1 else 3)
@@ -85,14 +85,14 @@ def test_sighup_ends_nothing_and_is_answered_in_the_log(start: Start, sqlite_url
     def ignored() -> int:
         return sum(line["event"].startswith("SIGHUP ignored: ") for line in server.log_lines())
 
-    wait_until(lambda: ignored() == len(pids) or server.process.poll() is not None, "SIGHUP is told")
+    wait_until(lambda: ignored() == len(pids) or server.process.poll() is not None, "SIGHUP is logged")
     assert run_bookstore("health", "--server", server.address).output == "SERVING\n"
     assert server.stop() == 0
     assert "worker ended" not in server.log_text()
 
 
 @BOTH
-async def test_a_call_under_way_is_finished_and_answered(
+async def test_a_call_under_way_is_finished(
     start: Start, sqlite_url: str, sqlite_file: Path, number: signal.Signals
 ) -> None:
     server = start(sqlite_url, "--drain-seconds", "60", BOOKSTORE_DATABASE_TIMEOUT_SECONDS="60")
@@ -109,14 +109,14 @@ async def test_a_call_under_way_is_finished_and_answered(
     assert server.log_lines()[-1]["event"] == "stopped"
 
 
-async def test_a_draining_server_takes_no_new_calls(start: Start, sqlite_url: str, sqlite_file: Path) -> None:
+async def test_a_draining_server_rejects_new_calls(start: Start, sqlite_url: str, sqlite_file: Path) -> None:
     server = start(sqlite_url, "--drain-seconds", "60", BOOKSTORE_DATABASE_TIMEOUT_SECONDS="60")
     with locked(sqlite_file) as lock:
         async with create_under_way(server) as create:
             server.process.send_signal(signal.SIGTERM)
             await event_of(server, "draining")
 
-            async def is_refused() -> bool:
+            async def is_rejected() -> bool:
                 async with grpc.aio.insecure_channel(server.address) as channel:
                     try:
                         await books_pb2_grpc.BookServiceStub(channel).ListBooks(
@@ -128,7 +128,7 @@ async def test_a_draining_server_takes_no_new_calls(start: Start, sqlite_url: st
 
             # Between the log's line and the closed port there is a moment.
             async with asyncio.timeout(PATIENCE_SECONDS):
-                while not await is_refused():
+                while not await is_rejected():
                     pass
             lock.execute("ROLLBACK")
             assert (await create).name == "N"
@@ -147,11 +147,11 @@ async def test_the_drain_is_bounded(start: Start, sqlite_url: str, sqlite_file: 
 
         assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
         assert lock.execute("SELECT count(*) FROM books").fetchone() == (0,)
-    assert "drain cut off" in {line["event"] for line in server.log_lines()}
+    assert "drain timed out" in {line["event"] for line in server.log_lines()}
 
 
 @BOTH
-async def test_a_second_signal_ends_it_at_once(
+async def test_a_second_signal_ends_it_immediately(
     start: Start, sqlite_url: str, sqlite_file: Path, number: signal.Signals
 ) -> None:
     server = start(sqlite_url, "--drain-seconds", "600", BOOKSTORE_DATABASE_TIMEOUT_SECONDS="600")
@@ -168,7 +168,7 @@ async def test_a_second_signal_ends_it_at_once(
     assert "stopped" not in {line["event"] for line in server.log_lines()}
 
 
-async def test_balancers_see_not_serving_while_calls_are_still_taken(start: Start, sqlite_url: str) -> None:
+async def test_health_is_not_serving_while_calls_are_still_accepted(start: Start, sqlite_url: str) -> None:
     server = start(sqlite_url, "--drain-delay-seconds", "2")
     async with grpc.aio.insecure_channel(server.address) as channel:
         states = aiter(watch(channel, "bookstore.v1.BookService"))
@@ -180,15 +180,15 @@ async def test_balancers_see_not_serving_while_calls_are_still_taken(start: Star
     assert await ended(server) == 0
 
 
-async def test_calls_that_were_given_up_do_not_keep_it_from_ending(start: Start, any_database_url: str) -> None:
-    """What a cancelled call leaves behind, a thread or a connection, would show here."""
+async def test_cancelled_calls_do_not_keep_it_from_stopping(start: Start, any_database_url: str) -> None:
+    """A thread or a connection that a cancelled call has left would."""
     server = await asyncio.to_thread(start, any_database_url, "--migrate")
     async with grpc.aio.insecure_channel(server.address) as channel:
         stub = books_pb2_grpc.BookServiceStub(channel)
         for _ in range(10):
             calls = [asyncio.ensure_future(stub.CreateBook(REQUEST)) for _ in range(20)]
             calls += [asyncio.ensure_future(stub.GetBook(books_pb2.GetBookRequest(id=1))) for _ in range(20)]
-            # One answer means that the others are at all stages of theirs.
+            # When one has returned, the others are at all stages.
             await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
             for call in calls:
                 call.cancel()
@@ -199,7 +199,7 @@ async def test_calls_that_were_given_up_do_not_keep_it_from_ending(start: Start,
 
 
 @pytest.mark.parametrize("database_server_url", SERVERS, indirect=True)
-async def test_a_database_that_has_fallen_silent_neither_holds_up_the_end_nor_fills_the_log(
+async def test_an_unresponsive_database_neither_delays_the_stop_nor_fills_the_log(
     start: Start, database_server_url: str
 ) -> None:
     url = make_url(database_server_url)
@@ -207,8 +207,8 @@ async def test_a_database_that_has_fallen_silent_neither_holds_up_the_end_nor_fi
         url.host or "127.0.0.1", url.port or {"postgresql": 5432, "mariadb": 3306}[url.get_backend_name()]
     )
     await network.restore()
-    way = url.set(host="127.0.0.1", port=network.port).render_as_string(hide_password=False)
-    server = await asyncio.to_thread(start, way, "--migrate", "--drain-seconds", "1")
+    through_network = url.set(host="127.0.0.1", port=network.port).render_as_string(hide_password=False)
+    server = await asyncio.to_thread(start, through_network, "--migrate", "--drain-seconds", "1")
     async with grpc.aio.insecure_channel(server.address) as channel:
         stub = books_pb2_grpc.BookServiceStub(channel)
         await asyncio.gather(*(stub.ListBooks(books_pb2.ListBooksRequest(), timeout=30) for _ in range(5)))
@@ -220,7 +220,7 @@ async def test_a_database_that_has_fallen_silent_neither_holds_up_the_end_nor_fi
     finally:
         network.flow()
         await network.cut()
-    assert [line["event"] for line in server.log_lines() if line["event"] != "call answered"] == [
+    assert [line["event"] for line in server.log_lines() if line["event"] != "call finished"] == [
         "serving",
         "draining",
         "stopped",

@@ -1,9 +1,8 @@
-"""A server that is told to stop before it serves: it ends at once and well, whatever it waits for."""
+"""A server that receives a signal before it serves ends immediately, with status 0, whatever it waits for."""
 
 import asyncio
 import signal
 import socket
-import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -15,15 +14,15 @@ from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from bookstore_grpc.dal import migrations
 from tests.e2e.test_signals import BOTH, locked
-from tests.executable import BOOKSTORE, PATIENCE_SECONDS, environment, wait_until
+from tests.executable import PATIENCE_SECONDS, end_process, start_bookstore, wait_until
 
 pytestmark = pytest.mark.e2e
 
-# What it waits for it would wait for much longer.
+# Without the signal it would wait much longer.
 PATIENT = ("--database-timeout-seconds", "600")
 SERVE = ("serve", "--migrate", *PATIENT)
 MIGRATE = ("migrate", *PATIENT)
-# On a slow machine; nothing here takes half a second but a thread that hangs.
+# Long enough for a slow machine; nothing here takes half a second unless a thread hangs.
 SOON_SECONDS = 10
 _TAKE_LOCK = {
     "postgresql": f"SELECT pg_advisory_xact_lock({migrations._LOCK_KEY})",
@@ -33,18 +32,13 @@ WAITING = "waiting for another server's migration"
 
 
 class Starting:
-    """A command that does not come to an end by itself."""
+    """A command that does not end by itself."""
 
     def __init__(self, url: str, log: Path, *arguments: str, **variables: str) -> None:
         self._log = log
         with log.open("wb") as file:
-            self.process = subprocess.Popen(
-                [BOOKSTORE, *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=file,
-                env=environment(BOOKSTORE_DATABASE_URL=url, BOOKSTORE_LISTEN="127.0.0.1:0", **variables),
-            )
+            variables = {"BOOKSTORE_DATABASE_URL": url, "BOOKSTORE_LISTEN": "127.0.0.1:0", **variables}
+            self.process = start_bookstore(*arguments, stdout=file, stderr=file, variables=variables)
 
     def log(self) -> str:
         return self._log.read_text()
@@ -66,8 +60,7 @@ def starting(url: str, folder: Path, *arguments: str, **variables: str) -> Itera
     try:
         yield started
     finally:
-        started.process.kill()
-        started.process.wait(PATIENCE_SECONDS)
+        end_process(started.process)
 
 
 @asynccontextmanager
@@ -92,7 +85,7 @@ _OTHERS_CONNECTIONS = {
 
 @BOTH
 @pytest.mark.parametrize(("arguments", "status"), [(SERVE, 0), (MIGRATE, 1)], ids=["serve", "migrate"])
-async def test_a_wait_for_anothers_migration_ends_with_a_signal(
+async def test_a_wait_for_the_migration_of_another_server_ends_with_a_signal(
     database_server_url: str, tmp_path: Path, arguments: tuple[str, ...], status: int, number: signal.Signals
 ) -> None:
     dialect = make_url(database_server_url).get_backend_name()
@@ -103,14 +96,14 @@ async def test_a_wait_for_anothers_migration_ends_with_a_signal(
             assert await asyncio.to_thread(started.stop, number) == status
 
             assert started.log().count(WAITING) == 1
-            assert "stopped before" in started.log().splitlines()[-1]
-            # What a server that has gone waits for is nobody's any more.
+            assert "cancelled" in started.log().splitlines()[-1]
+            # A server that has ended waits for nothing in the database.
             async with asyncio.timeout(PATIENCE_SECONDS):
-                while await connection.scalar(text(_OTHERS_CONNECTIONS[dialect])):  # noqa: ASYNC110  nothing tells of it
+                while await connection.scalar(text(_OTHERS_CONNECTIONS[dialect])):  # noqa: ASYNC110  there is no event
                     await asyncio.sleep(0.1)
 
 
-async def test_a_worker_that_waits_for_anothers_migration_ends_with_a_signal(
+async def test_a_worker_that_waits_for_the_migration_of_another_server_ends_with_a_signal(
     database_server_url: str, tmp_path: Path
 ) -> None:
     async with migrating(database_server_url):
@@ -133,7 +126,7 @@ def test_a_wait_for_sqlites_lock_ends_with_a_signal(tmp_path: Path, arguments: t
 
 @pytest.mark.parametrize("scheme", ["postgresql+asyncpg", "mariadb+asyncmy"])
 @pytest.mark.parametrize("arguments", [SERVE, ("serve", *PATIENT), MIGRATE], ids=["migrate", "serve", "verb"])
-def test_a_wait_for_a_database_that_says_nothing_ends_with_a_signal(
+def test_a_wait_for_an_unresponsive_database_ends_with_a_signal(
     scheme: str, tmp_path: Path, arguments: tuple[str, ...]
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as mute:
@@ -157,7 +150,7 @@ def test_a_wait_for_the_keys_of_tokens_ends_with_a_signal(tmp_path: Path) -> Non
     assert not (tmp_path / "bookstore.db").exists()
 
 
-# A package that takes its time to be imported, as all do on a machine that has much to do.
+# A package whose import takes long, as all do on a busy machine.
 _SLOW = "import time; open({mark!r}, 'w').close(); time.sleep(600)"
 
 

@@ -1,4 +1,4 @@
-"""Two server processes on one database keep each other's promises."""
+"""Two server processes on one database behave as one."""
 
 import asyncio
 import uuid
@@ -16,7 +16,7 @@ Clients = tuple[BookstoreClient, BookstoreClient]
 
 @pytest.fixture
 async def clients(any_database_url: str, start: Start) -> AsyncIterator[Clients]:
-    """A client of each of two servers, which started at the same time on an empty database."""
+    """A client for each of two servers, which started at the same time on an empty database."""
     first, second = await asyncio.gather(*(asyncio.to_thread(start, any_database_url, "--migrate") for _ in range(2)))
     assert first.address != second.address
     async with BookstoreClient(first.address) as one, BookstoreClient(second.address) as other:
@@ -25,7 +25,7 @@ async def clients(any_database_url: str, start: Start) -> AsyncIterator[Clients]
         assert await asyncio.to_thread(server.stop) == 0, server.log_text()
 
 
-async def test_racing_creates_with_one_request_id_make_one_book(clients: Clients) -> None:
+async def test_concurrent_creates_with_one_request_id_create_one_book(clients: Clients) -> None:
     request_ids = [str(uuid.uuid4()) for _ in range(25)]
 
     async def race(request_id: str) -> int:
@@ -46,7 +46,7 @@ async def test_racing_creates_with_one_request_id_make_one_book(clients: Clients
         assert [book.id async for book in client.list_books()] == sorted(ids)
 
 
-async def test_racing_batches_that_share_request_ids_make_each_book_once(clients: Clients) -> None:
+async def test_concurrent_batches_with_the_same_request_ids_create_each_book_once(clients: Clients) -> None:
     one, other = clients
     template = await one.create_book(name="N", author="A", release_year=1)
     request_ids = [str(uuid.uuid4()) for _ in range(100)]
@@ -60,7 +60,7 @@ async def test_racing_batches_that_share_request_ids_make_each_book_once(clients
     assert len([book async for book in one.list_books()]) == 1 + 100
 
 
-async def test_updates_of_different_fields_through_two_servers_both_survive(clients: Clients) -> None:
+async def test_concurrent_updates_of_different_fields_through_two_servers_are_all_stored(clients: Clients) -> None:
     one, other = clients
     created = await one.create_book(name="N", author="A", release_year=0)
 
@@ -74,7 +74,7 @@ async def test_updates_of_different_fields_through_two_servers_both_survive(clie
         assert (book.name, book.author, book.release_year) == (f"N{number}", f"A{number}", number)
 
 
-async def test_what_one_server_has_answered_the_other_lists_at_once(clients: Clients) -> None:
+async def test_a_create_through_one_server_is_listed_by_the_other_immediately(clients: Clients) -> None:
     one, other = clients
     listed = [book.id async for book in one.list_books()]
     for number in range(20):

@@ -18,7 +18,7 @@ from google.protobuf.message_factory import GetMessageClass
 from google.rpc import error_details_pb2, status_pb2
 
 from bookstore_grpc.gateway.bindings import Binding, bindings
-from tests.gateway.client import Answer
+from tests.gateway.client import Response
 from tests.rpc.calls import DETAILS_KEY
 
 SERVICE = books_pb2.DESCRIPTOR.services_by_name["BookService"]
@@ -28,9 +28,9 @@ _TRAILERS = 0x80
 
 
 class Outcome(NamedTuple):
-    """A message, or a status with its details; what differs with every call is taken out."""
+    """A message, or a status with its details, without what differs from call to call."""
 
-    answer: Message | None
+    message: Message | None
     status: status_pb2.Status
 
     @property
@@ -47,22 +47,22 @@ Way = Callable[[str, Message], Awaitable[Outcome]]
 
 def ask(
     address: str, ca: str, verb: str, target: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
-) -> Answer:
+) -> Response:
     """Send a request over TLS and HTTP/1.1."""
     context = ssl.create_default_context(cafile=ca)
     connection = http.client.HTTPSConnection(address, context=context, timeout=30)
     try:
-        with suppress(OSError):  # what is too long is answered before it is read
+        with suppress(OSError):  # a body that is too long gets its response before it is read
             connection.request(verb, target, body, dict(headers or {}))
-        answer = connection.getresponse()
-        received = {name.lower(): value for name, value in answer.getheaders()}
-        return Answer(answer.status, received, answer.read())
+        response = connection.getresponse()
+        received = {name.lower(): value for name, value in response.getheaders()}
+        return Response(response.status, received, response.read())
     finally:
         connection.close()
 
 
 def json_request(method: str, request: Message) -> tuple[str, str, bytes | None]:
-    """Write a request as its binding says: verb, path with query, and body."""
+    """Return verb, path with query, and body of a request by its binding."""
     binding: Binding = BINDINGS[method]
     fields = json_format.MessageToDict(request)
     path = binding.path({name: quote(_take(fields, name)) for name in binding.path_fields})
@@ -75,28 +75,28 @@ def json_request(method: str, request: Message) -> tuple[str, str, bytes | None]
     return binding.verb, f"{path}?{query}" if query else path, body
 
 
-def status_from_json(answer: Answer) -> status_pb2.Status:
+def status_from_json(response: Response) -> status_pb2.Status:
     """Read a `google.rpc.Status`."""
-    assert answer.headers["content-type"] == "application/json", answer
-    return json_format.Parse(answer.body, status_pb2.Status())
+    assert response.headers["content-type"] == "application/json", response
+    return json_format.Parse(response.body, status_pb2.Status())
 
 
-def outcome_from_json(method: str, answer: Answer) -> Outcome:
-    if answer.status != 200:
-        return Outcome(None, without_request_id(status_from_json(answer)))
-    return Outcome(json_format.Parse(answer.body, _answer_class(method)()), status_pb2.Status())
+def outcome_from_json(method: str, response: Response) -> Outcome:
+    if response.status != 200:
+        return Outcome(None, without_request_id(status_from_json(response)))
+    return Outcome(json_format.Parse(response.body, _response_class(method)()), status_pb2.Status())
 
 
 def web_headers(**others: str) -> dict[str, str]:
     return {"content-type": "application/grpc-web+proto", "x-grpc-web": "1", **others}
 
 
-def outcome_from_web(method: str, answer: Answer) -> Outcome:
-    """Read an answer of gRPC-Web: frames of messages, then one of trailers, or all in the headers."""
-    assert answer.status == 200, answer
-    assert answer.headers["content-type"].startswith("application/grpc-web"), answer
-    messages, trailers = [], dict(answer.headers)
-    body = answer.body
+def outcome_from_web(method: str, response: Response) -> Outcome:
+    """Read a response of gRPC-Web: frames of messages, then one of trailers, or all in the headers."""
+    assert response.status == 200, response
+    assert response.headers["content-type"].startswith("application/grpc-web"), response
+    messages, trailers = [], dict(response.headers)
+    body = response.body
     while body:
         size = int.from_bytes(body[1:5], "big")
         kind, data, body = body[0], body[5 : 5 + size], body[5 + size :]
@@ -113,11 +113,11 @@ def outcome_from_web(method: str, answer: Answer) -> Outcome:
         assert status.message == unquote(trailers["grpc-message"])
         return Outcome(None, without_request_id(status))
     (message,) = messages
-    return Outcome(_answer_class(method).FromString(message), status_pb2.Status())
+    return Outcome(_response_class(method).FromString(message), status_pb2.Status())
 
 
 def framed(message: bytes) -> bytes:
-    """Put the frame of gRPC around a message."""
+    """Return a message with the prefix of its frame in gRPC."""
     return b"\x00" + len(message).to_bytes(4, "big") + message
 
 
@@ -126,7 +126,7 @@ async def outcome_of(channel: grpc.aio.Channel, method: str, request: Message, *
     call: grpc.aio.UnaryUnaryMultiCallable[Any, Any] = channel.unary_unary(
         path_of(method),
         request_serializer=lambda message: message.SerializeToString(),
-        response_deserializer=_answer_class(method).FromString,
+        response_deserializer=_response_class(method).FromString,
     )
     try:
         return Outcome(await call(request, metadata=tuple(metadata.items()), timeout=30), status_pb2.Status())
@@ -143,7 +143,7 @@ def path_of(method: str) -> str:
 
 
 def without_request_id(status: status_pb2.Status) -> status_pb2.Status:
-    """Take out the one thing that differs from call to call; what gRPC itself says has no details at all."""
+    """Remove the request id; a status of gRPC itself has no details."""
     if not status.details:
         return status
     request_info = error_details_pb2.RequestInfo()
@@ -153,12 +153,12 @@ def without_request_id(status: status_pb2.Status) -> status_pb2.Status:
     return status
 
 
-def _answer_class(method: str) -> Any:
+def _response_class(method: str) -> Any:
     return GetMessageClass(SERVICE.methods_by_name[method].output_type)
 
 
 def _take(fields: dict[str, Any], path: str) -> str:
-    """Take the value of a field out of nested ones."""
+    """Remove a field from nested messages and return its value."""
     *parents, last = path.split(".")
     for parent in parents:
         fields = fields.setdefault(parent, {})

@@ -44,14 +44,14 @@ async def edge(_envoy: None, tmp_path_factory: pytest.TempPathFactory) -> AsyncI
 
 @pytest.fixture
 async def run_edge(_envoy: None, tmp_path: Path) -> AsyncIterator[RunEdge]:
-    """Run servers of a test's own, with these arguments, behind an Envoy of its own."""
+    """Run servers of the test, with these arguments, behind their own Envoy."""
     async for url in shared_database(tmp_path):
         yield partial(running_edge, tmp_path, url)
 
 
 @pytest.fixture
 async def direct(edge: Edge) -> AsyncIterator[grpc.aio.Channel]:
-    """A way to one of the servers past Envoy."""
+    """A channel to one of the servers, without Envoy."""
     async with grpc.aio.insecure_channel(edge.servers[0].address) as channel:
         yield channel
 

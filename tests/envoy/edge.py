@@ -1,4 +1,4 @@
-"""The service behind the Envoy of deploy/: servers on one database, and what its admin page tells of them."""
+"""The service behind the Envoy of deploy/: servers on one database, and their state by its admin page."""
 
 import asyncio
 import http.client
@@ -52,7 +52,7 @@ class Envoy:
             raise
 
     def renew_certificate(self) -> None:
-        """Put a new certificate in the place of what is there, as those who renew them do."""
+        """Replace the certificate atomically, as tools that renew them do."""
         certificate = self._authority.server()
         for name, data in (("tls.crt", certificate.pem), ("tls.key", certificate.key)):
             new = self._folder / f"{name}.new"
@@ -60,7 +60,7 @@ class Envoy:
             new.rename(self._folder / "tls" / name)
 
     def ask(self, path: str) -> Any:
-        """Return what the admin page says, as JSON."""
+        """Return a page of the admin interface, which is JSON."""
         return json.loads(self._get(path)[1])
 
     def healthy(self) -> set[str]:
@@ -96,8 +96,8 @@ class Envoy:
         connection = http.client.HTTPConnection(self.admin, timeout=10)
         try:
             connection.request("GET", path)
-            answer = connection.getresponse()
-            return answer.status, answer.read()
+            response = connection.getresponse()
+            return response.status, response.read()
         finally:
             connection.close()
 

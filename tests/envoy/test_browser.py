@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from deploy.envoy.descriptors import descriptor_set
-from tests.browser.conftest import Trouble, browser, trouble
+from tests.browser.conftest import BrowserErrors, browser, browser_errors
 from tests.conftest import require
 from tests.envoy.edge import running_edge
 from tests.executable import PATIENCE_SECONDS
@@ -20,7 +20,7 @@ from tests.executable import PATIENCE_SECONDS
 if TYPE_CHECKING:
     from playwright.async_api import Browser, Page
 
-__all__ = ["browser", "trouble"]
+__all__ = ["browser", "browser_errors"]
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -28,10 +28,10 @@ SOURCE = Path(__file__).parent / "browser"
 
 
 class Files(SimpleHTTPRequestHandler):
-    """Serves a folder, and says nothing of it."""
+    """Serves a folder, without a log."""
 
     def log_message(self, *_arguments: object) -> None:
-        """Keep quiet."""
+        """Do not log."""
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def origins(folder: Path) -> Iterator[tuple[str, str]]:
-    """Two origins that have the page."""
+    """Two origins that serve the page."""
     servers = [ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Files, directory=str(folder))) for _ in range(2)]
     threads = [threading.Thread(target=server.serve_forever) for server in servers]
     for thread in threads:
@@ -68,21 +68,21 @@ def origins(folder: Path) -> Iterator[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 async def url(origins: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
-    """Where Envoy lets pages of the first origin call."""
+    """The address of an Envoy that allows calls of pages of the first origin."""
     folder = tmp_path_factory.mktemp("edge")
     async with running_edge(folder, f"sqlite+aiosqlite:///{folder}/bookstore.db", origin=origins[0]) as edge:
         yield f"https://{edge.envoy.address}"
 
 
 @pytest.fixture
-async def page(browser: "Browser", trouble: Trouble) -> AsyncIterator["Page"]:
-    """A page that minds neither who has signed Envoy's certificate nor anything else less than `trouble` does."""
+async def page(browser: "Browser", browser_errors: BrowserErrors) -> AsyncIterator["Page"]:
+    """A page that accepts Envoy's certificate; any other problem fails the test, by `browser_errors`."""
     context = await browser.new_context(ignore_https_errors=True)
     context.set_default_timeout(10_000)
-    trouble.watch(context)
+    browser_errors.watch(context)
     yield await context.new_page()
     await context.close()
-    trouble.verify()
+    browser_errors.verify()
 
 
 async def session(page: "Page", origin: str, url: str) -> Any:
@@ -91,7 +91,7 @@ async def session(page: "Page", origin: str, url: str) -> Any:
     return await page.evaluate("url => session(url)", url)
 
 
-async def test_a_page_creates_reads_lists_and_learns_what_is_wrong(
+async def test_a_page_creates_gets_and_lists_books_and_gets_error_details(
     page: "Page", origins: tuple[str, str], url: str
 ) -> None:
     result = await session(page, origins[0], url)
@@ -108,12 +108,12 @@ async def test_a_page_creates_reads_lists_and_learns_what_is_wrong(
     assert [each["field"] for each in bad_request["fieldViolations"]] == ["book.name", "book.release_year"]
 
 
-async def test_a_page_of_an_origin_that_is_not_listed_is_kept_out(
-    page: "Page", origins: tuple[str, str], url: str, trouble: Trouble
+async def test_a_page_of_an_origin_that_is_not_listed_is_blocked(
+    page: "Page", origins: tuple[str, str], url: str, browser_errors: BrowserErrors
 ) -> None:
     from playwright.async_api import Error
 
-    trouble.expect("blocked by CORS policy")
-    trouble.expect("ERR_FAILED")
+    browser_errors.expect("blocked by CORS policy")
+    browser_errors.expect("ERR_FAILED")
     with pytest.raises(Error, match="Failed to fetch"):
         await session(page, origins[1], url)

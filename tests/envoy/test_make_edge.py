@@ -1,4 +1,4 @@
-"""`make edge`: one command that starts it all on the loopback, tells who dies, and leaves nothing running."""
+"""`make edge`: one command that starts everything on the loopback, reports what ends, and leaves nothing running."""
 
 import os
 import re
@@ -28,7 +28,7 @@ async def postgresql_url(tmp_path: Path) -> AsyncIterator[str]:
 
 
 class MakeEdge:
-    """The script that runs, on free ports."""
+    """The script as a process, on free ports."""
 
     def __init__(self, folder: Path, postgresql_url: str, *, admin_port: int = 0) -> None:
         self.folder = folder
@@ -46,18 +46,23 @@ class MakeEdge:
             )
 
     def wait_for(self, text: str) -> None:
-        wait_until(lambda: self.process.poll() is not None or text in self.told(), f"it says {text!r}")
-        assert text in self.told(), self.told()
+        wait_until(lambda: self.process.poll() is not None or text in self.printed(), f"it prints {text!r}")
+        assert text in self.printed(), self.printed()
 
-    def told(self) -> str:
+    def printed(self) -> str:
         return self.output.read_text()
 
     def children(self) -> list[int]:
-        return [int(pid) for pid in re.findall(r"(?:server \d|envoy) is (\d+)", self.told())]
+        return [int(pid) for pid in re.findall(r"(?:server \d|envoy) is (\d+)", self.printed())]
 
     def status(self) -> int:
-        """Ask for a page of books, and answer the status."""
+        """Request a page of books, and return the status."""
         return ask(self.address, str(self.folder / "tls/tls.crt"), "GET", "/v1/books").status
+
+    def wait_for_calls_of_each_server(self) -> None:
+        """Call until both servers have served one: Envoy may use a healthy server a second later only."""
+        logs = [self.folder / f"server-{number}.log" for number in (1, 2)]
+        wait_until(lambda: self.status() and all('"method"' in log.read_text() for log in logs), "both serve calls")
 
 
 def free_ports(count: int) -> list[int]:
@@ -96,7 +101,7 @@ def is_running(pid: int) -> bool:
     return True
 
 
-def test_without_a_database_it_says_how_to_get_one() -> None:
+def test_without_a_database_the_error_says_how_to_start_one() -> None:
     for url in ("", "sqlite+aiosqlite:///bookstore.db"):
         done = subprocess.run(
             [sys.executable, edge.__file__],
@@ -111,7 +116,7 @@ def test_without_a_database_it_says_how_to_get_one() -> None:
         assert "docker run" in done.stderr
 
 
-def test_it_serves_on_the_loopback_and_ends_with_everything(tmp_path: Path, postgresql_url: str) -> None:
+def test_it_serves_on_the_loopback_and_stops_everything_at_the_end(tmp_path: Path, postgresql_url: str) -> None:
     with made_edge(tmp_path, postgresql_url) as made:
         assert made.status() == 200
         for port in made.ports:
@@ -122,25 +127,26 @@ def test_it_serves_on_the_loopback_and_ends_with_everything(tmp_path: Path, post
         assert len(children) == 3
 
         made.process.send_signal(signal.SIGINT)
-        assert made.process.wait(PATIENCE_SECONDS) == 0, made.told()
+        assert made.process.wait(PATIENCE_SECONDS) == 0, made.printed()
         assert not any(map(is_running, children))
         assert (tmp_path / "tls/tls.key").stat().st_mode & 0o077 == 0
 
 
-def test_a_server_that_dies_is_told_and_the_other_answers(tmp_path: Path, postgresql_url: str) -> None:
+def test_a_killed_server_is_reported_and_the_other_responds(tmp_path: Path, postgresql_url: str) -> None:
     with made_edge(tmp_path, postgresql_url) as made:
+        made.wait_for_calls_of_each_server()
         one, other, _ = made.children()
         os.kill(one, signal.SIGKILL)
         made.wait_for("server 1 has ended with status -9")
         assert made.status() == 200
         os.kill(other, signal.SIGKILL)
-        assert made.process.wait(PATIENCE_SECONDS) == 1, made.told()
+        assert made.process.wait(PATIENCE_SECONDS) == 1, made.printed()
 
 
-def test_a_port_that_is_taken_is_told(tmp_path: Path, postgresql_url: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        made = MakeEdge(tmp_path, postgresql_url, admin_port=taken.getsockname()[1])
+def test_a_port_in_use_is_reported(tmp_path: Path, postgresql_url: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as used:
+        made = MakeEdge(tmp_path, postgresql_url, admin_port=used.getsockname()[1])
         assert made.process.wait(PATIENCE_SECONDS) == 1
-    assert "envoy has ended with status 1" in made.told()
-    assert "cannot bind" in made.told()
-    assert "Ctrl-C" not in made.told()
+    assert "envoy has ended with status 1" in made.printed()
+    assert "cannot bind" in made.printed()
+    assert "Ctrl-C" not in made.printed()

@@ -1,4 +1,4 @@
-"""Whether the suite of faults runs and how long, and where its figures go and the logs of what failed.
+"""The form of the suite of faults (short, long or none), its figures, and the logs of tests that failed.
 
 BOOKSTORE_TEST_FAULTS says short or long; without it the suite is left out. `make test-faults` says long.
 """
@@ -29,7 +29,7 @@ Figures = Callable[..., None]
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Keep the logs of the servers of a test that has failed, and of its database, in a folder of its name."""
+    """Copy the logs of the servers of a failed test, and of its database, to a folder of its name."""
     report = yield
     values = getattr(item, "funcargs", {})
     if report.failed and "tmp_path" in values:
@@ -48,9 +48,15 @@ def is_long() -> bool:
     return os.environ[FAULTS_VARIABLE] == "long"
 
 
+@pytest.fixture(scope="session")
+def margin_seconds(is_long: bool) -> float:
+    """How much longer things may take in the short form, which runs on machines with other work."""
+    return 0.0 if is_long else 2.0
+
+
 @pytest.fixture
 def figures(request: pytest.FixtureRequest, is_long: bool) -> Figures:
-    """Write down what a scenario has counted, in the long form only."""
+    """Record the figures of a scenario, in the long form only."""
 
     def write(**values: float | str) -> None:
         if not is_long:

@@ -1,5 +1,6 @@
-"""Servers of PostgreSQL and MariaDB that belong to a test, made from the installed programs and ended at will."""
+"""Servers of PostgreSQL and MariaDB that belong to a test, which starts, stops and pauses them."""
 
+import atexit
 import glob
 import os
 import pwd
@@ -7,9 +8,11 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 from tests.conftest import require
@@ -20,13 +23,14 @@ _START_SECONDS = 60
 class DatabaseServer:
     """A database server in a folder of its own, on a port of the loopback that stays the same."""
 
-    def __init__(self, kind: str, folder: Path) -> None:
+    def __init__(self, kind: str, folder: Path, options: Sequence[str] = ()) -> None:
         self.kind = kind
+        self._options = options
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port: int = free.getsockname()[1]
         self._folder = folder
-        self._user = _account("postgres" if kind == "postgresql" else "mysql")
+        self._user = account("postgres" if kind == "postgresql" else "mysql")
         shutil.chown(folder, self._user)
         self._process: subprocess.Popen[bytes] | None = None
         self._make()
@@ -42,10 +46,10 @@ class DatabaseServer:
         return self._folder / "log"
 
     def start(self) -> None:
-        """Start it, and wait until it takes connections."""
+        """Start it, and wait until it accepts connections."""
         log = self.log.open("ab")
         self._process = subprocess.Popen(
-            [*_as(self._user), *self._command()], stdout=log, stderr=log, cwd=self._folder, start_new_session=True
+            [*run_as(self._user), *self._command()], stdout=log, stderr=log, cwd=self._folder, start_new_session=True
         )
         log.close()
         deadline = time.monotonic() + _START_SECONDS
@@ -55,7 +59,7 @@ class DatabaseServer:
             time.sleep(0.05)
 
     def stop(self) -> None:
-        """End it as an operator would who does not wait for its clients."""
+        """Stop it without waiting for its clients."""
         self._end(signal.SIGINT if self.kind == "postgresql" else signal.SIGTERM)
 
     def kill(self) -> None:
@@ -85,7 +89,7 @@ class DatabaseServer:
         return int(self._query("SELECT count(*) FROM information_schema.innodb_trx"))
 
     def activity(self) -> str:
-        """Tell what the connections do."""
+        """Return what the connections do."""
         if self.kind == "postgresql":
             columns = "pid, state, state_change, client_port, left(query, 40)"
             return self._query(f"SELECT {columns} FROM pg_stat_activity WHERE usename = 'bookstore'")
@@ -101,13 +105,8 @@ class DatabaseServer:
         return done.stdout.decode().strip()
 
     def _make(self) -> None:
-        data = str(self._folder / "data")
-        if self.kind == "postgresql":
-            make = [_postgresql("initdb"), "-D", data, "-A", "trust", "-U", "postgres", "--no-sync", "-E", "UTF8"]
-        else:
-            options = [f"--datadir={data}", "--auth-root-authentication-method=normal", "--skip-test-db"]
-            make = ["mariadb-install-db", "--no-defaults", *options]
-        subprocess.run([*_as(self._user), *make], check=True, capture_output=True, cwd=self._folder, timeout=100)
+        data = self._folder / "data"
+        subprocess.run(["cp", "--archive", "--sparse=always", _new_data(self.kind), data], check=True, timeout=100)
         self.start()
         if self.kind == "postgresql":
             self._query("CREATE ROLE bookstore SUPERUSER LOGIN")
@@ -119,12 +118,17 @@ class DatabaseServer:
     def _command(self) -> list[str]:
         data, port = str(self._folder / "data"), str(self.port)
         if self.kind == "postgresql":
-            return [_postgresql("postgres"), "-D", data, "-p", port, "-h", "127.0.0.1", "-k", str(self._folder)]
+            command = [_postgresql("postgres"), "-D", data, "-p", port, "-h", "127.0.0.1", "-k", str(self._folder)]
+            return [*command, *self._options]
         socket_path = f"--socket={self._folder / 'socket'}"
         return [
-            *("mariadbd", "--no-defaults", f"--datadir={data}", f"--port={port}", "--bind-address=127.0.0.1"),
-            *(socket_path, "--skip-name-resolve", f"--pid-file={self._folder / 'pid'}"),
+            *("mariadbd", "--no-defaults", *self._own_folders(), f"--port={port}", "--bind-address=127.0.0.1"),
+            *(socket_path, "--skip-name-resolve", f"--pid-file={self._folder / 'pid'}", *self._options),
         ]
+
+    def _own_folders(self) -> list[str]:
+        # When it starts, MariaDB deletes the temporary tables of every server that has the same folder for them.
+        return [f"--datadir={self._folder / 'data'}", f"--tmpdir={self._folder}"]
 
     def _is_ready(self) -> bool:
         with suppress(subprocess.CalledProcessError):
@@ -132,7 +136,7 @@ class DatabaseServer:
         return False
 
     def _signal(self, number: signal.Signals) -> None:
-        # PostgreSQL has a process for each connection; none of them may live on, or go on.
+        # PostgreSQL has a process for each connection, which has to get the signal too.
         assert self._process is not None
         processes = [self._process.pid, *self._backends()]
         for pid in processes:
@@ -170,17 +174,44 @@ def _is_alive(pid: int) -> bool:
 
 
 @contextmanager
-def database_server(kind: str, folder: Path) -> Iterator[DatabaseServer]:
+def database_server(kind: str, folder: Path, options: Sequence[str] = ()) -> Iterator[DatabaseServer]:
     """Run a database server of this kind, or skip the test where its programs are missing."""
-    program = _postgresql("postgres") if kind == "postgresql" else shutil.which("mariadbd")
-    require(program, f"no server of {kind} is installed")
-    require(os.geteuid() == 0 or kind == "postgresql", "MariaDB's server is started by root")
+    require_server(kind)
     # Not under pytest's own folder, which only its owner may enter.
-    server = DatabaseServer(kind, folder)
+    server = DatabaseServer(kind, folder, options)
     try:
         yield server
     finally:
         server.close()
+
+
+@cache
+def _new_data(kind: str) -> Path:
+    """Return the data of a new server of this kind, which are made once and then copied."""
+    folder = Path(tempfile.mkdtemp(prefix="new-data-"))
+    atexit.register(shutil.rmtree, folder)
+    user = account("postgres" if kind == "postgresql" else "mysql")
+    shutil.chown(folder, user)
+    data = str(folder / "data")
+    if kind == "postgresql":
+        make = [_postgresql("initdb"), "-D", data, "-A", "trust", "-U", "postgres", "--no-sync", "-E", "UTF8"]
+    else:
+        options = [
+            f"--datadir={data}",
+            f"--tmpdir={folder}",
+            "--auth-root-authentication-method=normal",
+            "--skip-test-db",
+        ]
+        make = ["mariadb-install-db", "--no-defaults", *options]
+    subprocess.run([*run_as(user), *make], check=True, capture_output=True, cwd=folder, timeout=100)
+    return folder / "data"
+
+
+def require_server(kind: str) -> None:
+    """Skip the test where the programs of this kind are missing."""
+    program = _postgresql("postgres") if kind == "postgresql" else shutil.which("mariadbd")
+    require(program, f"no server of {kind} is installed")
+    require(os.geteuid() == 0 or kind == "postgresql", "MariaDB's server is started by root")
 
 
 def _postgresql(program: str) -> str:
@@ -188,11 +219,11 @@ def _postgresql(program: str) -> str:
     return found[-1] if found else shutil.which(program) or ""
 
 
-def _account(name: str) -> str:
-    """The user to run as: PostgreSQL refuses root, and others cannot choose."""
+def account(name: str) -> str:
+    """Return the user to run as: PostgreSQL does not run as root, and others than root have no choice."""
     return name if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name
 
 
-def _as(user: str) -> list[str]:
+def run_as(user: str) -> list[str]:
     # It becomes the program, where runuser stays as its parent. Popen's own `user` forks, which gRPC's threads forbid.
     return ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"] if os.geteuid() == 0 else []

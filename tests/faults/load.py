@@ -1,4 +1,4 @@
-"""Callers that create books on and on, and the count of what they were answered beside what is stored."""
+"""Callers that create books continuously, and the comparison of acknowledged with stored books."""
 
 import asyncio
 import itertools
@@ -22,6 +22,8 @@ from tests.faults.database_servers import DatabaseServer
 CALLERS = 16
 # The default of --pool-size.
 POOL = 10
+# Calls at a time, where the order does not matter.
+TOGETHER = 32
 
 Call = Callable[["books_pb2_grpc.BookServiceAsyncStub", float], Awaitable[bool]]
 
@@ -42,32 +44,32 @@ class Ended(NamedTuple):
 
 @dataclass
 class Tally:
-    """What was sent, answered and refused. Every book has a name of its own."""
+    """What was sent, acknowledged and rejected. Every book has a name of its own."""
 
     numbers: "itertools.count[int]" = field(default_factory=itertools.count)
     run: str = field(default_factory=lambda: f"{uuid.uuid4().hex[:8]} ")  # tests may share a database
     calls: int = 0
-    answered: dict[str, int] = field(default_factory=dict)
-    unanswered: list[books_pb2.CreateBookRequest] = field(default_factory=list)
-    refusals: Counter[grpc.StatusCode] = field(default_factory=Counter)
+    acknowledged: dict[str, int] = field(default_factory=dict)
+    failed: list[books_pb2.CreateBookRequest] = field(default_factory=list)
+    rejections: Counter[grpc.StatusCode] = field(default_factory=Counter)
     slowest_seconds: float = 0.0
     ended: list[Ended] = field(default_factory=list)
 
     async def create(self, stub: "books_pb2_grpc.BookServiceAsyncStub", timeout_seconds: float) -> bool:
-        """Send one create; answer whether it was answered."""
+        """Send one create; return whether it succeeded."""
         request = numbered_request(next(self.numbers), self.run)
         self.calls += 1
         try:
             with self._timed("CreateBook"):
                 book = await stub.CreateBook(request, timeout=timeout_seconds)
         except grpc.aio.AioRpcError:
-            self.unanswered.append(request)
+            self.failed.append(request)
             return False
-        self.answered[book.name] = book.id
+        self.acknowledged[book.name] = book.id
         return True
 
     async def read(self, stub: "books_pb2_grpc.BookServiceAsyncStub", timeout_seconds: float) -> bool:
-        """Ask for a page; answer whether it was answered."""
+        """Read a page; return whether it succeeded."""
         try:
             with self._timed("ListBooks"):
                 await stub.ListBooks(books_pb2.ListBooksRequest(page_size=5), timeout=timeout_seconds)
@@ -82,7 +84,7 @@ class Tally:
             yield
         except grpc.aio.AioRpcError as error:
             code = error.code()
-            self.refusals[code] += 1
+            self.rejections[code] += 1
             raise
         except asyncio.CancelledError:
             code = grpc.StatusCode.CANCELLED
@@ -101,7 +103,7 @@ async def load(
     callers: int = CALLERS,
     readers: int = 0,
     timeout_seconds: float = 30,
-    until_refused: bool = False,
+    until_rejected: bool = False,
 ) -> AsyncIterator[None]:
     """Create and read books from many callers while a block runs; a call under way at its end is finished."""
     is_over = False
@@ -111,9 +113,9 @@ async def load(
 
         async def on_and_on(call: Call) -> None:
             while not is_over:
-                is_answered = await call(stub, timeout_seconds)
-                if not is_answered:
-                    if until_refused:
+                is_done = await call(stub, timeout_seconds)
+                if not is_done:
+                    if until_rejected:
                         return
                     await asyncio.sleep(0.05)
 
@@ -130,30 +132,45 @@ async def load(
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
+async def until_acknowledged(tally: Tally, count: int = 20) -> float:
+    """Wait until so many more creates have succeeded, and return the seconds until the first."""
+    began, before = time.monotonic(), len(tally.acknowledged)
+    first = 0.0
+    async with asyncio.timeout(30):
+        while len(tally.acknowledged) < before + count:
+            await asyncio.sleep(0.01)
+            first = first or (time.monotonic() - began) * (len(tally.acknowledged) > before)
+    return first
+
+
 async def stored_books(address: str) -> Counter[tuple[str, int]]:
     async with BookstoreClient(address, timeout_seconds=60) as client:
         return Counter([(book.name, book.id) async for book in client.list_books()])
 
 
 async def lost_and_doubled(address: str, tally: Tally) -> tuple[int, int]:
-    """Send again what got no answer, and count the answered books that are not stored, and those stored twice."""
+    """Repeat the creates that failed, and count the acknowledged books that are not stored, and those stored twice."""
     async with BookstoreClient(address, timeout_seconds=60) as client:
-        for request in tally.unanswered:
+
+        async def repeat(request: books_pb2.CreateBookRequest) -> None:
             book = await client.create_book(
                 name=request.book.name,
                 author=request.book.author,
                 release_year=request.book.release_year,
                 request_id=request.request_id,
             )
-            tally.answered[book.name] = book.id
+            tally.acknowledged[book.name] = book.id
+
+        for begin in range(0, len(tally.failed), TOGETHER):
+            await asyncio.gather(*map(repeat, tally.failed[begin : begin + TOGETHER]))
     stored = await stored_books(address)
-    lost = sum(book not in stored for book in tally.answered.items())
+    lost = sum(book not in stored for book in tally.acknowledged.items())
     names = Counter(name for name, _ in stored.elements())
     return lost, sum(count - 1 for count in names.values())
 
 
 async def read_at_once(channel: grpc.aio.Channel, count: int = 2 * POOL) -> float:
-    """Read so many long pages at once, more than there are connections, and answer how long the slowest took."""
+    """Read so many long pages concurrently, more than there are connections; return the seconds of the slowest."""
     stub: books_pb2_grpc.BookServiceAsyncStub = books_pb2_grpc.BookServiceStub(channel)
     began = time.monotonic()
     reads: list[Awaitable[object]] = [
@@ -164,12 +181,12 @@ async def read_at_once(channel: grpc.aio.Channel, count: int = 2 * POOL) -> floa
 
 
 async def check_pool_is_whole(server: Serving) -> None:
-    """Raise unless as many calls at once as there are connections are answered, and all of them are given back then."""
+    """Raise unless as many concurrent calls as there are connections succeed, and all connections are returned."""
     async with grpc.aio.insecure_channel(server.address) as channel:
         tally = Tally()
         creates = (tally.create(books_pb2_grpc.BookServiceStub(channel), 30) for _ in range(2 * POOL))
         await asyncio.gather(read_at_once(channel), *creates)
-    assert len(tally.answered) == 2 * POOL
+    assert len(tally.acknowledged) == 2 * POOL
     url = f"http://{server.wait_for_event('serving')['metrics']}/metrics"
     async with asyncio.timeout(10):
         while await asyncio.to_thread(_connections_in_use, url):  # noqa: ASYNC110  another process's
@@ -177,7 +194,7 @@ async def check_pool_is_whole(server: Serving) -> None:
 
 
 async def check_connections(database: DatabaseServer) -> None:
-    """Raise unless the database soon knows no transaction, and no more connections than the service may have."""
+    """Raise unless the database soon has no open transaction, and no more connections than the service may have."""
     most = POOL + 2 + 1  # those of readers and of writers, and the probe's
     give_up = time.monotonic() + 10
     while (counts := (database.connections(), database.open_transactions()))[0] > most or counts[1]:
@@ -185,14 +202,30 @@ async def check_connections(database: DatabaseServer) -> None:
         await asyncio.sleep(0.05)
 
 
+async def figures_of_load(server: Serving, database: DatabaseServer, tally: Tally) -> dict[str, Any]:
+    """Check that all connections are usable and none is left over, and return the figures of a load that has ended."""
+    await check_pool_is_whole(server)
+    await check_connections(database)
+    succeeded = len(tally.acknowledged)
+    lost, doubled = await lost_and_doubled(server.address, tally)
+    return {
+        "database": database.kind,
+        "calls": tally.calls,
+        "succeeded": succeeded,
+        "lost": lost,
+        "doubled": doubled,
+        "slowest_seconds": round(tally.slowest_seconds, 2),
+    }
+
+
 def _connections_in_use(url: str) -> float:
-    with urllib.request.urlopen(url, timeout=10) as answer:
-        lines = answer.read().decode().splitlines()
+    with urllib.request.urlopen(url, timeout=10) as response:
+        lines = response.read().decode().splitlines()
     return sum(float(line.split()[-1]) for line in lines if line.startswith("bookstore_database_connections_in_use{"))
 
 
 def defects(server: Serving) -> list[dict[str, Any]]:
-    """Return the log's lines of calls that the service took for a defect of its own."""
+    """Return the log's lines of calls that failed by a defect of the service."""
     return [line for line in server.log_lines() if line.get("status") in ("INTERNAL", "UNKNOWN")]
 
 

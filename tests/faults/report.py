@@ -12,14 +12,14 @@ from pathlib import Path
 FIGURES = Path(__file__).parents[2] / "build/faults/figures.jsonl"
 MARKED = re.compile(r"(?<=<!-- figures: python -m tests.faults.report -->\n).*(?=<!-- end of figures -->)", re.DOTALL)
 
-# What a column is called, and the figure that stands in it. What has no column stands in the last one.
+# The columns and their figures. Figures without a column are in the last one.
 COLUMNS = {
     "rounds": "rounds",
     "calls": "calls",
-    "answered": "answered",
+    "succeeded": "succeeded",
     "lost": "lost",
     "stored twice": "doubled",
-    "back after, s": "recovery_seconds",
+    "recovery, s": "recovery_seconds",
     "slowest call, s": "slowest_seconds",
 }
 _ELSEWHERE = {"scenario", "at", "database", *COLUMNS.values()}
@@ -34,7 +34,7 @@ def table_from_lines(lines: list[str]) -> str:
         figures: Figures = json.loads(line)
         scenarios[str(figures["scenario"])] = figures
     last = max(float(figures["at"]) for figures in scenarios.values())
-    rows = [["scenario", *COLUMNS, "also"], ["---", *(["--:"] * len(COLUMNS)), "---"]]
+    rows = [["scenario", *COLUMNS, "details"], ["---", *(["--:"] * len(COLUMNS)), "---"]]
     rows += [_row(figures) for figures in scenarios.values()]
     day = datetime.fromtimestamp(last, UTC).date()
     where = f"Run on {day} with {cpu_count()} cores, {platform.system()} and Python {platform.python_version()}."
@@ -52,8 +52,10 @@ def page_with_table(page: str, table: str) -> str:
 def _row(figures: Figures) -> list[str]:
     name, _, case = str(figures["scenario"]).removeprefix("test_").partition("[")
     words = name.replace("_", " ") + (f" ({case.removesuffix(']')})" if case else "")
-    also = ", ".join(f"{name.replace('_', ' ')} {_number(figures[name])}" for name in figures if name not in _ELSEWHERE)
-    return [words, *(_number(figures.get(name, "")) for name in COLUMNS.values()), also]
+    details = ", ".join(
+        f"{name.replace('_', ' ')} {_number(figures[name])}" for name in figures if name not in _ELSEWHERE
+    )
+    return [words, *(_number(figures.get(name, "")) for name in COLUMNS.values()), details]
 
 
 def _number(value: str | float) -> str:

@@ -1,4 +1,4 @@
-"""Clients that do what no client should: the others are served throughout, and the memory comes back."""
+"""Clients that violate the protocol or flood: others are served throughout, and the memory is released."""
 
 import asyncio
 import os
@@ -39,6 +39,7 @@ pytestmark = pytest.mark.e2e
 GROWTH_MEGABYTES = 100  # what is kept of a flood does not grow with the next one
 GIVEN_BACK_SECONDS = 25.0
 SLOWEST_SECONDS = 5.0
+LONG_COUNT, SHORT_COUNT = 20_000, 2_000
 PREFACE_AND_SETTINGS = PREFACE + frame(SETTINGS)
 
 
@@ -49,7 +50,7 @@ def reset_flood(connection: socket.socket, count: int) -> None:
 
 
 def reset_flood_of_whole_calls(connection: socket.socket, count: int) -> None:
-    """Send calls that reach their handlers, and give each up at once."""
+    """Send calls that reach their handlers, and reset each immediately."""
     request = books_pb2.GetBookRequest(id=1).SerializeToString()
     for stream in range(1, 2 * count, 2):
         call = call_frames("/bookstore.v1.BookService/GetBook", request, stream=stream)
@@ -57,7 +58,7 @@ def reset_flood_of_whole_calls(connection: socket.socket, count: int) -> None:
 
 
 def streams_beyond_the_limit(connection: socket.socket, count: int) -> None:
-    """Open streams on and on, whatever the server's SETTINGS say, and end none."""
+    """Open streams beyond the limit of the server's SETTINGS, and end none."""
     for stream in range(1, 2 * count, 2):
         connection.sendall(frame(HEADERS, headers(), flags=4, stream=stream))
     time.sleep(1)
@@ -101,7 +102,7 @@ def random_bytes(connection: socket.socket, count: int) -> None:
 
 
 def no_reading(connection: socket.socket, count: int) -> None:
-    """Ask for large pages with the window closed, and read nothing of what comes."""
+    """Request large pages with a window of 0, and read no response."""
     connection.sendall(frame(SETTINGS, struct.pack(">HI", INITIAL_WINDOW_SIZE, 0)))
     request = books_pb2.ListBooksRequest(page_size=1_000).SerializeToString()
     for stream in range(1, 2 * min(count, 50), 2):
@@ -109,10 +110,10 @@ def no_reading(connection: socket.socket, count: int) -> None:
     time.sleep(1)
 
 
-def a_byte_at_a_time(connection: socket.socket, _count: int) -> None:
+def a_byte_at_a_time(connection: socket.socket, count: int) -> None:
     for byte in frame(HEADERS, headers(), flags=4, stream=1)[:3]:
         connection.sendall(bytes([byte]))
-        time.sleep(1)
+        time.sleep(1 if count == LONG_COUNT else 0.3)
 
 
 FLOODS = [
@@ -130,16 +131,16 @@ FLOODS = [
 
 
 class Witness:
-    """Another caller: how often it was served, and how long it waited at most."""
+    """Another client: how many of its calls succeeded, and how long the slowest took."""
 
     def __init__(self) -> None:
-        self.answered = 0
+        self.succeeded = 0
         self.slowest_seconds = 0.0
 
 
 @asynccontextmanager
 async def witness(address: str) -> AsyncIterator[Witness]:
-    """Ask on and on while a block runs. Raises the first failure."""
+    """Call continuously while a block runs. Raises the first failure."""
     seen = Witness()
     is_over = False
 
@@ -152,7 +153,7 @@ async def witness(address: str) -> AsyncIterator[Witness]:
                 began = time.monotonic()
                 await stub.GetBook(books_pb2.GetBookRequest(id=1), timeout=30)
                 seen.slowest_seconds = max(seen.slowest_seconds, time.monotonic() - began)
-                seen.answered += 1
+                seen.succeeded += 1
                 await asyncio.sleep(0.01)
 
         asking = asyncio.create_task(ask())
@@ -164,7 +165,7 @@ async def witness(address: str) -> AsyncIterator[Witness]:
 
 
 async def memory_that_stays(server: Serving, before: float) -> float:
-    """Wait until the server's memory has come back, or for as long as it takes to be given back, and answer it."""
+    """Wait until the server's memory is released, or for as long as that may take, and return what it uses."""
     give_up = time.monotonic() + GIVEN_BACK_SECONDS
     while (now := resident_megabytes(server.process.pid)) - before >= GROWTH_MEGABYTES and time.monotonic() < give_up:  # noqa: ASYNC110  another process's
         await asyncio.sleep(0.5)
@@ -181,17 +182,17 @@ async def fill(address: str) -> None:
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("flood", FLOODS, ids=lambda value: value.__name__)
-async def test_others_are_served_beside_a_hostile_client(
+async def test_other_clients_are_served_during_an_attack(
     start: Start, sqlite_url: str, flood: Callable[[socket.socket, int], None], is_long: bool, figures: Figures
 ) -> None:
-    count, clients, rounds = (20_000, 8, 5) if is_long else (2_000, 4, 1)
+    count, clients, rounds = (LONG_COUNT, 8, 5) if is_long else (SHORT_COUNT, 4, 1)
     if flood is streams_beyond_the_limit:
         clients = 4  # more would have as many calls under way as the process takes, which is another limit's affair
     server = await asyncio.to_thread(start, sqlite_url, "--log-level", "info")
     await fill(server.address)
 
     def attack() -> None:
-        # The server may well hang up.
+        # The server may close the connection.
         with suppress(OSError), opened(server.address) as connection:
             flood(connection, count)
 
@@ -199,20 +200,20 @@ async def test_others_are_served_beside_a_hostile_client(
     async with witness(server.address) as seen:
         for _ in range(rounds):
             await asyncio.gather(*(asyncio.to_thread(attack) for _ in range(clients)))
-        await asyncio.sleep(1)
+        await asyncio.sleep(1 if is_long else 0.3)
     peak = resident_megabytes(server.process.pid)
     after = await memory_that_stays(server, before)
 
     figures(
         rounds=rounds * clients,
-        calls=seen.answered,
-        answered=seen.answered,
+        calls=seen.succeeded,
+        succeeded=seen.succeeded,
         slowest_seconds=round(seen.slowest_seconds, 2),
         rss_before_mb=round(before),
         rss_peak_mb=round(peak),
         rss_after_mb=round(after),
     )
-    assert seen.answered > 1
+    assert seen.succeeded > 1
     assert seen.slowest_seconds < SLOWEST_SECONDS
     assert after - before < GROWTH_MEGABYTES
     assert defects(server) == []
@@ -221,7 +222,7 @@ async def test_others_are_served_beside_a_hostile_client(
 
 @contextmanager
 def descriptors_of_our_own() -> Iterator[None]:
-    """Let the test open as many connections as it likes, on a system that begins processes with 1,024."""
+    """Raise the limit of file descriptors of the test's process, which may be 1,024."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(8_192, hard), hard))
     try:
@@ -239,8 +240,8 @@ def open_all(stack: ExitStack, address: str, data: bytes, count: int) -> None:
 
 
 @pytest.mark.timeout(120)
-async def test_others_are_served_beside_two_thousand_connections(
-    start: Start, sqlite_url: str, figures: Figures
+async def test_other_clients_are_served_during_two_thousand_connections(
+    start: Start, sqlite_url: str, is_long: bool, figures: Figures
 ) -> None:
     connections = 2_000
     server = await asyncio.to_thread(start, sqlite_url)
@@ -249,21 +250,21 @@ async def test_others_are_served_beside_two_thousand_connections(
     with descriptors_of_our_own(), ExitStack() as stack:
         async with witness(server.address) as seen:
             await asyncio.to_thread(open_all, stack, server.address, PREFACE_AND_SETTINGS, connections)
-            await asyncio.sleep(1)
+            await asyncio.sleep(1 if is_long else 0.5)
             during = resident_megabytes(server.process.pid)
             stack.close()
-            await asyncio.sleep(2)
+            await asyncio.sleep(2 if is_long else 0.5)
     after = await memory_that_stays(server, before)
     figures(
         connections=connections,
-        calls=seen.answered,
-        answered=seen.answered,
+        calls=seen.succeeded,
+        succeeded=seen.succeeded,
         slowest_seconds=round(seen.slowest_seconds, 2),
         rss_before_mb=round(before),
         rss_during_mb=round(during),
         rss_after_mb=round(after),
     )
-    assert seen.answered > 1
+    assert seen.succeeded > 1
     assert seen.slowest_seconds < SLOWEST_SECONDS
     assert after - before < GROWTH_MEGABYTES
     assert defects(server) == []
@@ -283,30 +284,30 @@ async def seconds_until_served(address: str) -> float:
     ("data", "descriptors"),
     [pytest.param(b"", "256", id="silent"), pytest.param(PREFACE_AND_SETTINGS, "1024", id="idle")],
 )
-async def test_newcomers_are_served_beside_more_connections_than_descriptors(
+async def test_new_connections_are_served_beyond_the_limit_of_descriptors(
     start: Start, sqlite_url: str, descriptors: str, data: bytes, is_long: bool, figures: Figures
 ) -> None:
     arguments = ("--http-listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0")
     server = await asyncio.to_thread(start, sqlite_url, *arguments, descriptors=descriptors)
     await fill(server.address)
-    told = server.wait_for_event("serving")
-    newcomers: list[float] = []
+    line = server.wait_for_event("serving")
+    new_connections: list[float] = []
     with descriptors_of_our_own(), ExitStack() as stack:
         async with witness(server.address) as seen:
-            for address in (server.address, told["http"], told["metrics"]):
+            for address in (server.address, line["http"], line["metrics"]):
                 await asyncio.to_thread(open_all, stack, address, data, 1_100)
-            give_up = time.monotonic() + (20 if is_long else 2)
+            give_up = time.monotonic() + (20 if is_long else 1)
             while time.monotonic() < give_up:
-                newcomers.append(await seconds_until_served(server.address))
+                new_connections.append(await seconds_until_served(server.address))
                 for path in ("/readyz", "/livez", "/metrics"):
                     assert (await asyncio.to_thread(ask, server, path))[0] == 200
-                assert (await ask_over_http(told["http"], "GET", "/v1/books/1")).status == 200
+                assert (await ask_over_http(line["http"], "GET", "/v1/books/1")).status == 200
     figures(
-        calls=seen.answered + len(newcomers),
-        answered=seen.answered + len(newcomers),
-        slowest_seconds=round(max(seen.slowest_seconds, *newcomers), 2),
+        calls=seen.succeeded + len(new_connections),
+        succeeded=seen.succeeded + len(new_connections),
+        slowest_seconds=round(max(seen.slowest_seconds, *new_connections), 2),
     )
-    assert max(seen.slowest_seconds, *newcomers) < SLOWEST_SECONDS
+    assert max(seen.slowest_seconds, *new_connections) < SLOWEST_SECONDS
     warned = [(line["event"], line.get("listener")) for line in server.log_lines() if line["level"] == "warning"]
     assert {
         ("connection limits lowered", None),

@@ -1,4 +1,4 @@
-"""Three times the load that a server can bear: what it can bear is still answered, and soon."""
+"""Three times the load that a server can process: it still processes as many calls, and health responds soon."""
 
 import asyncio
 import os
@@ -27,7 +27,8 @@ from tests.metrics import ask
 pytestmark = pytest.mark.e2e
 
 CONNECTIONS = 40
-SECONDS = 4
+LONG_SECONDS, SHORT_SECONDS = 12, 2
+LONG_CALLS, SHORT_CALLS = 6_000, 3_000
 BOOK = books_pb2.Book(name="N" * 20, author="A", release_year=1)
 REQUESTS: dict[str, Message] = {
     "CreateBook": books_pb2.CreateBookRequest(book=BOOK),
@@ -36,7 +37,7 @@ REQUESTS: dict[str, Message] = {
 
 
 async def send(server: Serving, body: Path, method: str, *, calls: int, rate: float = 0) -> Counter[str]:
-    """Send calls by h2load, at a rate whatever becomes of them, or else as fast as 64 of them are answered.
+    """Send calls by h2load, at a rate (open loop), or else 64 at a time (closed loop).
 
     Return how many the server has ended with each status in a second.
     """
@@ -53,9 +54,9 @@ async def send(server: Serving, body: Path, method: str, *, calls: int, rate: fl
         f"http://{server.address}/bookstore.v1.BookService/{method}",
         stdout=subprocess.PIPE,
     )
-    said, _ = await process.communicate()
+    output, _ = await process.communicate()
     seconds = time.monotonic() - began
-    assert process.returncode == 0, said
+    assert process.returncode == 0, output
     ended = outcomes(server, method) - before
     return Counter({status: round(count / seconds) for status, count in ended.items()})
 
@@ -68,21 +69,21 @@ def outcomes(server: Serving, method: str) -> Counter[str]:
 
 @asynccontextmanager
 async def health(address: str) -> AsyncIterator[list[float]]:
-    """Ask how the server is while a block runs, and tell how many seconds each answer took."""
+    """Check the server's health while a block runs, and record how many seconds each check took."""
     took: list[float] = []
     is_over = False
 
-    async def ask_on_and_on() -> None:
+    async def check_continuously() -> None:
         async with grpc.aio.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
             check: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary("/grpc.health.v1.Health/Check")
             while not is_over:
                 began = time.monotonic()
-                answer = health_pb2.HealthCheckResponse.FromString(await check(b"", timeout=30))
-                assert answer.status == health_pb2.HealthCheckResponse.SERVING
+                response = health_pb2.HealthCheckResponse.FromString(await check(b"", timeout=30))
+                assert response.status == health_pb2.HealthCheckResponse.SERVING
                 took.append(time.monotonic() - began)
                 await asyncio.sleep(0.1)
 
-    asking = asyncio.create_task(ask_on_and_on())
+    asking = asyncio.create_task(check_continuously())
     try:
         yield took
     finally:
@@ -91,7 +92,7 @@ async def health(address: str) -> AsyncIterator[list[float]]:
 
 
 def give_a_core_of_its_own(server: Serving) -> None:
-    """A process can use little more than one, and nobody is to be faster for want of work beside it."""
+    """A process can use little more than one, and the peak is to be measured under the same conditions."""
     core, *others = sorted(os.sched_getaffinity(0))
     if others:
         for thread in Path(f"/proc/{server.process.pid}/task").iterdir():
@@ -101,8 +102,14 @@ def give_a_core_of_its_own(server: Serving) -> None:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("any_database_url", ["sqlite", "postgresql"], indirect=True)
 @pytest.mark.parametrize("method", list(REQUESTS))
-async def test_three_times_the_load_leaves_what_can_be_borne(
-    start: Start, any_database_url: str, method: str, tmp_path: Path, is_long: bool, figures: Figures
+async def test_three_times_the_load_does_not_reduce_goodput(
+    start: Start,
+    any_database_url: str,
+    method: str,
+    tmp_path: Path,
+    is_long: bool,
+    margin_seconds: float,
+    figures: Figures,
 ) -> None:
     require(shutil.which("h2load"), "h2load is missing (apt install nghttp2-client)")
     server = await asyncio.to_thread(start, any_database_url, "--migrate", "--metrics-listen", "127.0.0.1:0")
@@ -112,27 +119,31 @@ async def test_three_times_the_load_leaves_what_can_be_borne(
         (tmp_path / name).write_bytes(b"\0" + len(data).to_bytes(4, "big") + data)
     await send(server, tmp_path / "CreateBook", "CreateBook", calls=1_000)
 
-    seconds = 3 * SECONDS if is_long else SECONDS
-    peak = goodput = slowest = 0.0
+    seconds = LONG_SECONDS if is_long else SHORT_SECONDS
+    calls = LONG_CALLS if is_long else SHORT_CALLS
+    peak = goodput = best = slowest = 0.0
     statuses: set[str] = set()
-    for _ in range(3):  # beside other work the machine is now faster, now slower
-        borne = await send(server, tmp_path / method, method, calls=6_000)
-        peak = max(peak, borne["OK"])
+    # With other work the machine is now faster, now slower: only what was measured in succession is comparable.
+    for _ in range(5):
+        processed = await send(server, tmp_path / method, method, calls=calls)
         async with health(server.address) as took:
-            over = await send(server, tmp_path / method, method, calls=int(3 * peak * seconds), rate=3 * peak)
+            rate = 3 * processed["OK"]
+            over = await send(server, tmp_path / method, method, calls=int(rate * seconds), rate=rate)
         slowest = max(slowest, *took)
         statuses |= over.keys()
-        goodput = max(goodput, over["OK"])
-        if goodput > 0.7 * peak:
+        if over["OK"] / processed["OK"] > best:
+            peak, goodput = processed["OK"], over["OK"]
+            best = goodput / peak
+        if best > 0.7:
             break
 
     figures(
         peak_per_second=round(peak),
         goodput_per_second=round(goodput),
-        goodput_share=round(goodput / peak, 2),
+        goodput_share=round(best, 2),
         health_seconds=round(slowest, 3),
     )
-    assert goodput > 0.7 * peak
-    assert slowest < 1
+    assert best > 0.7
+    assert slowest < 1 + margin_seconds
     assert statuses <= {"OK", "RESOURCE_EXHAUSTED", "CANCELLED"}
     assert defects(server) == []

@@ -19,7 +19,7 @@ _SECONDS = 30
 JSON = {"Content-Type": "application/json"}
 
 
-class Answer(NamedTuple):
+class Response(NamedTuple):
     """What came back: names of headers are in lower case."""
 
     status: int
@@ -39,28 +39,28 @@ async def ask(
     *,
     tls: ssl.SSLContext | None = None,
     **headers: str,
-) -> Answer:
+) -> Response:
     """Send a request on a connection of its own. What is no bytes is sent as JSON."""
     return await asyncio.to_thread(ask_and_wait, address, verb, path, body, tls=tls, **headers)
 
 
 def ask_and_wait(
     address: str, verb: str, path: str, body: Any = None, *, tls: ssl.SSLContext | None = None, **headers: str
-) -> Answer:
+) -> Response:
     connection = (
         http.client.HTTPSConnection(address, timeout=_SECONDS, context=tls)
         if tls
         else http.client.HTTPConnection(address, timeout=_SECONDS)
     )
     try:
-        return answer_on(connection, verb, path, body, **headers)
+        return response_on(connection, verb, path, body, **headers)
     finally:
         connection.close()
 
 
-def answer_on(
+def response_on(
     connection: http.client.HTTPConnection, verb: str, path: str, body: Any = None, /, **headers: str
-) -> Answer:
+) -> Response:
     """Send a request on a connection that is there; `content_type` is the header Content-Type."""
     sent = {name.replace("_", "-"): value for name, value in headers.items()}
     if body is not None and "content-type" not in sent:
@@ -68,12 +68,12 @@ def answer_on(
     data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
     connection.request(verb, path, body=data, headers=sent)
     response = connection.getresponse()
-    headers_of_answer = {name.lower(): value for name, value in response.getheaders()}
-    return Answer(response.status, headers_of_answer, response.read())
+    headers_of_response = {name.lower(): value for name, value in response.getheaders()}
+    return Response(response.status, headers_of_response, response.read())
 
 
-class HttpRefusal(NamedTuple):
-    """A failing answer with its details, unpacked."""
+class HttpRejection(NamedTuple):
+    """A response with an error, and its details."""
 
     status: int
     code: int
@@ -86,27 +86,27 @@ class HttpRefusal(NamedTuple):
     headers: Mapping[str, str]
 
 
-def refusal_from_answer(answer: Answer) -> HttpRefusal:
-    """Check what holds for every failure, and answer what it tells."""
-    assert answer.status >= 400, answer
-    assert answer.headers["content-type"] == "application/json"
-    assert answer.headers["x-content-type-options"] == "nosniff"
-    status = json_format.Parse(answer.body, status_pb2.Status())
+def rejection_from_response(response: Response) -> HttpRejection:
+    """Check what holds for every error, and return its details."""
+    assert response.status >= 400, response
+    assert response.headers["content-type"] == "application/json"
+    assert response.headers["x-content-type-options"] == "nosniff"
+    status = json_format.Parse(response.body, status_pb2.Status())
     info = error_details_pb2.ErrorInfo()
     bad_request = error_details_pb2.BadRequest()
     request = error_details_pb2.RequestInfo()
     for detail in status.details:
         assert detail.Unpack(info) or detail.Unpack(bad_request) or detail.Unpack(request) or detail.type_url
     assert info.domain == "bookstore.v1"
-    assert request.request_id == answer.headers["x-request-id"]
+    assert request.request_id == response.headers["x-request-id"]
     violations: dict[str, str] = {}
     rules: dict[str, str] = {}
     for each in bad_request.field_violations:
-        assert each.field not in violations, "told twice"
+        assert each.field not in violations, "reported twice"
         violations[each.field] = each.description
         rules[each.field] = Rule(each.reason)
-    return HttpRefusal(
-        answer.status,
+    return HttpRejection(
+        response.status,
         status.code,
         status.message,
         info.reason,
@@ -114,7 +114,7 @@ def refusal_from_answer(answer: Answer) -> HttpRefusal:
         violations,
         rules,
         details_of(status),
-        answer.headers,
+        response.headers,
     )
 
 
@@ -123,8 +123,8 @@ def details_of(status: status_pb2.Status) -> list[str]:
     return [f"{detail}" for detail in status.details if not detail.Unpack(error_details_pb2.RequestInfo())]
 
 
-async def refused(address: str, verb: str, path: str, body: Any = None, **options: Any) -> HttpRefusal:
-    return refusal_from_answer(await ask(address, verb, path, body, **options))
+async def rejected(address: str, verb: str, path: str, body: Any = None, **options: Any) -> HttpRejection:
+    return rejection_from_response(await ask(address, verb, path, body, **options))
 
 
 class Wire:
@@ -157,7 +157,7 @@ class Wire:
         return received
 
     def read_to_end(self, seconds: float = _SECONDS) -> bytes:
-        """Return what comes until the other side hangs up, which it must within the time."""
+        """Return what is received until the peer closes the connection, which it must within the time."""
         self.socket.settimeout(seconds)
         received = b""
         with suppress(ConnectionError):

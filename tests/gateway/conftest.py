@@ -20,5 +20,5 @@ async def session_server(migrated_database: Database, database_url: str, session
 
 @pytest.fixture
 def address(server: Server) -> str:
-    """Where a server whose database holds no books answers over HTTP."""
+    """The HTTP address of a server whose database has no books."""
     return server.http_address

@@ -1,4 +1,4 @@
-"""Real servers that answer over HTTP: of the service, or around a servicer of the test's own."""
+"""Real HTTP servers: of the service, or around a servicer of the test's own."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

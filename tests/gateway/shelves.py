@@ -1,4 +1,4 @@
-"""A service that is none of ours, made of descriptors alone, with what `google.api.http` can say besides."""
+"""Another service, made of descriptors alone, with the other forms of `google.api.http`."""
 
 from typing import Any
 
@@ -49,11 +49,11 @@ def shelf_service(rules: dict[str, tuple[str, str, HttpRule]] = RULES, *, stream
         ]
     )
     service = file.service.add(name="Shelves")
-    for name, (request, answer, rule) in rules.items():
+    for name, (request, response, rule) in rules.items():
         method = service.method.add(
             name=name,
             input_type=f".shelves.v1.{request}",
-            output_type=f".shelves.v1.{answer}",
+            output_type=f".shelves.v1.{response}",
             server_streaming=streams,
         )
         if rule.WhichOneof("pattern"):
@@ -64,7 +64,7 @@ def shelf_service(rules: dict[str, tuple[str, str, HttpRule]] = RULES, *, stream
 
 
 class Librarian(BookServicer):
-    """Answers with what it was asked."""
+    """Responds with the request."""
 
     def __init__(self, service: ServiceDescriptor) -> None:
         self._shelf = GetMessageClass(service.methods_by_name["GetShelf"].output_type)

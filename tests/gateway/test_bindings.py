@@ -9,7 +9,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 
 from bookstore_grpc.gateway.bindings import Routes, bindings
 from bookstore_grpc.service.servicer import BOOK_SERVICE
-from tests.gateway.client import ask, refused
+from tests.gateway.client import ask, rejected
 from tests.gateway.servers import http_server_with
 from tests.gateway.shelves import RULES, Librarian, shelf_service
 
@@ -25,6 +25,9 @@ def test_every_rpc_of_the_contract_can_be_called() -> None:
         ("DeleteBook", "DELETE", "/v1/books/{id}", ""),
         ("BatchGetBooks", "GET", "/v1/books:batchGet", ""),
         ("BatchCreateBooks", "POST", "/v1/books:batchCreate", "*"),
+        ("BatchUpdateBooks", "POST", "/v1/books:batchUpdate", "*"),
+        ("BatchDeleteBooks", "POST", "/v1/books:batchDelete", "*"),
+        ("PurgeBooks", "POST", "/v1/books:purge", "*"),
     }
     assert {name for name, *_ in found} == {method.name for method in BOOK_SERVICE.methods}
 
@@ -52,23 +55,23 @@ async def shelves(service: ServiceDescriptor) -> AsyncIterator[str]:
         ("LOCK", "/v1/shelves/top?gently=true", "shelves/top locked gently"),
     ],
 )
-async def test_an_rpc_of_another_service_is_answered_as_its_options_say(
+async def test_an_rpc_of_another_service_is_served_according_to_its_options(
     shelves: str, verb: str, path: str, name: str
 ) -> None:
-    answer = await ask(shelves, verb, path)
-    assert (answer.status, answer.json["name"]) == (200, name)
+    response = await ask(shelves, verb, path)
+    assert (response.status, response.json["name"]) == (200, name)
 
 
-async def test_a_verb_of_its_own_at_the_end_of_a_path_is_no_part_of_the_name(shelves: str) -> None:
-    answer = await ask(shelves, "POST", "/v1/shelves/top:dust", {"gently": True, "times": "3"})
-    assert (answer.status, answer.json) == (200, {"name": "shelves/top dusted gently", "room": "3"})
+async def test_a_custom_verb_at_the_end_of_a_path_is_not_part_of_the_name(shelves: str) -> None:
+    response = await ask(shelves, "POST", "/v1/shelves/top:dust", {"gently": True, "times": "3"})
+    assert (response.status, response.json) == (200, {"name": "shelves/top dusted gently", "room": "3"})
 
 
-async def test_a_post_without_a_body_has_to_say_that_it_is_no_form_of_another_page(shelves: str) -> None:
-    refusal = await refused(shelves, "POST", "/v1/shelves/top:close")
-    assert (refusal.status, refusal.reason) == (415, "MEDIA_TYPE_UNSUPPORTED")
-    answer = await ask(shelves, "POST", "/v1/shelves/top:close", content_type="application/json")
-    assert (answer.status, answer.json) == (200, {"name": "shelves/top closed"})
+async def test_a_post_without_a_body_needs_a_content_type_that_no_form_has(shelves: str) -> None:
+    rejection = await rejected(shelves, "POST", "/v1/shelves/top:close")
+    assert (rejection.status, rejection.reason) == (415, "MEDIA_TYPE_UNSUPPORTED")
+    response = await ask(shelves, "POST", "/v1/shelves/top:close", content_type="application/json")
+    assert (response.status, response.json) == (200, {"name": "shelves/top closed"})
 
 
 @pytest.mark.parametrize(
@@ -79,8 +82,8 @@ async def test_a_post_without_a_body_has_to_say_that_it_is_no_form_of_another_pa
     ],
 )
 async def test_a_create_of_another_service_tells_where_its_resource_is(shelves: str, name: str, location: str) -> None:
-    answer = await ask(shelves, "POST", "/v1/shelves", {"name": name})
-    assert (answer.status, answer.headers["location"]) == (201, location)
+    response = await ask(shelves, "POST", "/v1/shelves", {"name": name})
+    assert (response.status, response.headers["location"]) == (201, location)
     assert (await ask(shelves, "GET", location)).json["name"] == name
 
 
@@ -97,8 +100,10 @@ async def test_a_create_of_another_service_tells_where_its_resource_is(shelves: 
         ("LOCK", "/v3/shelves/top", 405),
     ],
 )
-async def test_paths_and_verbs_beside_a_template_are_nobody_s(shelves: str, verb: str, path: str, status: int) -> None:
-    assert (await refused(shelves, verb, path)).status == status
+async def test_paths_and_verbs_that_match_no_template_are_not_found(
+    shelves: str, verb: str, path: str, status: int
+) -> None:
+    assert (await rejected(shelves, verb, path)).status == status
 
 
 async def test_an_rpc_without_the_option_is_for_grpc_alone(service: ServiceDescriptor) -> None:
@@ -115,7 +120,7 @@ async def test_an_rpc_without_the_option_is_for_grpc_alone(service: ServiceDescr
     ],
     ids=["response_body", "stream", "bound twice"],
 )
-def test_what_is_not_understood_is_refused_at_the_start(rule: HttpRule, streams: bool, sentence: str) -> None:
+def test_an_unsupported_binding_is_rejected_at_the_start(rule: HttpRule, streams: bool, sentence: str) -> None:
     service = shelf_service({"GetShelf": ("ShelfRequest", "Shelf", rule)}, streams=streams)
     with pytest.raises(ValueError, match=sentence):
         Routes(bindings(service))
@@ -125,7 +130,7 @@ def test_a_stream_that_is_for_grpc_alone_is_let_be() -> None:
     assert bindings(shelf_service({"MoveShelf": RULES["MoveShelf"]}, streams=True)) == ()
 
 
-def test_a_path_is_made_of_the_values_that_it_was_taken_apart_into() -> None:
+def test_a_path_is_made_of_the_values_that_it_is_parsed_into() -> None:
     for binding in bindings(BOOK_SERVICE):
         path = binding.path(dict.fromkeys(binding.path_fields, "12"))
         route = Routes(bindings(BOOK_SERVICE)).find(path)

@@ -1,4 +1,4 @@
-"""A request that is longer than it may be: its caller sends all of it before reading that it was refused."""
+"""A request beyond the limit, whose client sends all of it before it reads the rejection."""
 
 import asyncio
 import json
@@ -16,14 +16,14 @@ def post(address: str, body: bytes) -> tuple[int, str]:
     connection = HTTPConnection(address, timeout=10)
     try:
         connection.request("POST", "/v1/books", body=body, headers={"Content-Type": "application/json"})
-        answer = connection.getresponse()
-        return answer.status, json.loads(answer.read())["message"]
+        response = connection.getresponse()
+        return response.status, json.loads(response.read())["message"]
     finally:
         connection.close()
 
 
 @pytest.mark.parametrize("times", [1.1, 3])
-async def test_the_refusal_arrives(tmp_path: Path, times: float) -> None:
+async def test_the_error_for_a_body_that_is_too_long_arrives(tmp_path: Path, times: float) -> None:
     url = f"sqlite+aiosqlite:///{tmp_path}/bookstore.db"
     async with running_server(settings_for(url, http_listen="127.0.0.1:0")) as server:
         status, message = await asyncio.to_thread(post, server.http_address, b" " * int(times * MESSAGE_MAX_BYTES))

@@ -1,4 +1,4 @@
-"""What goes wrong is told as over gRPC, with the status and the headers that HTTP has for it."""
+"""Errors have the same content as over gRPC, with the status and the headers of HTTP."""
 
 import asyncio
 import json
@@ -16,7 +16,7 @@ from bookstore_grpc.errors import DatabaseUnavailable, DeadlineExceeded, Resourc
 from bookstore_grpc.gateway.responses import STATUSES
 from bookstore_grpc.service.servicer import BookServicer
 from tests.conftest import LogLines
-from tests.gateway.client import JSON, Answer, Wire, ask, details_of, head, refusal_from_answer, refused
+from tests.gateway.client import JSON, Response, Wire, ask, details_of, head, rejected, rejection_from_response
 from tests.gateway.servers import http_server, http_server_with
 from tests.rpc.calls import Stub, create
 from tests.rpc.obstacles import Waiting, until
@@ -88,9 +88,9 @@ FAILING: dict[str, tuple[int, str, str, Any, Call]] = {
     "mask": (
         400,
         "PATCH",
-        "/v1/books/{id}?updateMask=isbn,releaseYear",
+        "/v1/books/{id}?updateMask=shelf,releaseYear",
         {},
-        lambda stub: stub.UpdateBook(_update(["isbn", "release_year"], id=_stored(stub))),
+        lambda stub: stub.UpdateBook(_update(["shelf", "release_year"], id=_stored(stub))),
     ),
     "missing": (404, "GET", "/v1/books/99999", None, lambda stub: stub.GetBook(books_pb2.GetBookRequest(id=99_999))),
     "many missing": (
@@ -130,18 +130,18 @@ def _update(mask: list[str], **fields: Any) -> books_pb2.UpdateBookRequest:
 
 
 @pytest.mark.parametrize("name", FAILING)
-async def test_a_failure_is_told_as_over_grpc(name: str, address: str, stub: Stub) -> None:
+async def test_an_error_has_the_same_content_as_over_grpc(name: str, address: str, stub: Stub) -> None:
     status, verb, path, body, call = FAILING[name]
     made = await create(stub, request_id=REUSED)
     _ids[stub] = made.id
-    refusal = await refused(address, verb, path.format(id=made.id), body)
+    rejection = await rejected(address, verb, path.format(id=made.id), body)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call(stub)
     details = dict(caught.value.trailing_metadata() or ())["grpc-status-details-bin"]
     assert isinstance(details, bytes)
     expected = status_pb2.Status.FromString(details)
-    assert (refusal.status, refusal.code, refusal.message) == (status, expected.code, expected.message)
-    assert refusal.details == details_of(expected)
+    assert (rejection.status, rejection.code, rejection.message) == (status, expected.code, expected.message)
+    assert rejection.details == details_of(expected)
 
 
 def test_every_code_has_the_status_that_its_comment_says() -> None:
@@ -165,8 +165,8 @@ async def test_there_is_nothing_at_other_paths(address: str, verb: str, path: st
             wire.send(head(verb, path))
             assert (await asyncio.to_thread(wire.read_to_end)).startswith(b"HTTP/1.1 400")
         return
-    refusal = await refused(address, verb, path)
-    assert (refusal.status, refusal.reason) == (404, "METHOD_UNKNOWN")
+    rejection = await rejected(address, verb, path)
+    assert (rejection.status, rejection.reason) == (404, "METHOD_UNKNOWN")
 
 
 @pytest.mark.parametrize(
@@ -182,35 +182,35 @@ async def test_there_is_nothing_at_other_paths(address: str, verb: str, path: st
         ("PROPFIND", "/v1/books", "GET, HEAD, POST"),
     ],
 )
-async def test_a_verb_that_is_not_for_a_path_is_told_which_are(
+async def test_an_error_for_a_wrong_verb_names_the_allowed_ones(
     address: str, verb: str, path: str, allowed: str
 ) -> None:
-    refusal = await refused(address, verb, path)
-    assert (refusal.status, refusal.reason, refusal.headers["allow"]) == (405, "VERB_NOT_ALLOWED", allowed)
-    assert allowed.split(", ", maxsplit=1)[0] in refusal.message
+    rejection = await rejected(address, verb, path)
+    assert (rejection.status, rejection.reason, rejection.headers["allow"]) == (405, "VERB_NOT_ALLOWED", allowed)
+    assert allowed.split(", ", maxsplit=1)[0] in rejection.message
 
 
 @pytest.mark.parametrize("content_type", [*NO_JSON, ""])
 @pytest.mark.parametrize("request_line", TAKING_BODIES)
-async def test_a_body_that_may_be_no_json_is_refused(address: str, request_line: str, content_type: str) -> None:
+async def test_a_body_that_may_not_be_json_is_rejected(address: str, request_line: str, content_type: str) -> None:
     verb, path = request_line.split()
-    refusal = await refused(address, verb, path, b'{"name": "N"}', content_type=content_type)
-    assert (refusal.status, refusal.reason) == (415, "MEDIA_TYPE_UNSUPPORTED")
+    rejection = await rejected(address, verb, path, b'{"name": "N"}', content_type=content_type)
+    assert (rejection.status, rejection.reason) == (415, "MEDIA_TYPE_UNSUPPORTED")
 
 
-async def test_a_body_is_refused_where_none_is_wanted(address: str) -> None:
+async def test_a_body_is_rejected_where_none_is_expected(address: str) -> None:
     for verb, path in (("GET", "/v1/books"), ("DELETE", "/v1/books/1"), ("GET", "/v1/books/1")):
-        refusal = await refused(address, verb, path, {"id": 5})
-        assert (refusal.status, refusal.reason) == (400, "MALFORMED_MESSAGE")
+        rejection = await rejected(address, verb, path, {"id": 5})
+        assert (rejection.status, rejection.reason) == (400, "MALFORMED_MESSAGE")
 
 
-async def test_a_missing_body_is_refused(address: str) -> None:
-    refusal = await refused(address, "POST", "/v1/books", b"", **{"content_type": JSON["Content-Type"]})
-    assert (refusal.status, refusal.reason) == (400, "MALFORMED_MESSAGE")
+async def test_a_missing_body_is_rejected(address: str) -> None:
+    rejection = await rejected(address, "POST", "/v1/books", b"", **{"content_type": JSON["Content-Type"]})
+    assert (rejection.status, rejection.reason) == (400, "MALFORMED_MESSAGE")
 
 
-def send_and_read(address: str, *parts: bytes) -> Answer:
-    """Send as much as the server takes, and answer what it says."""
+def send_and_read(address: str, *parts: bytes) -> Response:
+    """Send as much as the server accepts, and return its response."""
     with Wire(address) as wire:
         for part in parts:
             try:
@@ -220,10 +220,12 @@ def send_and_read(address: str, *parts: bytes) -> Answer:
         top, _, rest = wire.read_to_end(10).partition(b"\r\n\r\n")
         line, *lines = top.decode().split("\r\n")
         headers = dict(each.lower().split(": ", 1) for each in lines)
-        return Answer(int(line.split()[1]), headers, rest)
+        return Response(int(line.split()[1]), headers, rest)
 
 
-async def test_a_body_beyond_the_limit_is_refused_announced_or_not(tmp_path: Path, log_lines: LogLines) -> None:
+async def test_a_body_beyond_the_limit_is_rejected_with_and_without_a_length(
+    tmp_path: Path, log_lines: LogLines
+) -> None:
     async with http_server(tmp_path, max_message_bytes=10_000) as server:
         address = server.http_address
         fits = json.dumps({"name": "N", "author": "A", "releaseYear": 1}).encode().ljust(10_000)
@@ -240,14 +242,14 @@ async def test_a_body_beyond_the_limit_is_refused_announced_or_not(tmp_path: Pat
             (chunked, *[chunk] * 10),
             (chunked, *[chunk] * 1_000, b"0\r\n\r\n"),
         ):
-            answer = await asyncio.to_thread(send_and_read, address, *parts)
-            refusal = refusal_from_answer(answer)
-            assert (refusal.status, refusal.reason) == (413, "REQUEST_TOO_LARGE")
-            assert "10000 bytes" in refusal.message
+            response = await asyncio.to_thread(send_and_read, address, *parts)
+            rejection = rejection_from_response(response)
+            assert (rejection.status, rejection.reason) == (413, "REQUEST_TOO_LARGE")
+            assert "10000 bytes" in rejection.message
     assert {line["status"] for line in log_lines() if line.get("reason")} == {"RESOURCE_EXHAUSTED"}
 
 
-async def test_a_refused_body_that_is_short_does_not_cost_the_connection(address: str) -> None:
+async def test_a_rejected_body_that_is_short_keeps_the_connection(address: str) -> None:
     def twice() -> bytes:
         with Wire(address) as wire:
             received = b""
@@ -276,13 +278,13 @@ class Raising(BookServicer):
         (DeadlineExceeded(), 504, "DEADLINE_EXCEEDED", None),
     ],
 )
-async def test_whoever_may_try_again_is_told_when(
+async def test_an_error_that_may_be_retried_has_a_delay(
     error: Exception, status: int, code: str, retry_after: str | None
 ) -> None:
     async with http_server_with(Raising(error)) as server:
-        refusal = await refused(server.http_address, "GET", "/v1/books")
-    assert (refusal.status, refusal.code) == (status, code_pb2.Code.Value(code))
-    assert refusal.headers.get("retry-after") == retry_after
+        rejection = await rejected(server.http_address, "GET", "/v1/books")
+    assert (rejection.status, rejection.code) == (status, code_pb2.Code.Value(code))
+    assert rejection.headers.get("retry-after") == retry_after
 
 
 @pytest.mark.parametrize("defect", DEFECTS, ids=lambda defect: defect.__name__)
@@ -290,26 +292,26 @@ async def test_a_defect_is_a_bare_500_and_is_logged_under_the_request_id(
     defect: Callable[[], Awaitable[None]], log_lines: LogLines
 ) -> None:
     async with http_server_with(DefectiveServicer(defect)) as server:
-        answer = await ask(server.http_address, "GET", "/v1/books/1", x_request_id="the-call")
-    refusal = refusal_from_answer(answer)
-    assert (refusal.status, refusal.code, refusal.reason) == (500, code_pb2.INTERNAL, "INTERNAL")
-    assert refusal.message == "An internal error occurred."
-    assert (refusal.metadata, refusal.headers["x-request-id"]) == ({}, "the-call")
-    assert SECRET not in repr(answer)
-    assert defect.__name__ not in repr(answer)
+        response = await ask(server.http_address, "GET", "/v1/books/1", x_request_id="the-call")
+    rejection = rejection_from_response(response)
+    assert (rejection.status, rejection.code, rejection.reason) == (500, code_pb2.INTERNAL, "INTERNAL")
+    assert rejection.message == "An internal error occurred."
+    assert (rejection.metadata, rejection.headers["x-request-id"]) == ({}, "the-call")
+    assert SECRET not in repr(response)
+    assert defect.__name__ not in repr(response)
     (line,) = [line for line in log_lines() if line["level"] == "error"]
     assert (line["request_id"], line["method"]) == ("the-call", "/bookstore.v1.BookService/GetBook")
     if defect is not await_a_cancelled_task:
         assert defect.__name__ in line["exception"]
 
 
-async def test_an_answer_that_is_no_message_is_a_500_too() -> None:
+async def test_a_response_that_is_not_a_message_is_a_500_too() -> None:
     async with http_server_with(DefectiveServicer(DEFECTS[0])) as server:
-        refusal = await refused(server.http_address, "GET", "/v1/books")
-    assert (refusal.status, refusal.reason) == (500, "INTERNAL")
+        rejection = await rejected(server.http_address, "GET", "/v1/books")
+    assert (rejection.status, rejection.reason) == (500, "INTERNAL")
 
 
-async def test_a_caller_who_goes_before_the_body_is_there_has_cancelled(address: str, log_lines: LogLines) -> None:
+async def test_a_disconnect_before_the_body_has_arrived_cancels_the_call(address: str, log_lines: LogLines) -> None:
     def go() -> None:
         with Wire(address) as wire:
             wire.send(head("POST", "/v1/books", content_type="application/json", content_length="100") + b"{")
@@ -325,7 +327,7 @@ async def test_a_caller_who_goes_before_the_body_is_there_has_cancelled(address:
     assert (line["status"], line["level"]) == ("CANCELLED", "info")
 
 
-async def test_a_call_ends_with_the_caller_who_goes(log_lines: LogLines) -> None:
+async def test_a_disconnect_ends_the_call(log_lines: LogLines) -> None:
     servicer = Waiting()
     async with http_server_with(servicer, max_concurrent_calls=1) as server:
         with Wire(server.http_address) as wire:
@@ -343,26 +345,26 @@ async def test_a_call_ends_with_the_caller_who_goes(log_lines: LogLines) -> None
     assert {line["level"] for line in lines} == {"info"}
 
 
-async def test_a_name_with_anything_in_it_is_told_safely(address: str) -> None:
-    refusal = await refused(address, "GET", "/%0d%0aSet-Cookie:%20x%3D%22%00%3Cscript%3E" + "x" * 500)
-    assert refusal.status == 404
-    assert "set-cookie" not in refusal.headers
-    assert len(refusal.message) < 200
+async def test_an_arbitrary_name_is_quoted_safely(address: str) -> None:
+    rejection = await rejected(address, "GET", "/%0d%0aSet-Cookie:%20x%3D%22%00%3Cscript%3E" + "x" * 500)
+    assert rejection.status == 404
+    assert "set-cookie" not in rejection.headers
+    assert len(rejection.message) < 200
 
 
 async def test_more_violations_than_fit_are_cut_over_http_too(address: str) -> None:
-    refusal = await refused(address, "GET", "/v1/books?" + "&".join(f"x{number}=1" for number in range(5_000)))
-    assert refusal.status == 400
-    assert 10 < len(refusal.violations) < 500
-    assert "and 4999 more" in refusal.message
-    assert int(refusal.metadata["omitted_count"]) == 5_000 - len(refusal.violations)
+    rejection = await rejected(address, "GET", "/v1/books?" + "&".join(f"x{number}=1" for number in range(5_000)))
+    assert rejection.status == 400
+    assert 10 < len(rejection.violations) < 500
+    assert "and 4999 more" in rejection.message
+    assert int(rejection.metadata["omitted_count"]) == 5_000 - len(rejection.violations)
 
 
 @pytest.mark.parametrize(
     ("verb", "path", "body", "headers", "rules"),
     [
         ("POST", "/v1/books", [], {}, {"book": Rule.INVALID_TYPE}),
-        ("POST", "/v1/books", {**BOOK, "isbn": 1}, {}, {"book.isbn": Rule.UNKNOWN_FIELD}),
+        ("POST", "/v1/books", {**BOOK, "shelf": 1}, {}, {"book.shelf": Rule.UNKNOWN_FIELD}),
         (
             *("POST", "/v1/books", {**BOOK, "name": 1, "releaseYear": "x"}, {}),
             dict.fromkeys(NAME_AND_YEAR, Rule.INVALID_TYPE),
@@ -384,21 +386,21 @@ async def test_more_violations_than_fit_are_cut_over_http_too(address: str) -> N
         ("DELETE", "/v1/books/1", None, {"if_match": '"a", "b"'}, {"etag": Rule.TOO_MANY}),
     ],
 )
-async def test_each_violation_has_the_rule_as_a_constant(
+async def test_each_violation_has_its_rule_as_a_constant(
     address: str, verb: str, path: str, body: Any, headers: dict[str, str], rules: dict[str, Rule]
 ) -> None:
-    refusal = await refused(address, verb, path, body, **headers)
-    assert (refusal.reason, refusal.rules) == ("INVALID_FIELD", rules)
+    rejection = await rejected(address, verb, path, body, **headers)
+    assert (rejection.reason, rejection.rules) == ("INVALID_FIELD", rules)
 
 
 @pytest.mark.parametrize(
     ("verb", "path", "body", "violations"),
     [
         (
-            *("POST", "/v1/books?requestId=7", {"releaseYear": "x", "isbn": 1}),
+            *("POST", "/v1/books?requestId=7", {"releaseYear": "x", "shelf": 1}),
             {
                 "book.release_year": Rule.INVALID_TYPE,  # and not REQUIRED, because it could not be read
-                "book.isbn": Rule.UNKNOWN_FIELD,
+                "book.shelf": Rule.UNKNOWN_FIELD,
                 "request_id": Rule.INVALID_UUID,
                 "book.name": Rule.REQUIRED,
                 "book.author": Rule.REQUIRED,
@@ -415,8 +417,8 @@ async def test_each_violation_has_the_rule_as_a_constant(
             },
         ),
         (
-            *("POST", "/v1/books:batchCreate", {"requests": [{"isbn": 1}] * 1_001}),
-            {**{f"requests[{each}].isbn": Rule.UNKNOWN_FIELD for each in range(1_000)}},  # the others are not read
+            *("POST", "/v1/books:batchCreate", {"requests": [{"shelf": 1}] * 1_001}),
+            {**{f"requests[{each}].shelf": Rule.UNKNOWN_FIELD for each in range(1_000)}},  # the others are not read
         ),
         (
             *("PATCH", "/v1/books/0?dryRun=1", {"name": " ", "author": 5}),
@@ -438,7 +440,7 @@ async def test_each_violation_has_the_rule_as_a_constant(
 async def test_violations_of_json_and_of_fields_are_in_one_response_those_of_json_first(
     address: str, verb: str, path: str, body: Any, violations: dict[str, Rule]
 ) -> None:
-    refusal = await refused(address, verb, path, body)
-    shown = len(refusal.rules)
-    assert list(refusal.rules.items()) == list(violations.items())[:shown]
-    assert int(refusal.metadata.get("omitted_count", 0)) == len(violations) - shown
+    rejection = await rejected(address, verb, path, body)
+    shown = len(rejection.rules)
+    assert list(rejection.rules.items()) == list(violations.items())[:shown]
+    assert int(rejection.metadata.get("omitted_count", 0)) == len(violations) - shown

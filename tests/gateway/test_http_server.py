@@ -1,4 +1,4 @@
-"""What strangers can do with a connection: little, not for long, and nothing that another's answer pays for."""
+"""Untrusted clients can use a connection only for a limited time, and cannot affect the responses of others."""
 
 import asyncio
 import json
@@ -23,7 +23,7 @@ BOOK = json.dumps({"name": "Smuggled", "author": "A", "releaseYear": 1}).encode(
 
 
 class Shop(BookServicer):
-    """Answers by the id: 0 with a large book, else with a small one; counts the calls."""
+    """Responds by the id: 0 with a large book, else with a small one; counts the calls."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
@@ -63,7 +63,7 @@ def address(serving_shop: tuple[str, Shop]) -> str:
 
 @pytest.fixture
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let nobody wait long for the times of a connection."""
+    """Shorten the timeouts of connections."""
     monkeypatch.setattr(connections, "_HEAD_SECONDS", 0.3)
     monkeypatch.setattr(connections, "_UNREAD_SECONDS", 0.3)
 
@@ -72,11 +72,11 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4_096
 
 
-def hangs_up(address: str, data: bytes, *, trickle: bytes = b"", answers: int = 0) -> float:
-    """Send data, read so many answers, then send a trickle; answer after how many seconds the server hangs up."""
+def hangs_up(address: str, data: bytes, *, trickle: bytes = b"", responses: int = 0) -> float:
+    """Send data, read so many responses, then trickle; return after how many seconds the server closes."""
     with Wire(address) as wire:
         wire.send(data)
-        for _ in range(answers):
+        for _ in range(responses):
             wire.read_until(b"}")
         began = time.monotonic()
         wire.socket.settimeout(0.05)
@@ -94,19 +94,19 @@ def hangs_up(address: str, data: bytes, *, trickle: bytes = b"", answers: int = 
 
 @pytest.mark.usefixtures("brief", "shop")
 @pytest.mark.parametrize(
-    ("data", "trickle", "answers"),
+    ("data", "trickle", "responses"),
     [
         pytest.param(b"", b"", 0, id="silent"),
         pytest.param(b"", b"\r\n", 0, id="empty lines"),
         pytest.param(b"GET /v1/books/1 HTTP/1.1\r\n", b"x", 0, id="head that does not end"),
         pytest.param(GET, b"x", 1, id="second head that does not end"),
-        pytest.param(GET + b"GET /v1/books", b"x", 1, id="second head, begun before the answer to the first"),
+        pytest.param(GET + b"GET /v1/books", b"x", 1, id="second head, begun before the response to the first"),
     ],
 )
-async def test_who_does_not_ask_is_not_waited_for(
-    address: str, data: bytes, trickle: bytes, answers: int, monkeypatch: pytest.MonkeyPatch
+async def test_a_connection_without_a_request_is_closed(
+    address: str, data: bytes, trickle: bytes, responses: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seconds = await asyncio.to_thread(hangs_up, address, data, trickle=trickle, answers=answers)
+    seconds = await asyncio.to_thread(hangs_up, address, data, trickle=trickle, responses=responses)
     assert seconds < 3
 
 
@@ -118,7 +118,7 @@ async def test_a_silent_handshake_is_not_waited_for(tmp_path: Path, monkeypatch:
 
 
 def endless(address: str, beginning: bytes, more: bytes, *, mebibytes: int = 64) -> tuple[bytes, int]:
-    """Send without end. Answer what came back, and how many bytes the server had taken by then."""
+    """Send without end. Return what came back, and how many bytes the server had taken by then."""
     block = more * (65_536 // len(more))
     taken = 0
     with Wire(address) as wire:
@@ -149,17 +149,19 @@ CHUNKED = head("POST", "/v1/books", content_type="application/json", transfer_en
 )
 async def test_what_does_not_end_is_cut(address: str, beginning: bytes, more: bytes, status: bytes) -> None:
     before = resident_bytes()
-    answer, taken = await asyncio.to_thread(endless, address, beginning, more)
+    response, taken = await asyncio.to_thread(endless, address, beginning, more)
     assert taken < 32 * 1024 * 1024  # what is on its way
-    assert answer == b"" or answer.startswith(b"HTTP/1.1 " + status)  # it may be lost where the server hangs up amidst
-    assert answer.count(b"HTTP/1.1 ") <= 1
+    assert response == b"" or response.startswith(
+        b"HTTP/1.1 " + status
+    )  # it may be lost when the server closes the connection
+    assert response.count(b"HTTP/1.1 ") <= 1
     assert resident_bytes() - before < 32 * 1024 * 1024
     assert (await ask(address, "GET", "/v1/books/1")).status == 200
 
 
 async def test_a_long_head_within_the_bound_is_read(address: str) -> None:
-    answer = await ask(address, "GET", "/v1/books/1", x_long="x" * 60_000)
-    assert answer.status == 200
+    response = await ask(address, "GET", "/v1/books/1", x_long="x" * 60_000)
+    assert response.status == 200
 
 
 async def test_a_body_does_not_count_as_the_head_of_what_follows_it(address: str) -> None:
@@ -176,7 +178,7 @@ async def test_a_body_does_not_count_as_the_head_of_what_follows_it(address: str
 
 
 def unread(address: str, data: bytes, *, seconds: float) -> int:
-    """Send requests and read nothing for a while; answer how much there is to read then."""
+    """Send requests and read nothing for a while; return how much there is to read then."""
     with Wire(address, receive_buffer_bytes=4_096) as wire:
         wire.send(data)
         time.sleep(seconds)
@@ -196,13 +198,13 @@ LARGE = head("GET", "/v1/books/0")
         pytest.param(LARGE + GET[:20], id="another has begun"),
     ],
 )
-async def test_an_answer_that_nobody_reads_is_not_kept(
+async def test_a_response_that_is_not_read_is_dropped(
     address: str, data: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert await asyncio.to_thread(unread, address, data, seconds=0.8) < LARGE_BYTES
 
 
-async def test_an_answer_that_is_read_slowly_is_read_to_its_end(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_response_that_is_read_slowly_is_sent_to_its_end(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Long enough for a slow machine, and longer than a connection may be idle here.
     monkeypatch.setattr(connections, "_UNREAD_SECONDS", 30)
     monkeypatch.setattr(connections, "_HEAD_SECONDS", 0.5)
@@ -219,7 +221,7 @@ async def test_an_answer_that_is_read_slowly_is_read_to_its_end(address: str, mo
     assert await asyncio.to_thread(slowly) >= LARGE_BYTES
 
 
-async def test_pipelined_requests_are_answered_in_their_order(address: str, shop: Shop) -> None:
+async def test_pipelined_requests_are_served_in_their_order(address: str, shop: Shop) -> None:
     def pipeline() -> bytes:
         with Wire(address) as wire:
             wire.send(b"".join(head("GET", f"/v1/books/{number}") for number in range(1, 8)))
@@ -264,7 +266,7 @@ async def test_a_flood_of_pipelined_requests_is_not_kept(address: str, shop: Sho
         b"GET /v1/books/1 HTTP/1.1\r\nx: y\x00z\r\n\r\n",
     ],
 )
-async def test_garbage_is_answered_with_400_and_the_end(address: str, garbage: bytes, shop: Shop) -> None:
+async def test_garbage_is_a_400_that_closes_the_connection(address: str, garbage: bytes, shop: Shop) -> None:
     def send() -> bytes:
         with Wire(address) as wire:
             wire.send(garbage)
@@ -275,7 +277,7 @@ async def test_garbage_is_answered_with_400_and_the_end(address: str, garbage: b
 
 
 @pytest.mark.parametrize("garbage", [b"garbage\r\n\r\n", b"GET / HTTP/1.1\r\nx: " + b"x" * 600_000], ids=["400", "431"])
-async def test_garbage_behind_a_request_is_not_taken_for_its_answer(address: str, garbage: bytes, shop: Shop) -> None:
+async def test_garbage_after_a_request_does_not_change_its_response(address: str, garbage: bytes, shop: Shop) -> None:
     shop.may_go_on.clear()
 
     def send() -> bytes:
@@ -344,7 +346,7 @@ async def test_no_request_is_smuggled_in_the_body_of_another(address: str, data:
     assert shop.calls == []
 
 
-async def test_who_asks_first_is_told_to_go_on_only_if_the_body_is_wanted(address: str, shop: Shop) -> None:
+async def test_expect_100_continue_is_granted_only_if_the_body_is_accepted(address: str, shop: Shop) -> None:
     def expecting(verb: str, path: str, **headers: str) -> bytes:
         with Wire(address) as wire:
             wire.send(head(verb, path, expect="100-continue", **headers))
@@ -360,12 +362,12 @@ async def test_who_asks_first_is_told_to_go_on_only_if_the_body_is_wanted(addres
         expecting, "POST", "/v1/books", content_type="application/json", content_length=length
     )
     assert wanted.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 201")
-    for refused in (
+    for rejected in (
         {"path": "/v1/books", "content_type": "text/plain", "content_length": length},
         {"path": "/v1/nowhere", "content_type": "application/json", "content_length": length},
         {"path": "/v1/books", "content_type": "application/json", "content_length": "99999999"},
     ):
-        received = await asyncio.to_thread(expecting, "POST", **refused)
+        received = await asyncio.to_thread(expecting, "POST", **rejected)
         assert received.startswith(b"HTTP/1.1 4")
         assert b"connection: close" in received
         assert b"100 Continue" not in received
@@ -387,13 +389,13 @@ async def test_a_wish_to_upgrade_is_passed_over(address: str, protocol: str, sho
 
     assert (await asyncio.to_thread(twice)).count(b"HTTP/1.1 200 OK") == 2
     assert shop.calls == ["get 1", "get 1"]
-    assert [line["event"] for line in log_lines()] == ["call answered"] * 2
+    assert [line["event"] for line in log_lines()] == ["call finished"] * 2
 
 
 @pytest.mark.parametrize(
     "length", [{"content_length": "200"}, {"transfer_encoding": "chunked"}], ids=["length", "chunked"]
 )
-async def test_the_body_of_a_request_to_upgrade_is_not_taken_for_another(
+async def test_the_body_of_an_upgrade_request_is_not_parsed_as_another_request(
     address: str, length: dict[str, str], shop: Shop
 ) -> None:
     def send() -> bytes:
@@ -409,7 +411,7 @@ async def test_the_body_of_a_request_to_upgrade_is_not_taken_for_another(
     assert shop.calls == []
 
 
-async def test_strangers_write_no_lines_into_the_log(address: str, log_lines: LogLines) -> None:
+async def test_untrusted_clients_cannot_write_lines_into_the_log(address: str, log_lines: LogLines) -> None:
     def rude() -> None:
         for data in (b"garbage\r\n\r\n", b"GET / HTTP/1.1\r\nx: " + b"x" * 200_000, b"\x16\x03\x01"):
             with Wire(address) as wire:
@@ -417,11 +419,11 @@ async def test_strangers_write_no_lines_into_the_log(address: str, log_lines: Lo
 
     await asyncio.to_thread(rude)
     assert (await ask(address, "GET", "/v1/books/1")).status == 200
-    assert [line["event"] for line in log_lines()] == ["call answered"]
+    assert [line["event"] for line in log_lines()] == ["call finished"]
 
 
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
-async def test_the_older_http_is_answered_and_ended(address: str, version: str) -> None:
+async def test_http_1_0_is_served_and_the_connection_closed(address: str, version: str) -> None:
     def send() -> bytes:
         with Wire(address) as wire:
             wire.send(f"GET /v1/books/1 HTTP/{version}\r\nhost: localhost\r\nconnection: close\r\n\r\n".encode())
@@ -432,7 +434,9 @@ async def test_the_older_http_is_answered_and_ended(address: str, version: str) 
     assert received.endswith(b'{"id":"1","name":"N"}')
 
 
-async def test_a_caller_who_goes_while_answered_disturbs_nobody(address: str, shop: Shop, log_lines: LogLines) -> None:
+async def test_a_disconnect_during_the_response_affects_no_other_call(
+    address: str, shop: Shop, log_lines: LogLines
+) -> None:
     def go() -> None:
         for _ in range(50):
             with Wire(address) as wire:

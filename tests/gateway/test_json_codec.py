@@ -39,9 +39,11 @@ messages: st.SearchStrategy[Message] = st.one_of(
     books,
     st.builds(books_pb2.BatchCreateBooksRequest, requests=st.lists(creates, max_size=3)),
     st.builds(
-        books_pb2.ListBooksRequest, page_size=numbers, page_token=texts, filter=texts, order_by=texts
+        books_pb2.ListBooksRequest, page_size=numbers, page_token=texts, filter=texts, order_by=texts,
+        include_total=st.booleans()
     ),
     st.builds(books_pb2.BatchGetBooksRequest, ids=st.lists(long_numbers, max_size=5)),
+    st.builds(books_pb2.PurgeBooksRequest, filter=texts, force=st.booleans()),
     st.builds(
         books_pb2.UpdateBookRequest,
         book=st.none() | books,
@@ -61,7 +63,7 @@ def violations_of(value: Any, kind: type[Message] = books_pb2.BatchCreateBooksRe
     with pytest.raises(InvalidRequest) as caught:
         read(kind, value)
     found = {violation.field: violation.description for violation in caught.value.violations}
-    assert len(found) == len(caught.value.violations), "a field is told of twice"
+    assert len(found) == len(caught.value.violations), "a field is reported twice"
     return found
 
 
@@ -95,7 +97,7 @@ JUNK = st.recursive(
 
 
 @given(value=JUNK)
-def test_whatever_json_there_is_is_read_as_the_library_would_or_refused(value: Any) -> None:
+def test_any_json_is_decoded_as_by_the_library_or_rejected(value: Any) -> None:
     try:
         message = read(books_pb2.BatchCreateBooksRequest, value)
     except InvalidRequest:
@@ -116,8 +118,8 @@ def test_a_whole_number_has_several_forms(year: Any, expected: int) -> None:
     ["1_0", "", " 5", "5 ", "+5", "1e3", "0x10", "1.0", "٥", "--5", True, False, 1.5, 1e-9, {}, [], [5], "five"],
     ids=repr,
 )
-def test_what_is_no_whole_number_is_refused(year: Any) -> None:
-    assert violations_of({"releaseYear": year}, books_pb2.Book) == {"release_year": "is to be a whole number"}
+def test_a_value_that_is_not_a_whole_number_is_rejected(year: Any) -> None:
+    assert violations_of({"releaseYear": year}, books_pb2.Book) == {"release_year": "must be a whole number"}
 
 
 @pytest.mark.parametrize(
@@ -132,19 +134,19 @@ def test_what_is_no_whole_number_is_refused(year: Any) -> None:
     ],
     ids=str,
 )
-def test_a_number_too_large_for_its_field_is_refused(field: str, value: Any) -> None:
+def test_a_number_too_large_for_its_field_is_rejected(field: str, value: Any) -> None:
     (violation,) = violations_of({field: value}, books_pb2.Book).values()
     assert "does not fit into its type" in violation
 
 
 @pytest.mark.parametrize("value", [5, 1.5, True, {}, [], ["Dune"]], ids=repr)
-def test_what_is_no_text_is_refused(value: Any) -> None:
-    assert violations_of({"name": value}, books_pb2.Book) == {"name": "is to be a text, a string in JSON"}
+def test_a_value_that_is_not_text_is_rejected(value: Any) -> None:
+    assert violations_of({"name": value}, books_pb2.Book) == {"name": "must be a string"}
 
 
 @pytest.mark.parametrize("value", [5, True, {}, [], "", "today", "2020-01-01", "0000-01-01T00:00:00Z", "T"], ids=repr)
-def test_what_is_no_time_is_refused(value: Any) -> None:
-    assert violations_of({"createTime": value}, books_pb2.Book) == {"create_time": "is no Timestamp"}
+def test_a_value_that_is_not_a_time_is_rejected(value: Any) -> None:
+    assert violations_of({"createTime": value}, books_pb2.Book) == {"create_time": "is not a valid Timestamp"}
 
 
 def test_null_is_as_good_as_absent_at_every_depth() -> None:
@@ -155,15 +157,15 @@ def test_null_is_as_good_as_absent_at_every_depth() -> None:
 
 
 @pytest.mark.parametrize("value", [[], "text", 5, True, None, 1.5], ids=repr)
-def test_what_is_no_object_is_refused(value: Any) -> None:
-    assert violations_of(value) == {"body": "is to be a JSON object"}
+def test_a_value_that_is_not_an_object_is_rejected(value: Any) -> None:
+    assert violations_of(value) == {"body": "must be a JSON object"}
 
 
-def test_all_that_is_wrong_is_told_at_once_by_the_names_of_the_contract() -> None:
+def test_all_violations_are_reported_at_once_with_the_names_of_the_contract() -> None:
     found = violations_of(
         {
             "requests": [
-                {"book": {"name": 5, "releaseYear": 1.5, "isbn": "x"}},
+                {"book": {"name": 5, "releaseYear": 1.5, "shelf": "x"}},
                 {"book": [], "requestId": 7},
                 "no object",
                 None,
@@ -174,35 +176,35 @@ def test_all_that_is_wrong_is_told_at_once_by_the_names_of_the_contract() -> Non
         }
     )
     assert found == {
-        "requests[0].book.name": "is to be a text, a string in JSON",
-        "requests[0].book.release_year": "is to be a whole number",
-        "requests[0].book.isbn": "is not a field of Book",
-        "requests[1].book": "is to be a JSON object",
-        "requests[1].request_id": "is to be a text, a string in JSON",
-        "requests[2]": "is to be a JSON object",
-        "requests[3]": "is to be a JSON object",
+        "requests[0].book.name": "must be a string",
+        "requests[0].book.release_year": "must be a whole number",
+        "requests[0].book.shelf": "is not a field of Book",
+        "requests[1].book": "must be a JSON object",
+        "requests[1].request_id": "must be a string",
+        "requests[2]": "must be a JSON object",
+        "requests[3]": "must be a JSON object",
         "requests[4].book.release_year": "is given twice, in two spellings",
         "requests[4].colour": "is not a field of CreateBookRequest",
-        "requests[5].book.create_time": "is no Timestamp",
+        "requests[5].book.create_time": "is not a valid Timestamp",
         "dryRun": "is not a field of BatchCreateBooksRequest",
     }
 
 
 @pytest.mark.parametrize("value", [{}, "text", 5, True], ids=repr)
-def test_what_is_no_array_is_refused(value: Any) -> None:
-    assert violations_of({"requests": value}) == {"requests": "is to be a JSON array"}
+def test_a_value_that_is_not_an_array_is_rejected(value: Any) -> None:
+    assert violations_of({"requests": value}) == {"requests": "must be a JSON array"}
 
 
-def test_numbers_in_arrays_are_told_of_by_their_place() -> None:
+def test_invalid_numbers_in_arrays_are_named_by_their_index() -> None:
     found = violations_of({"ids": ["1", "x", 2, None]}, books_pb2.BatchGetBooksRequest)
-    assert found == {"ids[1]": "is to be a whole number", "ids[3]": "is to be a whole number"}
+    assert found == {"ids[1]": "must be a whole number", "ids[3]": "must be a whole number"}
 
 
 @pytest.mark.parametrize("entry", [{}, 1, {"a": 1}], ids=repr)
-def test_an_array_without_end_is_refused_before_it_is_read(entry: Any) -> None:
-    began = time.perf_counter()
+def test_an_array_beyond_the_limit_is_rejected_before_it_is_decoded(entry: Any) -> None:
+    began = time.process_time()
     assert violations_of({"requests": [entry] * 2_000_000}) == {"requests": "has 2,000,000 entries, more than 10,000"}
-    assert time.perf_counter() - began < 1  # meanwhile nobody else is answered
+    assert time.process_time() - began < 1  # meanwhile no other call is served
 
 
 @pytest.mark.parametrize(
@@ -216,9 +218,9 @@ def test_an_array_without_end_is_refused_before_it_is_read(entry: Any) -> None:
     ids=["entries", "fields of entries", "fields", "fields without end"],
 )
 def test_after_a_thousand_violations_no_more_are_looked_for(value: Any) -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     assert len(violations_of(value)) == 1_000
-    assert time.perf_counter() - began < 1
+    assert time.process_time() - began < 1
 
 
 def test_a_long_name_of_no_field_is_cut() -> None:
@@ -230,4 +232,4 @@ def test_a_long_name_of_no_field_is_cut() -> None:
 def test_what_the_library_reads_is_read_as_strictly(value: Any) -> None:
     request = GetMessageClass(shelf_service().methods_by_name["DustShelf"].input_type)
     assert read(request, {"gently": True, "times": 3}) == request(gently=True, times=3)
-    assert violations_of({"gently": value}, request) == {"gently": "is of another type"}
+    assert violations_of({"gently": value}, request) == {"gently": "has the wrong type"}

@@ -14,15 +14,15 @@ from bookstore.v1 import books_pb2
 from bookstore_grpc.auth.authentication import READ, SCOPES_BY_METHOD, WRITE
 from bookstore_grpc.rpc.server import Server
 from bookstore_grpc.telemetry.metrics import Metrics
-from tests.auth.test_authentication import REFUSED, rsa_issuer
+from tests.auth.test_authentication import REJECTED, rsa_issuer
 from tests.auth.test_authentication import issuer as signing
 from tests.collector import SERVER as SERVER_SPAN
 from tests.collector import collecting
 from tests.conftest import LogLines
-from tests.gateway.client import Answer, Wire, ask, head, refused
+from tests.gateway.client import Response, Wire, ask, head, rejected
 from tests.gateway.servers import http_server, http_server_with
 from tests.gateway.test_errors import send_and_read
-from tests.rpc.calls import Stub, get, refusal
+from tests.rpc.calls import Stub, get, rejection
 from tests.rpc.obstacles import Waiting, locked_book
 from tests.tokens import bearer, public_jwk, token_settings
 
@@ -39,6 +39,9 @@ REQUESTS = {
     "DeleteBook": ("DELETE", "/v1/books/1", None),
     "BatchGetBooks": ("GET", "/v1/books:batchGet?ids=1", None),
     "BatchCreateBooks": ("POST", "/v1/books:batchCreate", {"requests": [{"book": BOOK}]}),
+    "BatchUpdateBooks": ("POST", "/v1/books:batchUpdate", {"requests": [{"book": {"id": 1, "name": "N"}}]}),
+    "BatchDeleteBooks": ("POST", "/v1/books:batchDelete", {"requests": [{"id": 1}]}),
+    "PurgeBooks": ("POST", "/v1/books:purge", {"filter": "id > 0", "force": True}),
 }
 NO_CALLS = [("GET", "/nowhere"), ("PUT", "/v1/books"), ("GET", "/openapi.yaml")]
 
@@ -50,22 +53,22 @@ def calls(log_lines: LogLines) -> list[dict[str, object]]:
 async def test_a_request_has_the_line_of_a_call(tmp_path: Path, log_lines: LogLines) -> None:
     async with http_server(tmp_path) as server:
         body = b'{"name": "N", "author": "A", "releaseYear": 1}'
-        answer = await ask(server.http_address, "POST", "/v1/books", body, x_request_id="the-call")
-        assert answer.headers["x-request-id"] == "the-call"
-        await refused(server.http_address, "GET", "/v1/books/9")
-        await refused(server.http_address, "GET", "/nowhere")
+        response = await ask(server.http_address, "POST", "/v1/books", body, x_request_id="the-call")
+        assert response.headers["x-request-id"] == "the-call"
+        await rejected(server.http_address, "GET", "/v1/books/9")
+        await rejected(server.http_address, "GET", "/nowhere")
     made, missing, unknown = calls(log_lines)
     assert made.pop("duration_ms")
     assert made.pop("timestamp")
     assert str(made.pop("peer")).startswith("ipv4:127.0.0.1:")
     assert made == {
-        "event": "call answered",
+        "event": "call finished",
         "level": "info",
         "method": "/bookstore.v1.BookService/CreateBook",
         "status": "OK",
         "request_id": "the-call",
         "request_bytes": len(body),
-        "response_bytes": len(answer.body),
+        "response_bytes": len(response.body),
     }
     assert (missing["method"], missing["reason"]) == ("/bookstore.v1.BookService/GetBook", "BOOK_NOT_FOUND")
     assert (unknown["method"], unknown["reason"]) == ("unknown", "METHOD_UNKNOWN")
@@ -73,8 +76,8 @@ async def test_a_request_has_the_line_of_a_call(tmp_path: Path, log_lines: LogLi
 
 @pytest.mark.parametrize("request_id", ["", "a b", "x" * 129, "<script>", "é"])
 async def test_a_request_id_that_is_none_is_replaced(request_id: str, address: str) -> None:
-    answer = await ask(address, "GET", "/v1/books", x_request_id=request_id)
-    assert re.fullmatch("[0-9a-f]{32}", answer.headers["x-request-id"])
+    response = await ask(address, "GET", "/v1/books", x_request_id=request_id)
+    assert re.fullmatch("[0-9a-f]{32}", response.headers["x-request-id"])
 
 
 async def test_requests_are_counted_as_calls() -> None:
@@ -95,7 +98,7 @@ async def test_requests_are_counted_as_calls() -> None:
 async def test_a_request_joins_its_callers_trace(tmp_path: Path) -> None:
     with collecting() as collector:
         async with http_server(tmp_path, trace_endpoint=collector.endpoint) as server:
-            answer = await ask(
+            response = await ask(
                 server.http_address,
                 "POST",
                 "/v1/books",
@@ -104,7 +107,7 @@ async def test_a_request_joins_its_callers_trace(tmp_path: Path) -> None:
                 tracestate="vendor=1",
                 x_request_id="the-call",
             )
-            assert answer.status == 201
+            assert response.status == 201
             await ask(server.http_address, "GET", "/v1/books", traceparent="nonsense")
             await ask(server.http_address, "GET", "/nowhere")
         spans = {span.name: span for span in collector.spans() if span.kind == SERVER_SPAN}
@@ -124,11 +127,11 @@ async def test_a_caller_s_rate_is_one_over_both_ways(tmp_path: Path, family: str
         for _ in range(2):
             assert (await ask(server.http_address, "GET", "/v1/books")).status == 200
             await Stub(channel).ListBooks(books_pb2.ListBooksRequest())
-        limited = await refused(server.http_address, "GET", "/v1/books")
+        limited = await rejected(server.http_address, "GET", "/v1/books")
         assert (limited.status, limited.reason, limited.metadata["limit"]) == (429, "TOO_MANY_REQUESTS", "rate")
         assert 90 < int(limited.headers["retry-after"]) <= 100
-        assert (await refusal(Stub(channel).ListBooks(books_pb2.ListBooksRequest()))).reason == "TOO_MANY_REQUESTS"
-        assert (await refused(server.http_address, "GET", "/nowhere")).status == 429
+        assert (await rejection(Stub(channel).ListBooks(books_pb2.ListBooksRequest()))).reason == "TOO_MANY_REQUESTS"
+        assert (await rejected(server.http_address, "GET", "/nowhere")).status == 429
 
 
 async def test_a_caller_with_a_name_has_one_rate_over_both_ways(tmp_path: Path) -> None:
@@ -143,7 +146,7 @@ async def test_a_caller_with_a_name_has_one_rate_over_both_ways(tmp_path: Path) 
 
 async def authorized(
     server: Server, token: str, verb: str = "GET", path: str = "/v1/books", body: object = None
-) -> Answer:
+) -> Response:
     return await ask(server.http_address, verb, path, body, authorization=f"Bearer {token}")
 
 
@@ -158,7 +161,7 @@ async def test_calls_of_both_ways_share_the_room() -> None:
         over_http = asyncio.create_task(ask(server.http_address, "GET", "/v1/books/2"))
         await servicer.begun.acquire()
         for _ in range(3):
-            full = await refused(server.http_address, "GET", "/v1/books/3")
+            full = await rejected(server.http_address, "GET", "/v1/books/3")
             assert (full.status, full.metadata["limit"]) == (429, "concurrent_calls")
         servicer.may_go_on.set()
         assert (await over_grpc).id == 1
@@ -199,7 +202,7 @@ async def test_a_call_takes_no_longer_than_it_may_nor_does_its_body(tmp_path: Pa
 async def test_a_call_that_waits_is_ended_in_time() -> None:
     servicer = Waiting()
     async with http_server_with(servicer, max_call_seconds=0.3) as server:
-        late = await refused(server.http_address, "GET", "/v1/books/1")
+        late = await rejected(server.http_address, "GET", "/v1/books/1")
         assert (late.status, late.reason) == (504, "DEADLINE_EXCEEDED")
         servicer.may_go_on.set()
 
@@ -213,22 +216,22 @@ async def guarded(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ser
         yield server
 
 
-@pytest.mark.parametrize("name", sorted(REFUSED.keys() - {"two", "huge"}))
-async def test_without_a_good_token_nothing_is_done_or_told(guarded: Server, name: str) -> None:
-    make, reason, sentence = REFUSED[name]
+@pytest.mark.parametrize("name", sorted(REJECTED.keys() - {"two", "huge"}))
+async def test_without_a_valid_token_nothing_is_done_or_disclosed(guarded: Server, name: str) -> None:
+    make, reason, sentence = REJECTED[name]
     headers = {key: str(value) for key, value in make()}
     for verb, path, body in [*REQUESTS.values(), *((*each, None) for each in NO_CALLS)]:
-        refusal = await refused(guarded.http_address, verb, path, body, **headers)
-        assert (refusal.status, refusal.reason, refusal.headers["www-authenticate"]) == (401, reason, "Bearer")
-        assert sentence in refusal.message
+        rejection = await rejected(guarded.http_address, verb, path, body, **headers)
+        assert (rejection.status, rejection.reason, rejection.headers["www-authenticate"]) == (401, reason, "Bearer")
+        assert sentence in rejection.message
     assert (await authorized(guarded, signing.token())).json == {}
 
 
 async def test_two_tokens_are_none(guarded: Server) -> None:
     line = f"authorization: Bearer {signing.token()}\r\n".encode()
     request = b"GET /v1/books HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n" + line * 2 + b"\r\n"
-    answer = await asyncio.to_thread(send_and_read, guarded.http_address, request)
-    assert (answer.status, answer.json["details"][0]["reason"]) == (401, "TOKEN_INVALID")
+    response = await asyncio.to_thread(send_and_read, guarded.http_address, request)
+    assert (response.status, response.json["details"][0]["reason"]) == (401, "TOKEN_INVALID")
 
 
 @pytest.mark.parametrize("name", REQUESTS)
@@ -236,10 +239,10 @@ async def test_each_method_asks_for_its_scope(guarded: Server, name: str) -> Non
     needed = SCOPES_BY_METHOD[f"/bookstore.v1.BookService/{name}"]
     lacking = WRITE if needed == READ else READ
     verb, path, body = REQUESTS[name]
-    refusal = await refused(
+    rejection = await rejected(
         guarded.http_address, verb, path, body, authorization=f"Bearer {signing.token(scope=lacking)}"
     )
-    assert (refusal.status, refusal.reason, refusal.metadata["scope"]) == (403, "SCOPE_MISSING", needed)
+    assert (rejection.status, rejection.reason, rejection.metadata["scope"]) == (403, "SCOPE_MISSING", needed)
 
 
 @pytest.mark.parametrize(
@@ -255,7 +258,7 @@ async def test_each_method_asks_for_its_scope(guarded: Server, name: str) -> Non
         pytest.param(head("DELETE", "/v1/books/999", host="evil.example"), id="wrong host"),
     ],
 )
-async def test_who_may_not_call_is_refused_before_anything_is_read(guarded: Server, data: bytes) -> None:
+async def test_an_unauthorized_call_is_rejected_before_its_body_is_read(guarded: Server, data: bytes) -> None:
     began = time.monotonic()
 
     def send() -> bytes:
@@ -277,13 +280,13 @@ async def test_the_log_names_the_caller_and_holds_no_token(guarded: Server, log_
     token = signing.token(sub="the-subject")
     await authorized(guarded, token)
     await ask(guarded.http_address, "GET", "/v1/books", authorization=f"Bearer {signing.token(exp=1)}")
-    answered, refused_line = calls(log_lines)
-    assert answered["caller"] == "the-subject"
-    assert refused_line["reason"] == "TOKEN_INVALID"
+    finished, rejected_line = calls(log_lines)
+    assert finished["caller"] == "the-subject"
+    assert rejected_line["reason"] == "TOKEN_INVALID"
     assert not any(part in str(log_lines()) for part in token.split("."))
 
 
-async def test_a_drain_finishes_what_is_under_way_and_refuses_the_rest() -> None:
+async def test_a_drain_finishes_calls_under_way_and_rejects_new_ones() -> None:
     servicer = Waiting()
     with ExitStack() as stack:
         async with http_server_with(servicer) as server:
@@ -295,28 +298,32 @@ async def test_a_drain_finishes_what_is_under_way_and_refuses_the_rest() -> None
             draining = asyncio.create_task(server.drain(delay_seconds=0, grace_seconds=10))
 
             await asyncio.sleep(0.3)  # until then calls are begun
-            refusal = await refused(server.http_address, "GET", "/v1/books/2")
-            assert (refusal.status, refusal.reason, refusal.headers["retry-after"]) == (503, "SERVER_DRAINING", "1")
-            # On a connection that lives on a client would ask this server again and again.
+            failure = await rejected(server.http_address, "GET", "/v1/books/2")
+            assert (failure.status, failure.reason, failure.headers["retry-after"]) == (
+                503,
+                "SERVER_DRAINING",
+                "1",
+            )
+            # On a connection that stays open a client would retry at this server again and again.
             kept.send(head("GET", "/v1/books/2"))
             last = await asyncio.to_thread(kept.read_to_end, 5)
             assert last.startswith(b"HTTP/1.1 503 ")
             assert b"connection: close" in last
             assert not draining.done()
             servicer.may_go_on.set()
-            answer = await under_way
-            assert (answer.status, answer.json["id"]) == (200, "1")
+            response = await under_way
+            assert (response.status, response.json["id"]) == (200, "1")
             await draining
 
 
-async def test_what_does_not_finish_in_time_is_told_so() -> None:
+async def test_a_call_cut_off_by_the_drain_gets_an_error() -> None:
     servicer = Waiting()
     async with http_server_with(servicer) as server:
-        under_way = asyncio.create_task(refused(server.http_address, "GET", "/v1/books/1"))
+        under_way = asyncio.create_task(rejected(server.http_address, "GET", "/v1/books/1"))
         await servicer.begun.acquire()
         await server.drain(delay_seconds=0, grace_seconds=0.1)
-        refusal = await under_way
-        assert (refusal.status, refusal.reason) == (503, "CALL_INTERRUPTED")
+        failure = await under_way
+        assert (failure.status, failure.reason) == (503, "CALL_INTERRUPTED")
         servicer.may_go_on.set()
 
 
@@ -324,5 +331,9 @@ async def test_an_outage_of_the_database_is_a_503(tmp_path: Path) -> None:
     async with http_server(tmp_path, database_timeout_seconds=0.3) as server:
         made = (await ask(server.http_address, "POST", "/v1/books", BOOK)).json
         async with locked_book(f"sqlite+aiosqlite:///{tmp_path}/bookstore.db", int(made["id"])):
-            refusal = await refused(server.http_address, "PATCH", f"/v1/books/{made['id']}", {"name": "Other"})
-        assert (refusal.status, refusal.reason, refusal.headers["retry-after"]) == (503, "DATABASE_UNAVAILABLE", "1")
+            failure = await rejected(server.http_address, "PATCH", f"/v1/books/{made['id']}", {"name": "Other"})
+        assert (failure.status, failure.reason, failure.headers["retry-after"]) == (
+            503,
+            "DATABASE_UNAVAILABLE",
+            "1",
+        )

@@ -1,4 +1,4 @@
-"""What the JSON API answers to requests that nobody has thought of is what its document says: schemathesis tries."""
+"""The JSON API responds to generated requests as its OpenAPI document says (schemathesis)."""
 
 import asyncio
 import importlib.util
@@ -11,15 +11,16 @@ from tests.conftest import require
 from tests.gateway.servers import http_server
 from tests.tokens import Issuer, token_settings
 
-# Both ways round the document is stricter or laxer than the API, which knows more than JSON Schema can say (a filter
-# is to be one), and takes more than anybody is told to send (by proto3's rules null, and "1" for 1).
+# The document is in some respects stricter and in others laxer than the API, which has rules that JSON Schema cannot
+# express (the syntax of a filter), and accepts more than is documented (by proto3's rules null, and "1" for 1).
 CHECKS_LEFT_OUT = "positive_data_acceptance,negative_data_rejection"
-EXAMPLES = 6
+EXAMPLES = 2
 
 
+@pytest.mark.check
 @pytest.mark.thorough
 @pytest.mark.timeout(600)
-async def test_no_answer_is_an_internal_error_or_outside_the_document(tmp_path: Path) -> None:
+async def test_no_response_is_an_internal_error_or_undocumented(tmp_path: Path) -> None:
     require(importlib.util.find_spec("schemathesis"), "schemathesis is missing (`make check` installs it)")
     issuer = Issuer()
     async with http_server(tmp_path, **token_settings(issuer.write_jwks(tmp_path / "jwks.json"))) as server:
@@ -43,4 +44,4 @@ async def test_no_answer_is_an_internal_error_or_outside_the_document(tmp_path: 
             if process.returncode is None:
                 process.kill()
     assert process.returncode == 0, output.decode()
-    assert "Tested: 8\n" in output.decode()
+    assert "Tested: 11\n" in output.decode()

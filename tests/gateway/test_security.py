@@ -17,7 +17,7 @@ from bookstore_grpc.errors import StartupError
 from bookstore_grpc.rpc.server import Server
 from tests.certificates import Authority, Certificate
 from tests.conftest import LogLines
-from tests.gateway.client import Wire, answer_on, ask, head, refused
+from tests.gateway.client import Wire, ask, head, rejected, response_on
 from tests.gateway.servers import http_server
 from tests.rpc.calls import Stub
 
@@ -48,7 +48,7 @@ def write(path: str, contents: bytes) -> None:
 async def is_served(server: Server, tls: ssl.SSLContext) -> bool:
     try:
         return (await ask(server.http_address, "GET", "/v1/books", tls=tls)).status == 200
-    except OSError:  # TLS 1.3 tells of a refused certificate when something is read
+    except OSError:  # TLS 1.3 reports a rejected certificate at the first read
         return False
 
 
@@ -70,7 +70,7 @@ async def test_http_travels_by_tls_where_grpc_does(tmp_path: Path) -> None:
             await Stub(channel).ListBooks(books_pb2.ListBooksRequest(), timeout=30)
 
 
-async def test_plaintext_gets_no_answer_from_a_port_of_tls(tmp_path: Path, log_lines: LogLines) -> None:
+async def test_plaintext_gets_no_response_from_a_tls_port(tmp_path: Path, log_lines: LogLines) -> None:
     async with http_server(tmp_path, **files(tmp_path)) as server:
 
         def plain() -> bytes:
@@ -91,7 +91,7 @@ async def test_tls_is_spoken_from_1_2_on(tmp_path: Path, most: ssl.TLSVersion, s
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(cadata=authority.pem.decode())
     context.set_alpn_protocols(["h2", "http/1.1"])
-    context.set_ciphers("ALL:@SECLEVEL=0")  # so that it is the server that refuses
+    context.set_ciphers("ALL:@SECLEVEL=0")  # so that it is the server that rejects
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         context.minimum_version = ssl.TLSVersion.TLSv1
@@ -112,13 +112,13 @@ async def test_tls_is_spoken_from_1_2_on(tmp_path: Path, most: ssl.TLSVersion, s
 async def test_new_handshakes_get_the_new_certificate_and_old_connections_live_on(tmp_path: Path) -> None:
     async with http_server(tmp_path, **files(tmp_path)) as server:
         old = http.client.HTTPSConnection(server.http_address, context=trusting(), timeout=30)
-        assert (await asyncio.to_thread(answer_on, old, "GET", "/v1/books")).status == 200
+        assert (await asyncio.to_thread(response_on, old, "GET", "/v1/books")).status == 200
         first = await asyncio.to_thread(certificate_number, server)
         for _ in range(3):
             replacement = authority.server()
             replacement.write(tmp_path, "server")
             assert await asyncio.to_thread(certificate_number, server) == replacement.number != first
-        assert (await asyncio.to_thread(answer_on, old, "GET", "/v1/books")).status == 200
+        assert (await asyncio.to_thread(response_on, old, "GET", "/v1/books")).status == 200
         old.close()
 
 
@@ -168,14 +168,14 @@ async def test_a_session_from_before_does_not_get_a_client_past_a_new_authority(
             return encrypted.recv(65_536)[:12], encrypted.session
 
     async with http_server(tmp_path, **files(tmp_path, tls_client_ca=ca)) as server:
-        answer, session = await asyncio.to_thread(status, None)
-        assert answer == b"HTTP/1.1 200"
+        response, session = await asyncio.to_thread(status, None)
+        assert response == b"HTTP/1.1 200"
         write(ca, stranger.pem)
         try:
-            answer, _ = await asyncio.to_thread(status, session)
+            response, _ = await asyncio.to_thread(status, session)
         except OSError:
-            answer = b""
-        assert answer == b""
+            response = b""
+        assert response == b""
 
 
 async def test_names_in_certificates_have_their_scopes_over_http(tmp_path: Path, log_lines: LogLines) -> None:
@@ -188,35 +188,35 @@ async def test_names_in_certificates_have_their_scopes_over_http(tmp_path: Path,
     async with http_server(tmp_path, **settings) as server:
         address = server.http_address
         assert (await ask(address, "GET", "/v1/books", tls=reader)).status == 200
-        assert (await refused(address, "POST", "/v1/books", BOOK, tls=reader)).reason == "SCOPE_MISSING"
+        assert (await rejected(address, "POST", "/v1/books", BOOK, tls=reader)).reason == "SCOPE_MISSING"
         assert (await ask(address, "POST", "/v1/books", BOOK, tls=writer)).status == 201
         assert (await ask(address, "GET", "/v1/books", tls=by_number)).status == 200
-        refusal = await refused(address, "GET", "/v1/books", tls=unknown)
-        assert (refusal.status, refusal.reason) == (401, "TOKEN_MISSING")
+        rejection = await rejected(address, "GET", "/v1/books", tls=unknown)
+        assert (rejection.status, rejection.reason) == (401, "TOKEN_MISSING")
     callers = [line["caller"] for line in log_lines() if line["event"].startswith("call ")]
     assert callers == ["reader", "reader", "writer.example", "10.0.0.2", 'x","level":"error"\n\x1b[2J']
 
 
-async def test_plaintext_to_other_machines_is_refused_at_the_start(tmp_path: Path, log_lines: LogLines) -> None:
+async def test_plaintext_to_other_machines_is_rejected_at_the_start(tmp_path: Path, log_lines: LogLines) -> None:
     with pytest.raises(StartupError, match=r"0\.0\.0\.0:0 can be reached from other machines"):
         async with http_server(tmp_path, http_listen="0.0.0.0:0"):
             pass
     async with http_server(tmp_path, http_listen="0.0.0.0:0", insecure=True) as server:
         assert (await ask(server.http_address, "GET", "/v1/books", host="any.example")).status == 200
-    told = [line["address"] for line in log_lines() if line["event"] == "serving in plaintext to other machines"]
-    assert told == ["0.0.0.0:0"]
+    expected = [line["address"] for line in log_lines() if line["event"] == "serving in plaintext to other machines"]
+    assert expected == ["0.0.0.0:0"]
 
 
 @pytest.mark.parametrize(
     "address", ["nonsense", "127.0.0.1", "127.0.0.1:x", "unix:/tmp/socket", ":80", "127.0.0.1:99999"]
 )
-async def test_what_is_no_address_is_refused_at_the_start(tmp_path: Path, address: str) -> None:
+async def test_an_invalid_address_is_rejected_at_the_start(tmp_path: Path, address: str) -> None:
     with pytest.raises(StartupError, match="address"):
         async with http_server(tmp_path, http_listen=address):
             pass
 
 
-async def test_a_port_in_use_is_refused_at_the_start_and_leaves_nobody_listening(tmp_path: Path) -> None:
+async def test_a_port_in_use_is_rejected_at_the_start_and_no_other_port_stays_open(tmp_path: Path) -> None:
     async with http_server(tmp_path) as server:
         (grpc_address,) = server.addresses
     listen = {"listen": (grpc_address,)}
@@ -238,60 +238,60 @@ STRANGERS = ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example",
 
 
 @pytest.mark.parametrize("port", ["", ":80", ":8080"])
-async def test_on_the_loopback_only_its_names_are_answered(address: str, port: str) -> None:
+async def test_on_the_loopback_only_its_host_names_are_served(address: str, port: str) -> None:
     for host in OURS:
         assert (await ask(address, "GET", "/v1/books", host=f"{host}{port}")).status == 200
     for host in STRANGERS:
         for verb, path in (("GET", "/v1/books"), ("DELETE", "/v1/books/1"), ("GET", "/nowhere")):
-            refusal = await refused(address, verb, path, host=f"{host}{port}")
-            assert (refusal.status, refusal.reason) == (403, "HOST_UNKNOWN")
-            assert "--http-hosts" in refusal.message
+            rejection = await rejected(address, verb, path, host=f"{host}{port}")
+            assert (rejection.status, rejection.reason) == (403, "HOST_UNKNOWN")
+            assert "--http-hosts" in rejection.message
 
 
-async def test_hosts_that_are_named_are_answered_too(tmp_path: Path) -> None:
+async def test_configured_hosts_are_served_too(tmp_path: Path) -> None:
     async with http_server(tmp_path, http_hosts=("Books.Example", "10.0.0.1")) as server:
         for host in ("books.example", "BOOKS.example:443", "10.0.0.1", "localhost"):
             assert (await ask(server.http_address, "GET", "/v1/books", host=host)).status == 200
-        assert (await refused(server.http_address, "GET", "/v1/books", host="a.books.example")).status == 403
+        assert (await rejected(server.http_address, "GET", "/v1/books", host="a.books.example")).status == 403
 
 
 async def test_hosts_that_are_named_are_the_only_ones_on_an_address_that_others_reach(tmp_path: Path) -> None:
     settings = {"http_listen": "0.0.0.0:0", "insecure": True, "http_hosts": ("books.example",)}
     async with http_server(tmp_path, **settings) as server:
         assert (await ask(server.http_address, "GET", "/v1/books", host="books.example")).status == 200
-        assert (await refused(server.http_address, "GET", "/v1/books", host="evil.example")).status == 403
+        assert (await rejected(server.http_address, "GET", "/v1/books", host="evil.example")).status == 403
 
 
 SHOP, EVIL = "https://shop.example", "https://evil.example"
 PREFLIGHT = {"access_control_request_method": "PATCH", "access_control_request_headers": "content-type,if-match"}
 
 
-def cors_headers(answer: Any) -> set[str]:
-    return {name for name in answer.headers if name.startswith("access-control-")}
+def cors_headers(response: Any) -> set[str]:
+    return {name for name in response.headers if name.startswith("access-control-")}
 
 
-async def test_pages_of_other_origins_are_told_nothing_unless_they_are_named(address: str) -> None:
+async def test_pages_of_other_origins_get_no_data_unless_they_are_configured(address: str) -> None:
     for verb in ("GET", "OPTIONS", "POST"):
-        answer = await ask(address, verb, "/v1/books", None, tls=None, origin=SHOP, **PREFLIGHT)
-        assert not cors_headers(answer)
-        assert verb == "GET" or answer.status >= 400
+        response = await ask(address, verb, "/v1/books", None, tls=None, origin=SHOP, **PREFLIGHT)
+        assert not cors_headers(response)
+        assert verb == "GET" or response.status >= 400
 
 
 async def test_pages_of_named_origins_may_call_and_others_may_not(tmp_path: Path) -> None:
     async with http_server(tmp_path, http_origins=(SHOP, "http://localhost:3000")) as server:
         address = server.http_address
         for origin in (SHOP, "http://localhost:3000"):
-            answer = await ask(address, "GET", "/v1/books", origin=origin)
-            assert answer.headers["access-control-allow-origin"] == origin
-            assert "Origin" in answer.headers["vary"]
-            assert "ETag" in answer.headers["access-control-expose-headers"]
-            assert "access-control-allow-credentials" not in answer.headers
+            response = await ask(address, "GET", "/v1/books", origin=origin)
+            assert response.headers["access-control-allow-origin"] == origin
+            assert "Origin" in response.headers["vary"]
+            assert "ETag" in response.headers["access-control-expose-headers"]
+            assert "access-control-allow-credentials" not in response.headers
             preflight = await ask(address, "OPTIONS", "/v1/books/1", tls=None, origin=origin, **PREFLIGHT)
             assert (preflight.status, preflight.headers["access-control-allow-origin"]) == (200, origin)
             assert "PATCH" in preflight.headers["access-control-allow-methods"]
         for origin in (EVIL, "null", "https://shop.example.evil.example", "http://shop.example", f"{SHOP}:444"):
-            answer = await ask(address, "GET", "/v1/books", origin=origin)
-            assert "access-control-allow-origin" not in answer.headers
+            response = await ask(address, "GET", "/v1/books", origin=origin)
+            assert "access-control-allow-origin" not in response.headers
             preflight = await ask(address, "OPTIONS", "/v1/books/1", tls=None, origin=origin, **PREFLIGHT)
             assert preflight.status == 400
             assert "access-control-allow-origin" not in preflight.headers
@@ -316,14 +316,14 @@ async def test_pages_of_named_origins_may_call_and_others_may_not(tmp_path: Path
         "http://shop.example:80",
     ],
 )
-async def test_what_is_no_origin_is_refused_at_the_start(tmp_path: Path, origin: str) -> None:
+async def test_an_invalid_origin_is_rejected_at_the_start(tmp_path: Path, origin: str) -> None:
     with pytest.raises(StartupError, match="is not an origin"):
         async with http_server(tmp_path, http_origins=(origin,)):
             pass
 
 
 @pytest.mark.parametrize("host", ["", "*", "books.example:443", "https://books.example", "[::1]", "a b", ".example"])
-async def test_what_is_no_host_name_is_refused_at_the_start(tmp_path: Path, host: str) -> None:
+async def test_an_invalid_host_name_is_rejected_at_the_start(tmp_path: Path, host: str) -> None:
     with pytest.raises(StartupError, match="is not a host name"):
         async with http_server(tmp_path, http_hosts=(host,)):
             pass
@@ -332,9 +332,9 @@ async def test_what_is_no_host_name_is_refused_at_the_start(tmp_path: Path, host
 @pytest.mark.parametrize(
     "content_type", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"]
 )
-async def test_a_form_of_a_stranger_s_page_writes_nothing(address: str, content_type: str) -> None:
+async def test_a_form_of_another_origin_writes_nothing(address: str, content_type: str) -> None:
     # What browsers send to other origins without asking first.
     body = b'{"name": "N", "author": "A", "releaseYear": 1}'
     for path in ("/v1/books", "/v1/books:batchCreate"):
-        assert (await refused(address, "POST", path, body, content_type=content_type, origin=EVIL)).status == 415
+        assert (await rejected(address, "POST", path, body, content_type=content_type, origin=EVIL)).status == 415
     assert (await ask(address, "GET", "/v1/books")).json == {}

@@ -15,7 +15,7 @@ from bookstore_grpc.net.listening import bound_socket, cannot_listen, reserved
 
 @contextmanager
 def listening(host: str, port: int, *, shares: bool) -> Iterator[int]:
-    """Listen as gRPC does, and answer the port."""
+    """Listen as gRPC does, and return the port."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, int(shares))
@@ -78,7 +78,7 @@ def test_port_0_becomes_a_real_one(host: str) -> None:
 
 
 @pytest.mark.parametrize(("address", "host"), [("127.0.0.1:0", "127.0.0.1"), ("[::1]:0", "::1")])
-def test_held_address_is_for_those_who_share_it_and_for_nobody_else(address: str, host: str) -> None:
+def test_reserved_address_can_be_used_only_by_sockets_that_share_it(address: str, host: str) -> None:
     with reserving(address) as (held,):
         for _ in range(2):
             with pytest.raises(OSError, match="in use"), listening(host, held.port, shares=False):
@@ -90,7 +90,7 @@ def test_held_address_is_for_those_who_share_it_and_for_nobody_else(address: str
         pass
 
 
-def test_connections_go_to_those_who_listen_and_not_to_the_reservation() -> None:
+def test_connections_go_to_listening_sockets_and_not_to_the_reservation() -> None:
     with reserving("127.0.0.1:0") as (held,), listening("127.0.0.1", held.port, shares=True):
         for _ in range(50):
             socket.create_connection(("127.0.0.1", held.port), timeout=10).close()
@@ -98,14 +98,12 @@ def test_connections_go_to_those_who_listen_and_not_to_the_reservation() -> None
 
 @pytest.mark.parametrize("shares", [False, True])
 @pytest.mark.parametrize(("listener", "host"), [("127.0.0.1", "127.0.0.1"), ("127.0.0.1", "0.0.0.0"), ("::1", "[::]")])
-def test_address_where_somebody_listens_is_refused_though_they_would_share(
-    listener: str, host: str, shares: bool
-) -> None:
+def test_address_with_a_listener_is_rejected_even_if_it_would_share(listener: str, host: str, shares: bool) -> None:
     with listening(listener, 0, shares=shares) as port:
         assert _told("127.0.0.1:0", f"{host}:{port}").startswith(f"Cannot listen on {host}:{port}: ")
 
 
-def test_address_that_another_supervisor_holds_is_refused() -> None:
+def test_address_reserved_by_another_supervisor_is_rejected() -> None:
     with reserving("127.0.0.1:0") as (held,):
         assert _told(str(held)).startswith(f"Cannot listen on {held}: ")
 
@@ -118,12 +116,12 @@ def test_address_that_another_supervisor_holds_is_refused() -> None:
         (f"{'x' * 70}.example:0", "the name does not resolve"),
     ],
 )
-def test_address_of_another_machine_or_of_none_is_refused(address: str, cause: str) -> None:
+def test_address_of_another_machine_or_of_none_is_rejected(address: str, cause: str) -> None:
     assert _told(address).startswith(f"Cannot listen on {address}: {cause}")
     assert cannot_listen(Address.parse(address)).message.startswith(f"Cannot listen on {address}: {cause}")
 
 
-def test_a_folder_where_this_user_may_not_write_is_told(tmp_path: Path) -> None:
+def test_a_folder_without_write_permission_is_an_error(tmp_path: Path) -> None:
     tmp_path.chmod(0)
     user = os.geteuid()
     try:
@@ -137,13 +135,13 @@ def test_a_folder_where_this_user_may_not_write_is_told(tmp_path: Path) -> None:
 
 
 def test_asking_why_leaves_nothing_behind(tmp_path: Path) -> None:
-    assert "gRPC does not say why" in cannot_listen(Address(path=f"{tmp_path}/socket")).message
+    assert "gRPC reports no cause" in cannot_listen(Address(path=f"{tmp_path}/socket")).message
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("listed", ["127.0.0.1:1,127.0.0.1:2", "127.0.0.1:1,unix:/tmp/x", "127.0.0.1:1, 127.0.0.1:2"])
-def test_commas_between_addresses_are_told(listed: str) -> None:
-    with pytest.raises(ValueError, match="Separate several by spaces, not by commas"):
+def test_commas_between_addresses_are_an_error(listed: str) -> None:
+    with pytest.raises(ValueError, match="Separate addresses by spaces, not by commas"):
         Address.parse(listed.split(" ", maxsplit=1)[0])
 
 

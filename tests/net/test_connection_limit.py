@@ -1,4 +1,4 @@
-"""Connections beyond a bound: those who wait give way, and those who ask are served, whoever holds what."""
+"""Connections beyond the limit: idle ones are closed, and those with requests are served."""
 
 import asyncio
 import socket
@@ -27,7 +27,7 @@ POST = head("POST", "/v1/books", content_type="application/json", content_length
 
 
 class Shop(BookServicer):
-    """Answers when it may."""
+    """Responds when it may."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -86,7 +86,7 @@ def is_closed(connection: socket.socket) -> bool:
         pytest.param(POST + b"{", id="half a body"),
     ],
 )
-async def test_who_asks_is_served_beside_more_who_wait_than_there_may_be(data: bytes) -> None:
+async def test_a_request_is_served_despite_more_idle_connections_than_allowed(data: bytes) -> None:
     async with crowded_shop() as (address, _, limit):
         with await asyncio.to_thread(hold, address, data, 5 * MOST):
             for _ in range(3 * MOST):
@@ -94,7 +94,7 @@ async def test_who_asks_is_served_beside_more_who_wait_than_there_may_be(data: b
         assert limit.closed.count >= 4 * MOST
 
 
-async def test_who_sends_a_byte_now_and_then_has_waited_all_the_while() -> None:
+async def test_a_connection_that_sends_single_bytes_counts_as_idle() -> None:
     def trickle(address: str) -> bool:
         with connected(address, GET[:5]) as slow, hold(address, b"", MOST_OF_ONE - 1):
             for place in range(5, 10):
@@ -107,7 +107,7 @@ async def test_who_sends_a_byte_now_and_then_has_waited_all_the_while() -> None:
         assert await asyncio.to_thread(trickle, address)
 
 
-async def test_who_is_being_served_does_not_give_way() -> None:
+async def test_a_connection_that_is_being_served_is_not_closed() -> None:
     async with crowded_shop() as (address, shop, limit):
         shop.may_go_on.clear()
         with ExitStack() as stack:
@@ -171,16 +171,16 @@ async def test_handshakes_that_do_not_end_give_way(tmp_path: Path, monkeypatch: 
         for data in (b"", b"\x16\x03\x01"):
             with await asyncio.to_thread(hold, server.http_address, data, 5 * MOST):
                 for _ in range(2 * MOST):
-                    answer = await ask(server.http_address, "GET", "/v1/books", tls=tls)
-                    assert answer.status == 200
+                    response = await ask(server.http_address, "GET", "/v1/books", tls=tls)
+                    assert response.status == 200
 
 
 async def test_the_log_tells_of_it_once(log_lines: LogLines) -> None:
     async with crowded_shop() as (address, _, _):
         with await asyncio.to_thread(hold, address, b"", 3 * MOST):
             await ask(address, "GET", "/v1/books/1")
-    told = [line for line in log_lines() if line["event"] == "connections closed: limit reached"]
-    assert [(line["listener"], line["most"]) for line in told] == [("http", MOST)]
+    expected = [line for line in log_lines() if line["event"] == "connections closed: limit reached"]
+    assert [(line["listener"], line["max_connections"]) for line in expected] == [("http", MOST)]
 
 
 @pytest.mark.parametrize(

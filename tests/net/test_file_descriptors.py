@@ -5,10 +5,12 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
+from sqlalchemy.engine import make_url
 
 from bookstore_grpc.dal.database import Database
 from bookstore_grpc.dal.driver_errors import driver_error
@@ -16,7 +18,7 @@ from bookstore_grpc.errors import DatabaseUnavailable
 from bookstore_grpc.limits import DESCRIPTORS_MAX, DESCRIPTORS_RESERVED, GRPC_CONNECTIONS_MAX
 from bookstore_grpc.net.file_descriptors import DescriptorsExhausted, named_exhaustion
 from bookstore_grpc.server.connection_bounds import connection_bounds
-from tests.conftest import LogLines, settings_for
+from tests.conftest import LogLines, new_database, settings_for
 
 SQLITE = "sqlite+aiosqlite:///bookstore.db"
 EVERYTHING = {"http_listen": "127.0.0.1:1", "metrics_listen": "127.0.0.1:2"}
@@ -29,8 +31,8 @@ def raised(soft: int, hard: int) -> list[int]:
         "print(json.dumps([r(), resource.getrlimit(resource.RLIMIT_NOFILE)[0]]))"
     )
     command = ["prlimit", f"--nofile={soft}:{hard}", sys.executable, "-c", code]
-    answer: list[int] = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
-    return answer
+    response: list[int] = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    return response
 
 
 @pytest.mark.parametrize(("soft", "hard", "expected"), [(256, 2_048, 2_048), (1_024, 1_024, 1_024)])
@@ -102,10 +104,15 @@ def no_descriptors() -> Iterator[None]:
             os.close(descriptor)
 
 
-async def test_a_database_that_cannot_be_opened_for_want_of_descriptors_is_not_called_away(
-    database_url: str,
-) -> None:
-    database = Database(database_url, pool_size=1, timeout_seconds=2)
+@pytest.fixture
+async def own_url(database_url: str, tmp_path: Path) -> AsyncIterator[str]:
+    """A database that nothing else in this process has open: SQLite would use a descriptor of its file again."""
+    async for url in new_database(make_url(database_url).get_backend_name(), tmp_path):
+        yield url
+
+
+async def test_a_database_that_cannot_be_opened_for_lack_of_descriptors_has_that_cause(own_url: str) -> None:
+    database = Database(own_url, pool_size=1, timeout_seconds=2)
     try:
         with no_descriptors(), pytest.raises(DatabaseUnavailable) as caught:
             await database.ping()
@@ -117,6 +124,6 @@ async def test_a_database_that_cannot_be_opened_for_want_of_descriptors_is_not_c
         await database.close()
 
 
-def test_a_file_that_is_away_is_not_called_a_want_of_descriptors() -> None:
+def test_a_missing_file_is_not_reported_as_a_lack_of_descriptors() -> None:
     error = OSError(2, "No such file or directory")
     assert named_exhaustion(error) is error

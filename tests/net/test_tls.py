@@ -22,12 +22,12 @@ from bookstore_grpc.rpc.server import Server
 from bookstore_grpc.server.app import running_server
 from tests.certificates import Authority, Certificate
 from tests.conftest import LogLines, settings_for
-from tests.rpc.calls import Stub, refusal
+from tests.rpc.calls import Stub, rejection
 from tests.tokens import Issuer, bearer, token_settings
 
 LISTED = books_pb2.ListBooksRequest()
-WARNED = "callers will refuse the certificate"
-KEPT = "certificates not reloaded: the old ones stay"
+WARNED = "certificate not valid: clients will reject it"
+KEPT = "certificates not reloaded: old ones stay in use"
 
 authority = Authority()
 stranger = Authority("stranger")
@@ -57,11 +57,11 @@ async def is_served(server: Server, **options: Any) -> bool:
 
 
 def handshake(server: Server, *, most: ssl.TLSVersion, address: int = 0) -> tuple[str | None, str | None, int]:
-    """Shake hands as a program in any language would; answer version, protocol and the certificate's number."""
+    """Make a TLS handshake; return version, protocol and the certificate's serial number."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(cadata=authority.pem.decode())
     context.set_alpn_protocols(["h2"])
-    context.set_ciphers("ALL:@SECLEVEL=0")  # so that it is the server that refuses
+    context.set_ciphers("ALL:@SECLEVEL=0")  # so that it is the server that rejects
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         context.minimum_version = ssl.TLSVersion.TLSv1
@@ -83,7 +83,7 @@ def certificate_number(server: Server, address: int = 0) -> int:
     return handshake(server, most=ssl.TLSVersion.TLSv1_3, address=address)[2]
 
 
-async def test_calls_travel_by_tls_and_nobody_else_s_certificate_is_taken_for_ours(tmp_path: Path) -> None:
+async def test_calls_use_tls_and_certificates_of_others_are_rejected(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
         assert await is_served(server)
         assert not await is_served(server, trusts=stranger)
@@ -99,9 +99,9 @@ async def test_tls_from_1_2_on_is_spoken(version: ssl.TLSVersion, name: str, tmp
         assert handshake(server, most=version)[:2] == (name, "h2")
 
 
-async def test_tls_1_1_is_refused(tmp_path: Path) -> None:
+async def test_tls_1_1_is_rejected(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
-        with pytest.raises(ssl.SSLError):  # gRPC hangs up without a word
+        with pytest.raises(ssl.SSLError):  # gRPC closes the connection without an alert
             handshake(server, most=ssl.TLSVersion.TLSv1_1)
 
 
@@ -137,7 +137,7 @@ async def test_a_new_authority_for_clients_counts_without_a_restart(tmp_path: Pa
 
 
 @pytest.mark.parametrize("broken", ["no PEM", "gone", "another's key", "authority", "expired", "too early"])
-async def test_new_files_that_cannot_be_used_keep_the_old_ones_which_is_told_once(
+async def test_unusable_new_files_keep_the_old_ones_in_use_which_is_logged_once(
     broken: str, tmp_path: Path, log_lines: LogLines
 ) -> None:
     ca = authority.write(tmp_path)
@@ -192,7 +192,7 @@ def test_the_two_files_may_be_replaced_one_after_the_other(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("dates", "cause"),
-    [({"days": -1}, "has expired at"), ({"days": 2, "from_day": 1}, "is not valid before")],
+    [({"days": -1}, "expired at"), ({"days": 2, "from_day": 1}, "is not valid before")],
     ids=["expired", "too early"],
 )
 async def test_a_certificate_whose_time_it_is_not_is_served_at_the_start_with_a_warning(
@@ -248,7 +248,7 @@ async def test_handshakes_count_no_failures_and_do_not_read_again_what_is_broken
     await server.stop(0)
 
 
-def test_a_certificate_whose_time_comes_is_taken_without_another_change(tmp_path: Path) -> None:
+def test_a_certificate_is_used_as_soon_as_it_becomes_valid(tmp_path: Path) -> None:
     now = time.time()
     cert, key = authority.server(days=1).write(tmp_path, "server")
     certificates = CertificateReloader(cert=cert, key=key, clock=lambda: now)
@@ -261,7 +261,7 @@ def test_a_certificate_whose_time_comes_is_taken_without_another_change(tmp_path
     assert certificates.expires_at > now + 7 * 86_400
 
 
-def test_a_certificate_that_ends_while_it_is_used_is_told_once(tmp_path: Path, log_lines: LogLines) -> None:
+def test_a_certificate_that_expires_in_use_is_logged_once(tmp_path: Path, log_lines: LogLines) -> None:
     cert, key = authority.server(days=1).write(tmp_path, "server")
     now = time.time()
     certificates = CertificateReloader(cert=cert, key=key, clock=lambda: now)
@@ -300,7 +300,7 @@ def test_a_key_of_a_kind_that_is_not_known_is_unusable_like_others(tmp_path: Pat
         ({"tls_cert": ""}, "both --tls-cert and --tls-key"),
         ({"tls_cert": "/nowhere.pem"}, r"/nowhere\.pem cannot be read"),
         ({"tls_cert": "{key}"}, "no certificate in PEM form"),
-        ({"tls_key": "{cert}"}, "no private key in PEM form"),
+        ({"tls_key": "{cert}"}, "no unencrypted private key in PEM form"),
         ({"tls_key": "{other}"}, "does not belong to"),
         ({"tls_client_ca": "{key}"}, "no certificate in PEM form"),
         ({"tls_cert": "", "tls_key": "", "tls_client_ca": "{cert}"}, "--tls-client-ca is for TLS"),
@@ -335,12 +335,12 @@ async def test_names_in_certificates_have_the_scopes_that_they_are_given(tmp_pat
     ) as server:
         async with channel_to(server, shows=reader) as channel:
             await Stub(channel).ListBooks(LISTED)
-            assert (await refusal(Stub(channel).CreateBook(create))).reason == "SCOPE_MISSING"
+            assert (await rejection(Stub(channel).CreateBook(create))).reason == "SCOPE_MISSING"
         async with channel_to(server, shows=by_host) as channel:
             await Stub(channel).CreateBook(create)
         for shown in (unknown, spiteful):
             async with channel_to(server, shows=shown) as channel:
-                assert (await refusal(Stub(channel).ListBooks(LISTED))).reason == "TOKEN_MISSING"
+                assert (await rejection(Stub(channel).ListBooks(LISTED))).reason == "TOKEN_MISSING"
     callers = [line["caller"] for line in log_lines() if line.get("reason") == "TOKEN_MISSING"]
     assert callers == ["unknown", 'x","level":"error"\n\x1b[2J']
 
@@ -362,7 +362,7 @@ async def test_a_token_adds_its_scopes_to_those_of_the_certificate(tmp_path: Pat
         writing = bearer(issuer.token(scope="books.write"))
         await stub.CreateBook(create, metadata=writing)
         await stub.ListBooks(LISTED, metadata=writing)
-        assert (await refusal(stub.ListBooks(LISTED, metadata=bearer("garbage")))).reason == "TOKEN_INVALID"
+        assert (await rejection(stub.ListBooks(LISTED, metadata=bearer("garbage")))).reason == "TOKEN_INVALID"
 
 
 async def test_a_unix_socket_is_guarded_by_the_file_system_and_not_by_tls(tmp_path: Path) -> None:

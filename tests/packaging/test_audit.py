@@ -1,4 +1,4 @@
-"""The audit of constraints.txt: it fails for a finding, passes over a service that is away, and says so."""
+"""The audit of constraints.txt: it fails for a finding, and reports that it skips an unreachable service."""
 
 import json
 import re
@@ -21,13 +21,13 @@ from tests.executable import environment
 ROOT = Path(__file__).parents[2]
 
 # A package and a version, to the status and what is known of it.
-Answer = Callable[[str, str], tuple[int, Any]]
+Response = Callable[[str, str], tuple[int, Any]]
 
 
 class OSV:
     """A service that speaks as OSV does, on the loopback."""
 
-    def __init__(self, answer: Answer) -> None:
+    def __init__(self, response: Response) -> None:
         self.asked: dict[str, str] = {}
         asked = self.asked
 
@@ -36,7 +36,7 @@ class OSV:
                 question = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 name, version = question["package"]["name"], question["version"]
                 asked[name] = version
-                status, found = answer(name, version)
+                status, found = response(name, version)
                 body = json.dumps(found).encode()
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(body)))
@@ -51,8 +51,8 @@ class OSV:
 
 
 @contextmanager
-def osv(answer: Answer) -> Iterator[OSV]:
-    service = OSV(answer)
+def osv(response: Response) -> Iterator[OSV]:
+    service = OSV(response)
     thread = threading.Thread(target=service.server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     try:
@@ -69,7 +69,7 @@ def vulnerable(name: str) -> dict[str, Any]:
     return {"vulns": [{"id": f"PYSEC-2026-{name}", "summary": "Lets everyone in.", "affected": [affected]}]}
 
 
-def knows(*names: str) -> Answer:
+def knows(*names: str) -> Response:
     """Know of the old vulnerability that the service is tried with, and of those of `names`."""
     old = ("jinja2", "2.4.1")
     return lambda name, version: (200, vulnerable(name) if name in names or (name, version) == old else {})
@@ -92,6 +92,7 @@ def pip_audit() -> None:
     require((Path(sys.executable).parent / "pip-audit").exists(), "pip-audit is missing (`make check` installs it)")
 
 
+@pytest.mark.check
 @pytest.mark.usefixtures("pip_audit")
 def test_a_known_vulnerability_fails_and_is_named() -> None:
     with osv(knows("uvicorn")) as service:
@@ -102,8 +103,9 @@ def test_a_known_vulnerability_fails_and_is_named() -> None:
         assert passed_over.returncode == 0, passed_over.stderr
 
 
+@pytest.mark.check
 @pytest.mark.usefixtures("pip_audit")
-def test_every_version_that_is_pinned_is_asked_for() -> None:
+def test_every_pinned_version_is_queried() -> None:
     with osv(knows()) as service:
         done = audit(service.url)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -113,19 +115,20 @@ def test_every_version_that_is_pinned_is_asked_for() -> None:
     assert expected.items() <= service.asked.items()
 
 
+@pytest.mark.check
 @pytest.mark.usefixtures("pip_audit")
-def test_a_service_that_fails_on_the_way_is_no_success() -> None:
-    def answer(name: str, _version: str) -> tuple[int, Any]:
+def test_a_service_that_fails_midway_fails_the_audit() -> None:
+    def response(name: str, _version: str) -> tuple[int, Any]:
         return (200, vulnerable(name)) if name == "jinja2" else (500, {})
 
-    with osv(answer) as service:
+    with osv(response) as service:
         assert audit(service.url).returncode != 0
 
 
 @pytest.mark.parametrize(
     ("status", "found"), [(404, {}), (500, {}), (200, {}), (200, []), (200, {"vulns": []})], ids=str
 )
-def test_what_answers_but_is_not_the_service_is_passed_over_aloud(status: int, found: Any) -> None:
+def test_another_service_skips_the_audit_with_a_message(status: int, found: Any) -> None:
     with osv(lambda _name, _version: (status, found)) as service:
         done = audit(service.url)
     assert done.returncode == 0
@@ -133,12 +136,12 @@ def test_what_answers_but_is_not_the_service_is_passed_over_aloud(status: int, f
     assert list(service.asked) == ["jinja2"]
 
 
-def test_a_service_that_is_away_or_silent_is_passed_over_aloud_and_soon() -> None:
+def test_an_unreachable_or_silent_service_skips_the_audit_soon_with_a_message() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent, socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         for port, reason in (
             (closed.getsockname()[1], "Connection refused"),
-            (silent.getsockname()[1], "did not answer within"),
+            (silent.getsockname()[1], "did not respond within"),
         ):
             began = time.monotonic()
             done = audit(f"http://127.0.0.1:{port}/v1/query")

@@ -1,5 +1,7 @@
-"""The distribution as a caller gets it: typed, and light without the server's packages."""
+"""The distribution as it is installed: typed, and without the server's packages by default."""
 
+import fcntl
+import os
 import re
 import subprocess
 import sys
@@ -18,7 +20,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.thorough, pytest.mark.timeout(300)]
 ROOT = Path(__file__).parents[2]
 GENERATED = ROOT / "generated/bookstore/v1"
 
-# With --strict an ignore that is not needed is an error too: untyped messages or stubs would not pass.
+# With --strict an unused ignore is an error too, so untyped messages or stubs would not pass.
 CALLER = """
 from typing import assert_type
 
@@ -49,6 +51,13 @@ async def read_later(channel: grpc.aio.Channel) -> int:
 
 def takes(client: BookstoreClient) -> None:
     client.no_such_method()  # type: ignore[attr-defined]
+
+
+async def stores(client: BookstoreClient) -> None:
+    book = await client.create_book(name="N", author="A", release_year=1, timeout_seconds=2)
+    await client.update_book(book.id, name="M", call_id="x")
+    await client.update_book(book.id, nmae="M")  # type: ignore[call-arg]
+    await client.create_book(name="N", author="A", release_year="1")  # type: ignore[arg-type]
 """
 
 
@@ -62,32 +71,58 @@ def succeed(*command: str | Path, cwd: Path = ROOT) -> str:
     return completed.stdout
 
 
+def built_once(name: str, tmp_path_factory: pytest.TempPathFactory, build: Callable[[Path], None]) -> Path:
+    """Return a folder that the first of the processes which run the tests builds, and the others wait for."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    folder, is_built = root / name, root / f"{name}.built"
+    with (root / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not is_built.exists():
+            build(folder)
+            is_built.touch()
+    return folder
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    pip = (sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation")
-    succeed(*pip, "--wheel-dir", folder, ROOT)
-    (built,) = folder.glob("*.whl")
+    def build(folder: Path) -> None:
+        pip = (sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation")
+        succeed(*pip, "--wheel-dir", folder, ROOT)
+
+    (built,) = built_once("wheel", tmp_path_factory, build).glob("*.whl")
     return built
 
 
 @pytest.fixture(scope="module")
 def light_bin(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The programs of an environment with the wheel, its base dependencies and the stubs that mypy wants."""
-    environment = tmp_path_factory.mktemp("light")
-    venv.create(environment, with_pip=True)
-    pip = (environment / "bin/pip", "install", "--quiet", "--constraint", ROOT / "constraints.txt")
-    succeed(*pip, wheel, "types-grpcio", "types-protobuf")
-    return environment / "bin"
+    """The programs of an environment with the wheel, its base dependencies and the stubs that mypy needs."""
+
+    def build(environment: Path) -> None:
+        venv.create(environment)
+        pip = (
+            sys.executable,
+            "-m",
+            "pip",
+            "--python",
+            environment / "bin/python",
+            "install",
+            "--quiet",
+            "--no-compile",
+        )
+        succeed(*pip, "--constraint", ROOT / "constraints.txt", wheel, "types-grpcio", "types-protobuf")
+
+    return built_once("light", tmp_path_factory, build) / "bin"
 
 
 @pytest.fixture
 def light_run(light_bin: Path, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    # Elsewhere than in the checkout, whose packages would be found first.
+    # Outside of the checkout, whose packages would be found first.
     return lambda *arguments: run(light_bin / "bookstore", *arguments, cwd=tmp_path)
 
 
-def test_the_wheel_holds_both_packages_with_their_types_and_migrations(wheel: Path) -> None:
+def test_the_wheel_contains_both_packages_with_their_types_and_migrations(wheel: Path) -> None:
     with ZipFile(wheel) as archive:
         names = set(archive.namelist())
     folders = {name.split("/")[0] for name in names}
@@ -121,10 +156,10 @@ def test_the_base_install_runs_client_verbs_without_the_servers_packages(
 def test_a_verb_of_the_server_names_the_extra_that_it_lacks(
     command: str, light_run: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
-    refused = light_run(*command.split())
-    assert refused.returncode != 0
-    assert refused.stdout == ""
-    (sentence,) = refused.stderr.splitlines()
+    rejected = light_run(*command.split())
+    assert rejected.returncode != 0
+    assert rejected.stdout == ""
+    (sentence,) = rejected.stderr.splitlines()
     assert "bookstore-grpc[server]" in sentence
 
 
@@ -134,7 +169,7 @@ def test_a_callers_code_with_sync_and_async_stubs_passes_mypy_strict(light_bin: 
     succeed(*mypy, "--python-executable", light_bin / "python", "caller.py", cwd=tmp_path)
 
 
-def test_the_floors_of_grpcio_and_protobuf_are_those_that_the_generated_code_demands() -> None:
+def test_the_floors_of_grpcio_and_protobuf_are_those_that_the_generated_code_requires() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     requirements = {found.name: found.specifier for found in map(Requirement, project["dependencies"])}
 

@@ -1,4 +1,4 @@
-"""How these tests speak to the service: books made in one line, pages walked, refusals read back."""
+"""Calls in one line: books created, pages walked, errors decoded."""
 
 from base64 import b64encode
 from collections.abc import Awaitable, Iterable
@@ -19,7 +19,7 @@ else:
     from bookstore.v1.books_pb2_grpc import BookServiceStub as Stub
 
 __all__ = [
-    "Refusal",
+    "Rejection",
     "Stub",
     "book",
     "books_of",
@@ -29,8 +29,8 @@ __all__ = [
     "delete",
     "get",
     "list_page",
-    "refusal",
-    "refusal_from_error",
+    "rejection",
+    "rejection_from_error",
     "size_in_headers",
     "update",
     "walk",
@@ -117,7 +117,7 @@ def size_in_headers(error: grpc.aio.AioRpcError) -> int:
     return sum(len(key) + len(value) + 32 for key, value in headers)
 
 
-class Refusal(NamedTuple):
+class Rejection(NamedTuple):
     """A failing status with its details, unpacked."""
 
     code: grpc.StatusCode
@@ -132,14 +132,14 @@ class Refusal(NamedTuple):
     trailing: dict[str, str | bytes]
 
 
-async def refusal(call: Awaitable[Any]) -> Refusal:
+async def rejection(call: Awaitable[Any]) -> Rejection:
     """Await a call that must fail, and check what holds for every failure."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
-    return refusal_from_error(caught.value)
+    return rejection_from_error(caught.value)
 
 
-def refusal_from_error(error: grpc.aio.AioRpcError) -> Refusal:
+def rejection_from_error(error: grpc.aio.AioRpcError) -> Rejection:
     trailing = dict(error.trailing_metadata() or ())
     message = error.details() or ""
     data = trailing.get(DETAILS_KEY)
@@ -178,7 +178,7 @@ def refusal_from_error(error: grpc.aio.AioRpcError) -> Refusal:
     assert request_id == trailing[REQUEST_ID_KEY]
     assert "request_id" not in error_info.metadata
     assert size_in_headers(error) < HEADERS_MAX_BYTES
-    return Refusal(
+    return Rejection(
         error.code(),
         message,
         error_info.reason,

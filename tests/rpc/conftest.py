@@ -13,7 +13,7 @@ from tests.rpc.calls import Stub
 
 
 class HandClock:
-    """A clock that moves only when told to: microseconds since 1970-01-01T00:00:00Z."""
+    """A clock that is set by hand: microseconds since 1970-01-01T00:00:00Z."""
 
     def __init__(self, now: int = 1_700_000_000_123_456) -> None:
         self.now = now

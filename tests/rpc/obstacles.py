@@ -19,7 +19,7 @@ _WAIT_SECONDS = 30
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
     """Wait until a condition holds; give up after a time that no machine needs."""
     async with asyncio.timeout(_WAIT_SECONDS):
-        while not await condition():  # noqa: ASYNC110  what is waited for happens elsewhere and tells nobody
+        while not await condition():  # noqa: ASYNC110  the condition changes elsewhere and sets no event
             await asyncio.sleep(0.01)
 
 
@@ -39,7 +39,7 @@ async def locked_book(database_url: str, book_id: int) -> AsyncIterator[None]:
 
 @contextmanager
 def lock_request() -> Iterator[asyncio.Event]:
-    """Tell by an event that some connection of this process has begun to ask for a book's lock."""
+    """Yield an event that is set when a connection of this process requests a book's lock."""
     asked = asyncio.Event()
 
     def note(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
@@ -56,7 +56,7 @@ def lock_request() -> Iterator[asyncio.Event]:
 class Network:
     """A TCP way to a host that can be cut and restored, and that can stall: it accepts and forwards nothing.
 
-    It may forget what it has stalled, as a firewall does that starts anew: connections from before stay silent.
+    It may forget what it has stalled, like a firewall that restarts: earlier connections stay silent.
     """
 
     def __init__(self, host: str, port: int) -> None:
@@ -137,9 +137,9 @@ class Network:
 
 
 class Waiting(BookServicer):
-    """Answers when it is told to."""
+    """Responds when it is allowed to."""
 
-    def __init__(self) -> None:  # it has no books to answer from
+    def __init__(self) -> None:  # it has no books
         self.begun = asyncio.Semaphore(0)
         self.may_go_on = asyncio.Event()
 

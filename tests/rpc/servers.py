@@ -17,7 +17,12 @@ async def server_with(servicer: BookServiceServicer, **options: Any) -> AsyncIte
     async def probe() -> None:
         pass
 
-    defaults = {"probe": probe, "probe_interval_seconds": 3_600, "observers": [CallLog(slow_call_seconds=1)]}
+    defaults = {
+        "probe": probe,
+        "probe_writes": probe,
+        "probe_interval_seconds": 3_600,
+        "observers": [CallLog(slow_call_seconds=60)],
+    }
     server = Server(servicer, **{**defaults, **options})
     await server.start(["127.0.0.1:0"])
     try:

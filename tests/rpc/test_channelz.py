@@ -1,4 +1,4 @@
-"""channelz: it tells of our server to this machine alone, and only if asked for."""
+"""channelz: served to this machine only, and only if configured."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -59,7 +59,7 @@ async def test_without_it_no_account_is_kept(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("address", "settings", "told"),
+    ("address", "settings", "expected"),
     [
         ("0.0.0.0:50052", {}, "can be reached from other machines"),
         ("[::]:0", {}, "can be reached from other machines"),
@@ -69,15 +69,15 @@ async def test_without_it_no_account_is_kept(url: str) -> None:
         ("unix:a:0", {"workers": 2}, "Several workers cannot share unix:a:0"),
     ],
 )
-async def test_an_address_that_it_cannot_have_is_refused(
-    url: str, address: str, settings: dict[str, object], told: str
+async def test_an_unusable_address_is_rejected(
+    url: str, address: str, settings: dict[str, object], expected: str
 ) -> None:
-    with pytest.raises(StartupError, match=told):
+    with pytest.raises(StartupError, match=expected):
         async with running_server(settings_for(url, channelz_listen=address, **settings)):
             pass
 
 
-async def test_an_address_in_use_is_refused(url: str) -> None:
+async def test_an_address_in_use_is_rejected(url: str) -> None:
     async with running_server(settings_for(url)) as server:
         taken = server.addresses[0]
         with pytest.raises(StartupError, match=f"Cannot listen on {taken}"):

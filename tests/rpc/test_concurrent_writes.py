@@ -1,4 +1,4 @@
-"""Many writes in flight through the wire: each caller is told its own, whatever is written together."""
+"""Many concurrent writes over the wire: each gets its own result, whatever is written together."""
 
 import asyncio
 import uuid
@@ -10,23 +10,23 @@ import grpc
 import pytest
 from bookstore.v1 import books_pb2
 
-from tests.rpc.calls import Stub, book, books_of, create, create_all, delete, get, refusal_from_error, update
+from tests.rpc.calls import Stub, book, books_of, create, create_all, delete, get, rejection_from_error, update
 
 _UNKNOWN = 2**62
 
 Call = Coroutine[Any, Any, Any]
 
 
-async def _answer(call: Call) -> Any:
-    """Return what a call answers, or the code and the reason of its refusal."""
+async def _response(call: Call) -> Any:
+    """Return the response of a call, or the code and the reason of its error."""
     try:
         return await call
     except grpc.aio.AioRpcError as error:
-        refusal = refusal_from_error(error)
-        return (refusal.code, refusal.reason)
+        rejection = rejection_from_error(error)
+        return (rejection.code, rejection.reason)
 
 
-async def test_each_of_many_writes_at_once_is_answered_its_own(stub: Stub) -> None:
+async def test_each_of_many_concurrent_writes_gets_its_own_result(stub: Stub) -> None:
     stored = await create_all(stub, [book(f"stored {number}") for number in range(32)])
     used = str(uuid.uuid4())
     await create(stub, "used", request_id=used)
@@ -48,9 +48,9 @@ async def test_each_of_many_writes_at_once_is_answered_its_own(stub: Stub) -> No
                 create(stub, "another", request_id=used),
                 create(stub, "x" * 501),
             ]
-        answers = await asyncio.gather(*map(_answer, calls))
-        assert len(answers) == 64
-        made, updated, missing, stale, deleted, unknown, twice, invalid = (answers[kind::8] for kind in range(8))
+        responses = await asyncio.gather(*map(_response, calls))
+        assert len(responses) == 64
+        made, updated, missing, stale, deleted, unknown, twice, invalid = (responses[kind::8] for kind in range(8))
         assert [each.name for each in made] == [f"new {turn} {number}" for number in range(8)]
         assert [each.id for each in updated] == [each.id for each in kept[:8]]
         assert [each.release_year for each in updated] == [turn * 100 + number for number in range(8)]
@@ -69,7 +69,7 @@ async def test_each_of_many_writes_at_once_is_answered_its_own(stub: Stub) -> No
     assert len(names) == len(set(names)) == 32 - 12 + 1 + 24
 
 
-async def test_ids_of_one_callers_creates_rise_beside_those_of_others(stub: Stub) -> None:
+async def test_ids_of_the_creates_of_one_caller_are_ascending_despite_concurrent_creates(stub: Stub) -> None:
     async def create_some(caller: int) -> list[books_pb2.Book]:
         return [await create(stub, f"{caller} {number}") for number in range(8)]
 
@@ -83,7 +83,7 @@ async def test_ids_of_one_callers_creates_rise_beside_those_of_others(stub: Stub
 
 
 @pytest.mark.parametrize("ending", ["cancelled", "past the deadline"])
-async def test_callers_who_give_up_cost_those_beside_them_nothing(stub: Stub, ending: str) -> None:
+async def test_cancelled_calls_do_not_affect_concurrent_ones(stub: Stub, ending: str) -> None:
     (counted,) = await create_all(stub, [book("counted")])
     for turn in range(8):
         requests = [

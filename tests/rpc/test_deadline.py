@@ -10,6 +10,7 @@ from bookstore.v1 import books_pb2
 
 from bookstore_grpc.dal.books import BookDAL
 from bookstore_grpc.dal.database import Database
+from bookstore_grpc.service.messages import entry_from_record
 from bookstore_grpc.service.servicer import BookServicer
 from tests.conftest import LogLines
 from tests.rpc.calls import Stub, book, books_of, create, create_all, get, update
@@ -29,7 +30,7 @@ async def own_database(database: Database, database_url: str) -> AsyncIterator[D
 
 @pytest.fixture
 async def own_stub(own_database: Database, log_lines: LogLines) -> AsyncIterator[Stub]:
-    async with stub_of(BookServicer(BookDAL(own_database))) as stub:
+    async with stub_of(BookServicer(BookDAL(own_database, encode=entry_from_record))) as stub:
         yield stub
 
 
@@ -43,7 +44,7 @@ async def idle(database: Database) -> bool:
 
 
 async def until_the_server_knows(stub: Stub, each: books_pb2.Book) -> None:
-    """Wait until the server has seen what this connection cancelled: an answer to a later call comes after that."""
+    """Wait until the server has seen what this connection cancelled: the response to a later call comes after that."""
     assert await get(stub, each.id) == each
 
 
@@ -110,8 +111,8 @@ async def test_hundreds_of_calls_cancelled_at_any_moment_leak_no_connection(
         await asyncio.gather(*(cancelled_call(number) for number in range(start, start + 20)))
     await until(lambda: idle(own_database))
     # Every connection of the pools is there and fit for use.
-    answers = await asyncio.gather(
+    responses = await asyncio.gather(
         *(update(own_stub, each.id, release_year=-1) for each in books), *(get(own_stub, books[0].id) for _ in books)
     )
-    assert len(answers) == 100
+    assert len(responses) == 100
     assert connections_in_use(own_database) == 0

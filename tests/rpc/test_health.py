@@ -13,7 +13,7 @@ from bookstore_grpc.dal.database import Database
 from bookstore_grpc.server.app import running_server
 from tests.conftest import SERVERS, settings_for
 from tests.http2 import call_frames, opened
-from tests.rpc.calls import Stub, books_of, create, get, list_page, refusal, update
+from tests.rpc.calls import Stub, books_of, create, get, list_page, rejection, update
 from tests.rpc.health import Status, check, watch
 from tests.rpc.obstacles import Network, locked_book
 
@@ -35,7 +35,7 @@ async def test_check_of_an_unknown_service_is_not_found(channel: grpc.aio.Channe
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 
-async def test_watch_of_an_unknown_service_says_so_and_goes_on(channel: grpc.aio.Channel) -> None:
+async def test_watch_of_an_unknown_service_reports_that_and_continues(channel: grpc.aio.Channel) -> None:
     call = watch(channel, "bookstore.v1.Nothing")
     assert (await anext(aiter(call))).status == Status.SERVICE_UNKNOWN
     assert not call.done()
@@ -111,7 +111,7 @@ async def test_health_follows_the_database_without_a_restart(
     assert seen == [Status.SERVING, Status.NOT_SERVING, Status.SERVING, Status.NOT_SERVING, Status.SERVING]
 
 
-# An open SQLite file goes on answering wherever it lies.
+# An open SQLite file can be used wherever it is moved.
 @pytest.mark.parametrize("database_url", SERVERS, indirect=True)
 async def test_calls_to_a_database_that_is_away_are_unavailable_and_may_be_repeated(
     outage: Outage, breakable_channel: grpc.aio.Channel
@@ -128,13 +128,13 @@ async def test_calls_to_a_database_that_is_away_are_unavailable_and_may_be_repea
     ]
     for _ in range(3):
         for call in calls:
-            refused = await refusal(call())
-            assert (refused.code, refused.reason) == (
+            rejected = await rejection(call())
+            assert (rejected.code, rejected.reason) == (
                 grpc.StatusCode.UNAVAILABLE,
                 "DATABASE_UNAVAILABLE",
             )
-            assert refused.retry_seconds
-            assert "127.0.0.1" not in refused.message
+            assert rejected.retry_seconds
+            assert "127.0.0.1" not in rejected.message
     await outage.end()
     assert await get(stub, made.id) == made
     assert (await create(stub, "Solaris", request_id=request_id)).name == "Solaris"
@@ -151,9 +151,9 @@ async def test_a_write_that_waits_too_long_for_sqlites_lock_is_unavailable(datab
     ):
         impatient = Stub(channel)
         async with locked_book(database_url, made.id):
-            refused = await refusal(update(impatient, made.id, name="Dune Messiah"))
-            assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "DATABASE_UNAVAILABLE")
-            assert refused.retry_seconds
+            rejected = await rejection(update(impatient, made.id, name="Dune Messiah"))
+            assert (rejected.code, rejected.reason) == (grpc.StatusCode.UNAVAILABLE, "DATABASE_UNAVAILABLE")
+            assert rejected.retry_seconds
             assert await get(impatient, made.id) == made
         assert (await update(impatient, made.id, name="Dune Messiah")).name == "Dune Messiah"
 

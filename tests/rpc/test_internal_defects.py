@@ -14,7 +14,7 @@ from bookstore_grpc.rpc.interceptor import CallInterceptor
 from bookstore_grpc.service.servicer import BookServicer
 from bookstore_grpc.telemetry.call_log import CallLog
 from tests.conftest import LogLines
-from tests.rpc.calls import REQUEST_ID_KEY, Stub, get, refusal, refusal_from_error
+from tests.rpc.calls import REQUEST_ID_KEY, Stub, get, rejection, rejection_from_error
 from tests.rpc.obstacles import Waiting
 from tests.rpc.servers import server_with, stub_of
 
@@ -73,12 +73,12 @@ async def test_a_defect_leaves_as_a_bare_internal_and_is_logged_under_the_reques
     async with stub_of(DefectiveServicer(defect)) as stub:
         request = books_pb2.GetBookRequest(id=1)
         metadata = ((REQUEST_ID_KEY, "the-call"),)
-        refused = await refusal(stub.GetBook(request, metadata=metadata, timeout=60))
-    assert (refused.code, refused.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
-    assert refused.message == "An internal error occurred."
-    assert (refused.request_id, refused.metadata) == ("the-call", {})
-    assert SECRET not in repr(refused)
-    assert defect.__name__ not in repr(refused)
+        rejected = await rejection(stub.GetBook(request, metadata=metadata, timeout=60))
+    assert (rejected.code, rejected.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
+    assert rejected.message == "An internal error occurred."
+    assert (rejected.request_id, rejected.metadata) == ("the-call", {})
+    assert SECRET not in repr(rejected)
+    assert defect.__name__ not in repr(rejected)
     (line,) = [line for line in log_lines() if line["level"] == "error"]
     assert line["request_id"] == "the-call"
     assert line["method"] == "/bookstore.v1.BookService/GetBook"
@@ -88,11 +88,11 @@ async def test_a_defect_leaves_as_a_bare_internal_and_is_logged_under_the_reques
 
 async def test_a_server_goes_on_after_a_defect() -> None:
     async with stub_of(DefectiveServicer(raise_defect)) as stub:
-        refused = [await refusal(get(stub, 1)) for _ in range(20)]
-    assert len({each.request_id for each in refused}) == 20
+        rejected = [await rejection(get(stub, 1)) for _ in range(20)]
+    assert len({each.request_id for each in rejected}) == 20
 
 
-async def test_a_method_that_is_not_there_yet_is_no_unknown() -> None:
+async def test_a_method_that_is_not_implemented_is_not_unknown() -> None:
     bare = books_pb2_grpc.BookServiceServicer()  # type: ignore[abstract]  # for the type checker alone
     async with stub_of(bare) as stub:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -100,7 +100,7 @@ async def test_a_method_that_is_not_there_yet_is_no_unknown() -> None:
     assert caught.value.code() in {grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.INTERNAL}
 
 
-async def test_an_answer_that_is_no_message_is_no_unknown() -> None:
+async def test_a_response_that_is_not_a_message_is_not_unknown() -> None:
     async with stub_of(DefectiveServicer(raise_defect)) as stub:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stub.ListBooks(books_pb2.ListBooksRequest())
@@ -108,10 +108,10 @@ async def test_an_answer_that_is_no_message_is_no_unknown() -> None:
     assert "no message" not in (caught.value.details() or "")
 
 
-# Handlers of each kind that a method can have; `written` is how many answers a stream gives before the defect.
+# Handlers of each kind that a method can have; `written` is how many responses a stream sends before the defect.
 def handler(kind: str, defect: Callable[[], Awaitable[None]], written: int) -> "grpc.RpcMethodHandler[Any, Any]":
     async def all_received(request: Any) -> None:
-        # grpc.aio's client names a failure of its own where it still sends while it is refused.
+        # grpc.aio's client reports an error of its own if it still sends when the call is rejected.
         if kind.startswith("stream"):
             async for _ in request:
                 pass
@@ -124,13 +124,13 @@ def handler(kind: str, defect: Callable[[], Awaitable[None]], written: int) -> "
     async def generator(request: Any, _context: Any) -> AsyncIterator[bytes]:
         await all_received(request)
         for _ in range(written):
-            yield b"answer"
+            yield b"response"
         await defect()
 
     async def writer(request: Any, context: Any) -> None:
         await all_received(request)
         for _ in range(written):
-            await context.write(b"answer")
+            await context.write(b"response")
         await defect()
 
     stream_behaviour: Any = writer if "writer" in kind else generator
@@ -167,21 +167,21 @@ async def test_a_failing_handler_of_any_kind_leaves_as_a_bare_internal(
     )
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    answers = 0
+    responses = 0
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
             method: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream("/test/Fail")
             call = method(iter([b"request"]), metadata=((REQUEST_ID_KEY, "the-call"),), timeout=60)
             with pytest.raises(grpc.aio.AioRpcError) as caught:  # noqa: PT012  some of it comes first
                 async for _ in call:
-                    answers += 1
+                    responses += 1
     finally:
         await server.stop(0)
-    refused = refusal_from_error(caught.value)
-    assert (refused.code, refused.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
-    assert refused.request_id == "the-call"
-    assert SECRET not in repr(refused)
-    assert answers == (written if "stream " in kind else 0)
+    rejected = rejection_from_error(caught.value)
+    assert (rejected.code, rejected.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
+    assert rejected.request_id == "the-call"
+    assert SECRET not in repr(rejected)
+    assert responses == (written if "stream " in kind else 0)
     (line,) = [line for line in log_lines() if line["level"] == "error"]
     assert line["request_id"] == "the-call"
 
@@ -194,7 +194,7 @@ class DefectiveObserver:
         raise Defect(SECRET)
 
 
-async def test_a_call_does_not_depend_on_who_watches_it(log_lines: LogLines) -> None:
+async def test_a_call_does_not_depend_on_its_observers(log_lines: LogLines) -> None:
     servicer = Waiting()
     servicer.may_go_on.set()
     observers = [DefectiveObserver(), CallLog(slow_call_seconds=1)]
@@ -206,5 +206,5 @@ async def test_a_call_does_not_depend_on_who_watches_it(log_lines: LogLines) -> 
         for number in range(5):  # more than may be under way
             assert (await get(Stub(channel), number)).id == number
     events = [line["event"] for line in log_lines()]
-    assert events.count("call answered") == 5
+    assert events.count("call finished") == 5
     assert events.count("observer failed") == 10

@@ -24,7 +24,7 @@ from bookstore_grpc.server.settings import Settings
 from tests.calls.context import PlainContext
 from tests.conftest import LogLines, settings_for
 from tests.http2 import call_frames, opened
-from tests.rpc.calls import Stub, check_health, create, get, refusal
+from tests.rpc.calls import Stub, check_health, create, get, rejection
 from tests.rpc.obstacles import Waiting, locked_book
 from tests.tokens import Issuer, bearer, token_settings
 
@@ -51,9 +51,9 @@ async def test_no_call_takes_longer_than_the_server_allows_whatever_its_deadline
         update = books_pb2.UpdateBookRequest(book=books_pb2.Book(id=made.id, name="Other"))
         async with locked_book(url, made.id):
             for timeout in (None, 15):
-                refused = await refusal(stub.UpdateBook(update, timeout=timeout))
-                assert (refused.code, refused.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED")
-                assert "0.3 s" in refused.message
+                rejected = await rejection(stub.UpdateBook(update, timeout=timeout))
+                assert (rejected.code, rejected.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED")
+                assert "0.3 s" in rejected.message
         assert await get(stub, made.id) == made
 
 
@@ -86,11 +86,11 @@ async def test_a_caller_s_rate_is_bounded_and_another_s_is_its_own(tmp_path: Pat
         busy, other = (bearer(issuer.token(sub=name)) for name in ("busy", "other"))
         for _ in range(3):
             await stub.ListBooks(books_pb2.ListBooksRequest(), metadata=busy)
-        refused = await refusal(stub.ListBooks(books_pb2.ListBooksRequest(), metadata=busy))
-        assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_REQUESTS")
-        assert refused.metadata["limit"] == "rate"
-        assert refused.retry_seconds is not None
-        assert refused.retry_seconds > 90
+        rejected = await rejection(stub.ListBooks(books_pb2.ListBooksRequest(), metadata=busy))
+        assert (rejected.code, rejected.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_REQUESTS")
+        assert rejected.metadata["limit"] == "rate"
+        assert rejected.retry_seconds is not None
+        assert rejected.retry_seconds > 90
         await stub.ListBooks(books_pb2.ListBooksRequest(), metadata=other)
         for _ in range(5):
             assert await check_health(channel) == SERVING
@@ -126,7 +126,7 @@ async def test_a_bucket_fills_with_time_and_not_beyond_its_rim() -> None:
     assert await passed() == 4
 
 
-async def test_metadata_beyond_the_limit_is_refused_and_the_next_call_is_answered(tmp_path: Path) -> None:
+async def test_metadata_beyond_the_limit_is_rejected_and_the_next_call_succeeds(tmp_path: Path) -> None:
     async with limited(tmp_path, max_metadata_bytes=4_096) as (_, stub, _):
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stub.ListBooks(books_pb2.ListBooksRequest(), metadata=(("x", "y" * 5_000),))
@@ -134,18 +134,18 @@ async def test_metadata_beyond_the_limit_is_refused_and_the_next_call_is_answere
         await stub.ListBooks(books_pb2.ListBooksRequest(), metadata=(("x", "y" * 3_000),))
 
 
-async def test_a_message_beyond_the_limit_is_refused_and_logged_as_that(tmp_path: Path, log_lines: LogLines) -> None:
+async def test_a_message_beyond_the_limit_is_rejected_and_logged_as_such(tmp_path: Path, log_lines: LogLines) -> None:
     async with limited(tmp_path, max_message_bytes=2_000) as (_, stub, _):
-        refused = await refusal(stub.ListBooks(books_pb2.ListBooksRequest(filter="x" * 3_000)))
-        assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "REQUEST_TOO_LARGE")
-        assert "2000 bytes" in refused.message
+        rejected = await rejection(stub.ListBooks(books_pb2.ListBooksRequest(filter="x" * 3_000)))
+        assert (rejected.code, rejected.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "REQUEST_TOO_LARGE")
+        assert "2000 bytes" in rejected.message
     (line,) = [line for line in log_lines() if "method" in line]
     assert (line["status"], line["reason"]) == ("RESOURCE_EXHAUSTED", "REQUEST_TOO_LARGE")
     assert line["request_bytes"] > 3_000
     assert line["peer"].startswith("ipv4:127.0.0.1:")
 
 
-async def test_a_message_far_beyond_the_limit_is_refused_by_the_core_and_is_no_malformed_one(
+async def test_a_message_far_beyond_the_limit_is_rejected_by_the_core_and_not_as_malformed(
     tmp_path: Path, log_lines: LogLines
 ) -> None:
     async with limited(tmp_path, max_message_bytes=2_000) as (_, stub, _):
@@ -162,7 +162,7 @@ async def test_no_more_calls_of_a_connection_are_under_way_than_may_be() -> None
 
     servicer = Waiting()
     options = server_options(Settings(max_calls_per_connection=2), shares_ports=False)
-    server = Server(servicer, probe=probe, probe_interval_seconds=3_600, options=options)
+    server = Server(servicer, probe=probe, probe_writes=probe, probe_interval_seconds=3_600, options=options)
     await server.start(["127.0.0.1:0"])
     async with grpc.aio.insecure_channel(server.addresses[0]) as channel:
         calls = [asyncio.ensure_future(get(Stub(channel), number)) for number in range(5)]
@@ -188,7 +188,7 @@ async def test_connections_come_of_age_without_a_failed_call(tmp_path: Path) -> 
         pass
 
     options = [("grpc.max_connection_age_ms", 200), ("grpc.max_connection_age_grace_ms", 5_000)]
-    server = Server(Seen(), probe=probe, probe_interval_seconds=3_600, options=options)
+    server = Server(Seen(), probe=probe, probe_writes=probe, probe_interval_seconds=3_600, options=options)
     await server.start(["127.0.0.1:0"])
     async with grpc.aio.insecure_channel(server.addresses[0]) as channel:
         async with asyncio.timeout(30):
@@ -200,7 +200,7 @@ async def test_connections_come_of_age_without_a_failed_call(tmp_path: Path) -> 
 UPLOAD = "/bookstore.v1.BookService/BatchCreateBooks"
 
 
-def answers_to(connection: socket.socket, seconds: float) -> bytes:
+def responses_to(connection: socket.socket, seconds: float) -> bytes:
     """What comes within a time."""
     connection.settimeout(0.1)
     received = b""
@@ -219,23 +219,23 @@ async def test_a_request_that_does_not_end_counts_as_a_call_and_ends_in_time(
         with opened(server.addresses[0]) as connection:
             for stream in range(1, 21, 2):
                 connection.sendall(call_frames(UPLOAD, b"x" * 100, stream=stream, is_whole=False))
-            await asyncio.to_thread(answers_to, connection, 1.5)
+            await asyncio.to_thread(responses_to, connection, 1.5)
             assert (await create(stub)).id
     statuses = Counter(line["status"] for line in log_lines() if line.get("method") == UPLOAD)
     assert statuses == {"DEADLINE_EXCEEDED": 5, "RESOURCE_EXHAUSTED": 5}
 
 
-async def test_who_may_not_call_is_refused_before_the_request_is_taken_in(tmp_path: Path, log_lines: LogLines) -> None:
+async def test_an_unauthorized_call_is_rejected_before_its_request_is_read(tmp_path: Path, log_lines: LogLines) -> None:
     settings = token_settings(Issuer().write_jwks(tmp_path / "jwks"))
     async with limited(tmp_path, **settings) as (server, _, _):
         with opened(server.addresses[0]) as connection:
             connection.sendall(call_frames(UPLOAD, b"x" * 100, stream=1, is_whole=False))
-            await asyncio.to_thread(answers_to, connection, 0.5)
+            await asyncio.to_thread(responses_to, connection, 0.5)
     (line,) = [line for line in log_lines() if line.get("method") == UPLOAD]
     assert (line["status"], line["request_bytes"]) == ("UNAUTHENTICATED", 0)
 
 
-async def test_a_request_without_a_message_is_refused(tmp_path: Path) -> None:
+async def test_a_request_without_a_message_is_rejected(tmp_path: Path) -> None:
     async with limited(tmp_path) as (_, _, channel):
         upload: grpc.aio.StreamUnaryMultiCallable[bytes, bytes] = channel.stream_unary(UPLOAD)
         with pytest.raises(grpc.aio.AioRpcError) as caught:

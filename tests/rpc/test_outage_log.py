@@ -1,4 +1,4 @@
-"""What the log says of an outage: why the database is away, as soon as that is known, and not every second again."""
+"""What the log says of an outage: the cause, as soon as it is known, and once."""
 
 import asyncio
 from collections.abc import Callable
@@ -23,7 +23,7 @@ ON_SERVERS = pytest.mark.parametrize("database_url", SERVERS, indirect=True)
 
 
 def causes(log_lines: LogLines) -> list[str]:
-    return [line["cause"] for line in log_lines() if line["event"] == "not serving: the database is away"]
+    return [line["cause"] for line in log_lines() if line["event"] == "not serving: database unavailable"]
 
 
 async def until_told(log_lines: LogLines, count: int) -> list[str]:
@@ -35,10 +35,10 @@ async def until_told(log_lines: LogLines, count: int) -> list[str]:
 
 
 @ON_SERVERS
-async def test_the_cause_is_told_when_it_comes_to_light_after_a_symptom(
+async def test_the_cause_is_logged_when_it_is_found_after_a_symptom(
     database: Database, database_url: str, log_lines: LogLines
 ) -> None:
-    shut, told = {
+    shut, expected = {
         "postgresql": ("ALTER ROLE {user} NOLOGIN", "is not permitted to log in"),
         "mariadb": ("ALTER USER {user} IDENTIFIED BY 'another'", "Access denied"),
     }[database.dialect]
@@ -59,13 +59,13 @@ async def test_the_cause_is_told_when_it_comes_to_light_after_a_symptom(
             _, cause = await until_told(log_lines, 2)
             await asyncio.sleep(0.5)
         await network.cut()
-    assert told not in symptom
-    assert told in cause
+    assert expected not in symptom
+    assert expected in cause
     assert len(causes(log_lines)) == 2
 
 
 @ON_SERVERS
-async def test_a_database_that_is_silent_is_told_as_such(
+async def test_a_database_that_does_not_respond_is_logged_as_such(
     database: Database, database_url: str, log_lines: LogLines
 ) -> None:
     url = make_url(database_url)
@@ -80,7 +80,7 @@ async def test_a_database_that_is_silent_is_told_as_such(
     assert cause == "TimeoutError('did not respond within 2 seconds')"
 
 
-async def test_causes_that_take_turns_are_told_once_an_outage(tmp_path: Path, log_lines: LogLines) -> None:
+async def test_alternating_causes_are_logged_once_per_outage(tmp_path: Path, log_lines: LogLines) -> None:
     file, elsewhere = tmp_path / "bookstore.db", tmp_path / "elsewhere.db"
     settings = settings_for(f"sqlite+aiosqlite:///{file}", health_interval_seconds=0.02)
     async with running_server(settings) as server, grpc.aio.insecure_channel(server.addresses[0]) as channel:
@@ -88,14 +88,14 @@ async def test_causes_that_take_turns_are_told_once_an_outage(tmp_path: Path, lo
         async def is_serving() -> bool:
             return (await check(channel)).status == Status.SERVING
 
-        for told in (2, 4):
+        for expected in (2, 4):
             file.rename(elsewhere)
             for _ in range(3):
                 await asyncio.sleep(0.2)
                 file.touch()
                 await asyncio.sleep(0.2)
                 file.unlink()
-            assert len(causes(log_lines)) == told
+            assert len(causes(log_lines)) == expected
             elsewhere.rename(file)
             await until(is_serving)
     gone, replaced, *again = causes(log_lines)
@@ -105,7 +105,7 @@ async def test_causes_that_take_turns_are_told_once_an_outage(tmp_path: Path, lo
 
 
 class Probe:
-    """Fails as it is told to and counts how often it was asked."""
+    """Fails as set and counts how often it was called."""
 
     def __init__(self, error: Callable[[int], Exception | None]) -> None:
         self.error = error
@@ -136,13 +136,40 @@ async def test_descriptors_that_have_run_out_are_not_called_an_outage(log_lines:
     probe = Probe(exhausted)
     async with server_with(Waiting(), probe=probe, probe_interval_seconds=0.005) as server:
         await until(probe.has_been_asked)
-        assert server.why_not_ready == "no file descriptors are left"
+        assert server.why_not_ready == "no file descriptors left"
     assert causes(log_lines) == []
-    (line,) = [line for line in log_lines() if line["event"] == "not serving: no file descriptors are left"]
+    (line,) = [line for line in log_lines() if line["event"] == "not serving: no file descriptors left"]
     assert "of 1024" in line["cause"]
 
 
-async def test_a_defect_of_the_probe_is_told_once_with_its_trace(log_lines: LogLines) -> None:
+@pytest.mark.parametrize("is_required", [False, True])
+async def test_an_outage_of_writes_is_logged_and_is_not_serving_only_if_writes_are_required(
+    log_lines: LogLines, is_required: bool
+) -> None:
+    probe = Probe(lambda _number: DatabaseUnavailable("it is read-only"))
+    async with (
+        server_with(
+            Waiting(), probe_writes=probe, health_requires_writes=is_required, probe_interval_seconds=0.005
+        ) as server,
+        grpc.aio.insecure_channel(server.addresses[0]) as channel,
+    ):
+        await until(probe.has_been_asked)
+        assert server.why_no_writes == "writes unavailable"
+        assert server.why_not_ready == ("writes unavailable" if is_required else "")
+        assert (await check(channel)).status == (Status.NOT_SERVING if is_required else Status.SERVING)
+        probe.asked, probe.error = 0, lambda _number: None
+        await until(probe.has_been_asked)
+        assert server.why_no_writes == server.why_not_ready == ""
+        assert (await check(channel)).status == Status.SERVING
+    expected = {
+        False: [("error", "writes unavailable"), ("info", "writes available again")],
+        True: [("error", "not serving: writes unavailable"), ("info", "serving again: database available")],
+    }
+    logged = [(line["level"], line["event"]) for line in log_lines() if line["level"] != "debug"]
+    assert logged == expected[is_required]
+
+
+async def test_a_defect_of_the_probe_is_logged_once_with_its_traceback(log_lines: LogLines) -> None:
     probe = Probe(lambda _number: LookupError("a defect"))
     async with server_with(Waiting(), probe=probe, probe_interval_seconds=0.005) as server:
         await until(probe.has_been_asked)
@@ -156,6 +183,6 @@ async def test_a_defect_of_the_probe_is_told_once_with_its_trace(log_lines: LogL
         probe.asked = 0
         probe.error = lambda _number: LookupError("a defect")
         await until(probe.has_been_asked)
-    told = [line for line in log_lines() if line["event"] == "not serving: the probe failed"]
-    assert len(told) == 2
-    assert "LookupError: a defect" in told[0]["exception"]
+    expected = [line for line in log_lines() if line["event"] == "not serving: health probe failed"]
+    assert len(expected) == 2
+    assert "LookupError: a defect" in expected[0]["exception"]

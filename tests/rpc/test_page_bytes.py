@@ -5,7 +5,7 @@ from bookstore.v1 import books_pb2
 from bookstore_grpc.rpc.server import Server
 from tests.rpc.calls import Stub, book, create_all, walk
 
-# What a gRPC client takes unless it is told otherwise.
+# What a gRPC client accepts by default.
 CLIENT_MAX_BYTES = 4 * 1024 * 1024
 LONGEST = book("\U0010ffff" * 500, "😀" * 1_000, -5_000)
 
@@ -26,7 +26,7 @@ async def test_pages_of_the_longest_texts_stay_under_what_clients_take(
     sizes = [books_pb2.ListBooksResponse(books=page).ByteSize() for page in pages]
     assert max(sizes) < CLIENT_MAX_BYTES - 65_536  # the token comes on top
     assert [each for page in pages for each in page] == longest
-    # Nor are pages cut shorter than that asks for.
+    # Nor are pages shorter than that requires.
     assert len(pages) == 2
 
 

@@ -9,7 +9,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 from bookstore_grpc.server.app import running_server
 from tests.conftest import settings_for
 
-# None of it asks the database.
+# None of it reads the database.
 pytestmark = pytest.mark.databases("sqlite")
 
 SERVICES = {
@@ -83,7 +83,7 @@ async def test_reflection_says_not_found_within_the_stream_and_goes_on(channel: 
     assert found.list_services_response.service
 
 
-async def test_where_it_is_turned_off_nobody_is_told_what_there_is(tmp_path: Path, version: str) -> None:
+async def test_disabled_reflection_lists_nothing(tmp_path: Path, version: str) -> None:
     settings = settings_for(f"sqlite+aiosqlite:///{tmp_path}/bookstore.db", reflection="off")
     async with running_server(settings) as server, grpc.aio.insecure_channel(server.addresses[0]) as channel:
         with pytest.raises(grpc.aio.AioRpcError) as caught:

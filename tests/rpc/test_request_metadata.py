@@ -2,7 +2,7 @@ import grpc
 import pytest
 from bookstore.v1 import books_pb2
 
-from tests.rpc.calls import REQUEST_ID_KEY, Stub, refusal_from_error
+from tests.rpc.calls import REQUEST_ID_KEY, Stub, rejection_from_error
 from tests.rpc.health import check
 
 # Metadata is the same on each database.
@@ -17,14 +17,14 @@ async def returned_ids(stub: Stub, metadata: list[tuple[str, str | bytes]]) -> t
     trailing = [value for key, value in await good.trailing_metadata() if key == REQUEST_ID_KEY]
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await stub.GetBook(books_pb2.GetBookRequest(id=2**63 - 1), metadata=sent)
-    return trailing, str(refusal_from_error(caught.value).trailing[REQUEST_ID_KEY])
+    return trailing, str(rejection_from_error(caught.value).trailing[REQUEST_ID_KEY])
 
 
 @pytest.mark.parametrize("request_id", ["a", "Ab-9._", "." * 128, "6f1e4c2a-58b1-4d0b-9c57-0e1f2a3b4c5d"])
-async def test_a_sane_request_id_is_taken_and_returned(stub: Stub, request_id: str) -> None:
-    trailing, told = await returned_ids(stub, [(REQUEST_ID_KEY, request_id)])
+async def test_a_valid_request_id_is_used_and_returned(stub: Stub, request_id: str) -> None:
+    trailing, expected = await returned_ids(stub, [(REQUEST_ID_KEY, request_id)])
     assert trailing == [request_id]
-    assert told == request_id
+    assert expected == request_id
 
 
 @pytest.mark.parametrize(
@@ -33,14 +33,14 @@ async def test_a_sane_request_id_is_taken_and_returned(stub: Stub, request_id: s
     ids=repr,
 )
 async def test_one_that_is_not_sane_is_replaced(stub: Stub, request_id: str) -> None:
-    trailing, told = await returned_ids(stub, [(REQUEST_ID_KEY, request_id)])
+    trailing, expected = await returned_ids(stub, [(REQUEST_ID_KEY, request_id)])
     (made,) = trailing
     assert isinstance(made, str)
-    for each in (made, told):
+    for each in (made, expected):
         assert each != request_id
         assert 16 <= len(each) <= 128
         assert each.isalnum()
-    assert made != told
+    assert made != expected
 
 
 async def test_each_call_without_one_gets_its_own(stub: Stub) -> None:
@@ -50,17 +50,17 @@ async def test_each_call_without_one_gets_its_own(stub: Stub) -> None:
 
 
 async def test_other_metadata_is_ignored(stub: Stub) -> None:
-    trailing, told = await returned_ids(
+    trailing, expected = await returned_ids(
         stub, [("authorization", "Bearer nothing"), (REQUEST_ID_KEY, "mine"), ("x-other", "x" * 1_000)]
     )
     assert trailing == ["mine"]
-    assert told == "mine"
+    assert expected == "mine"
 
 
 async def test_of_several_the_first_sane_one_counts(stub: Stub) -> None:
     ids: list[tuple[str, str | bytes]] = [(REQUEST_ID_KEY, each) for each in ("not sane", "first", "second")]
-    trailing, told = await returned_ids(stub, ids)
-    assert trailing == [told] == ["first"]
+    trailing, expected = await returned_ids(stub, ids)
+    assert trailing == [expected] == ["first"]
 
 
 async def test_health_returns_the_request_id_too(channel: grpc.aio.Channel) -> None:

@@ -59,6 +59,7 @@ _VALUES: dict[str, tuple[tuple[str, Any], tuple[str, Any]]] = {
     "trace_endpoint": (("http://a:1", "http://a:1"), ("https://b", "https://b")),
     "trace_ratio": (("0", 0.0), ("0.5", 0.5)),
     "health_interval_seconds": (("0.1", 0.1), ("2", 2.0)),
+    "health_requires_writes": (("", True), ("on", True)),
     "pool_size": (("1", 1), ("1000", 1_000)),
     "max_concurrent_searches": (("1", 1), ("1000", 1_000)),
     "database_timeout_seconds": (("0.1", 0.1), ("30", 30.0)),
@@ -149,7 +150,7 @@ def test_listen_can_be_repeated() -> None:
         ("log_format", "xml"),
     ],
 )
-def test_value_out_of_its_range_is_refused_by_flag_and_by_variable(name: str, text: str) -> None:
+def test_value_out_of_its_range_is_rejected_by_flag_and_by_variable(name: str, text: str) -> None:
     for result, read in (_invoke(_flag(name), text), _invoke(**{_variable(name): text})):
         assert read == []
         assert result.exit_code == 2
@@ -161,7 +162,7 @@ _WITH_TEXT = [setting.name for setting in settings_fields() if setting.type is n
 
 @pytest.mark.parametrize("text", ["", " "])
 @pytest.mark.parametrize("name", _NAMES)
-def test_empty_variable_is_refused_by_its_name(name: str, text: str) -> None:
+def test_empty_variable_is_rejected_by_its_name(name: str, text: str) -> None:
     result, read = _invoke(**{_variable(name): text})
     assert read == []
     assert result.exit_code == 2
@@ -169,7 +170,7 @@ def test_empty_variable_is_refused_by_its_name(name: str, text: str) -> None:
 
 
 @pytest.mark.parametrize("name", _WITH_TEXT)
-def test_empty_flag_is_refused(name: str) -> None:
+def test_empty_flag_is_rejected(name: str) -> None:
     result, read = _invoke(_flag(name), "")
     assert read == []
     assert result.exit_code == 2
@@ -184,7 +185,7 @@ _INTEGERS = [setting.name for setting in settings_fields() if setting.type is in
 
 
 @pytest.mark.parametrize("name", _INTEGERS)
-def test_number_beyond_what_grpc_holds_is_refused(name: str) -> None:
+def test_number_beyond_the_range_of_grpc_is_rejected(name: str) -> None:
     result, read = _invoke(_flag(name), str(2**31))
     assert read == []
     assert result.exit_code == 2
@@ -194,7 +195,7 @@ _FLOATS = [setting.name for setting in settings_fields() if setting.type is floa
 
 
 @pytest.mark.parametrize("name", _FLOATS)
-def test_number_that_is_none_is_refused(name: str) -> None:
+def test_value_that_is_not_a_number_is_rejected(name: str) -> None:
     result, read = _invoke(_flag(name), "nan")
     assert read == []
     assert result.exit_code == 2

@@ -50,7 +50,7 @@ def test_settings_that_can_be_served_have_no_problem(settings: dict[str, object]
         ({"http_listen": "nonsense"}, "The address 'nonsense'"),
         ({"http_listen": "unix:/a"}, "HTTP needs an address of the form HOST:PORT"),
         ({"http_listen": "[::]:0"}, "[::]:0 can be reached from other machines"),
-        ({"http_listen": "127.0.0.1:50051"}, "127.0.0.1:50051 cannot be both gRPC's and HTTP's"),
+        ({"http_listen": "127.0.0.1:50051"}, "gRPC and HTTP cannot both listen on 127.0.0.1:50051"),
         ({"http_listen": "127.0.0.1:0", "http_origins": ("*",)}, "--http-origins '*' is not an origin"),
         ({"http_listen": "127.0.0.1:0", "http_hosts": ("a b",)}, "--http-hosts 'a b' is not a host name"),
         ({"tls_cert": "a.pem"}, "TLS needs both --tls-cert and --tls-key."),

@@ -28,7 +28,14 @@ SERVING = Serving(
 
 @pytest.mark.parametrize(
     "message",
-    [SERVING, Heartbeat(""), Heartbeat("the database\nis away"), StartFailed("Cannot listen."), ModuleMissing("grpc")],
+    [
+        SERVING,
+        Heartbeat(""),
+        Heartbeat("the database\nis away"),
+        Heartbeat("", "no writes"),
+        StartFailed("Cannot listen."),
+        ModuleMissing("grpc"),
+    ],
     ids=lambda message: type(message).__name__,
 )
 def test_a_message_is_one_line_and_decoded_as_it_was(message: Message) -> None:

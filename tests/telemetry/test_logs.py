@@ -63,7 +63,7 @@ def test_every_line_is_json_with_level_time_and_event(json_lines: dict[str, dict
         assert age.total_seconds() < 600
 
 
-def test_values_stand_beside_the_event_as_they_are(json_lines: dict[str, dict[str, Any]]) -> None:
+def test_values_are_logged_unchanged_as_fields(json_lines: dict[str, dict[str, Any]]) -> None:
     line = json_lines["an info line"]
     assert (line["count"], line["name"]) == (3, "Émile \U0001f600")
 
@@ -126,7 +126,7 @@ from bookstore_grpc.telemetry.logs import configure_logging, write_line
 async def main():
     log = structlog.stdlib.get_logger("bookstore_grpc")
     for number in range(600):
-        write_line(log, logging.INFO, "answered", {"number": number, "said_at": time.time()})
+        write_line(log, logging.INFO, "finished", {"number": number, "said_at": time.time()})
         if number == 300:
             await asyncio.sleep(0.1)
     write_line(log, logging.WARNING, "slow", {"number": 600, "said_at": time.time()})
@@ -155,7 +155,7 @@ def test_lines_that_wait_are_written_together_in_their_order_and_bear_their_own_
 
 
 @pytest.mark.parametrize("log_format", ["json", "console"])
-def test_a_log_that_nobody_reads_any_more_disturbs_nobody(log_format: str) -> None:
+def test_a_closed_log_pipe_does_not_fail_the_process(log_format: str) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     script = _SCRIPT + "\nsys.stderr = None\n"  # else Python itself complains at the end
@@ -190,7 +190,7 @@ def test_console_lines_are_for_people() -> None:
     assert "\x1b[" not in text  # colours are for terminals
 
 
-def test_auto_is_json_where_standard_error_is_no_terminal() -> None:
+def test_auto_is_json_where_standard_error_is_not_a_terminal() -> None:
     assert all(json.loads(line)["event"] for line in _lines("info", "auto"))
 
 
@@ -204,7 +204,7 @@ def test_auto_is_readable_on_a_terminal() -> None:
             while chunk := output.read(4_096):
                 written += chunk
         except OSError:
-            pass  # how Linux says that nobody holds the other end any more
+            pass  # the error of a terminal whose other end is closed, on Linux
         assert process.wait() == 0
     assert b"an info line" in written
     assert b"\x1b[" in written

@@ -1,6 +1,6 @@
-"""Schema migrations, run by Alembic from inside the package.
+"""Schema migrations, run by Alembic from within the package.
 
-A migration must leave tables that the previous version can use, so that servers can be replaced one by one.
+The previous version must work with the migrated tables, so that servers can be replaced one by one.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,12 +17,14 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Inspector, inspect, text
 from sqlalchemy.engine import URL
 
+from bookstore_grpc.dal.migrations.search_index import create_search_index
+from bookstore_grpc.dal.models import FOLDED_COLUMNS
 from bookstore_grpc.dal.server_checks import require_suitable
 from bookstore_grpc.errors import DatabaseUnavailable
 
-_log = structlog.stdlib.get_logger("bookstore_grpc.migrations")
+_log = structlog.stdlib.get_logger("bookstore_grpc.dal.migrations")
 
-# Held while migrating, so that of several servers started together one migrates and the others wait.
+# The migration lock: of several servers started together one migrates, and the others wait.
 # MariaDB's locks are global to the server, and their names have at most 64 characters.
 _LOCK_NAME_SQL = "CONCAT('bookstore.migrations.', MD5(DATABASE()))"
 _LOCK_KEY = 0x626F6F6B
@@ -30,19 +32,21 @@ _LOCK_SECONDS = 60
 _WAITING = "waiting for another server's migration"
 
 _VERSION_TABLE = "alembic_version"
-# The columns that the tables have had since the first migration, which tell them from others of the same name.
+# The columns of the first migration, which distinguish these tables from others of the same name.
 _COLUMNS = {
     "books": {"id", "name", "author", "release_year", "create_time", "update_time"},
     "create_requests": {"request_id", "book_id", "digest", "create_time"},
 }
-_OWN_DATABASE = "give this service a database of its own"
+# The tables of later migrations, which an interrupted one may leave.
+_LATER_TABLES = ("book_counts",)
+_OWN_DATABASE = "give this service its own database"
 
 
 def upgrade(connection: Connection, revision: str = "head", *, on_locked: Callable[[], None] = lambda: None) -> str:
-    """Bring the tables to `revision` and return the revision they then have.
+    """Migrate the tables to `revision`, and return the resulting revision.
 
-    An unknown revision is that of a newer version and stays. `on_locked` is called once no other server migrates.
-    Raises `DatabaseUnavailable` for the database of another program, and leaves that as it is.
+    An unknown revision belongs to a newer version and is left unchanged. `on_locked` is called when the migration lock
+    is held. Raises `DatabaseUnavailable` for the database of another program, and leaves it unchanged.
     """
     with _lock(connection):
         on_locked()
@@ -50,17 +54,30 @@ def upgrade(connection: Connection, revision: str = "head", *, on_locked: Callab
         if current is None or is_behind(current):
             command.upgrade(_config(connection=connection), revision)
             current = current_revision(connection)
+        if current == newest_revision() and is_search_index_missing(connection):
+            create_search_index(
+                lambda statement: connection.execute(text(statement)),
+                [column.key for column in FOLDED_COLUMNS.values()],
+                dialect=connection.dialect.name,
+            )
     return current or ""
 
 
+def is_search_index_missing(connection: Connection) -> bool:
+    """Return whether PostgreSQL has no trigram indexes, because its extension pg_trgm was missing."""
+    if connection.dialect.name != "postgresql":
+        return False
+    return bool(connection.scalar(text("SELECT to_regclass('ix_books_name_folded_trigrams') IS NULL")))
+
+
 def downgrade(connection: Connection, revision: str) -> None:
-    """Take the tables back to `revision`, or with "base" remove them. Their content is lost."""
+    """Migrate the tables back to `revision`. "base" drops them with their content."""
     with _lock(connection):
         command.downgrade(_config(connection=connection), revision)
 
 
 def upgrade_sql(url: URL) -> str:
-    """Return the SQL that creates the newest tables, without connecting."""
+    """Return the SQL that creates the tables of the newest revision, without connecting."""
     output = StringIO()
     config = _config(url=url)
     config.output_buffer = output
@@ -69,10 +86,10 @@ def upgrade_sql(url: URL) -> str:
 
 
 def current_revision(connection: Connection) -> str | None:
-    """Return the revision of the tables; None if there are none.
+    """Return the revision of the tables, or None if there are no tables.
 
-    Raises `DatabaseUnavailable` if the database is unsuitable, or if its tables are another program's. Every program
-    that uses Alembic has an `alembic_version`, and may have a "0001", so the tables themselves are inspected.
+    Raises `DatabaseUnavailable` if the database is unsuitable, or if its tables belong to another program. Any program
+    that uses Alembic has a table `alembic_version`, possibly with "0001", so the tables themselves are inspected.
     """
     require_suitable(connection)
     inspector = inspect(connection)
@@ -83,18 +100,20 @@ def current_revision(connection: Connection) -> str | None:
         missing = [table for table in _COLUMNS if table not in present or table in foreign]
         if missing or len(revisions) > 1:
             shown = ", ".join(map(repr, sorted(revisions)))
-            why = f", for it has no table {missing[0]} of this service" if missing else ""
+            why = f", because it has no table {missing[0]} of this service" if missing else ""
             raise DatabaseUnavailable(f"its {_VERSION_TABLE} {shown} is another program's{why}; {_OWN_DATABASE}")
         return revisions[0]
     has_version_table = inspector.has_table(_VERSION_TABLE)
     if has_version_table and present and not foreign:
+        left = [*present, *filter(inspector.has_table, _LATER_TABLES)]
         raise DatabaseUnavailable(
-            f"its migration is under way, or was broken off; if none runs, drop {' and '.join(present)} and run "
-            "`bookstore migrate` again"
+            f"its migration is in progress, or was interrupted; if none is running, drop {' and '.join(left)} and "
+            "run `bookstore migrate` again"
         )
     if present:
-        raise DatabaseUnavailable(f"it has a table {present[0]} that no migration has made; {_OWN_DATABASE}")
-    if has_version_table and len(inspector.get_table_names()) > 1:
+        raise DatabaseUnavailable(f"it has a table {present[0]} that no migration has created; {_OWN_DATABASE}")
+    tables = [table for table in inspector.get_table_names() if not table.startswith("books_search")]
+    if has_version_table and len(tables) > 1:
         raise DatabaseUnavailable(f"its table {_VERSION_TABLE} is another program's; {_OWN_DATABASE}")
     return None
 
@@ -109,7 +128,7 @@ def newest_revision() -> str:
 
 
 def is_behind(revision: str) -> bool:
-    """Return whether a revision is an older one that this version knows."""
+    """Return whether a revision is known and older than the newest one."""
     return revision in _known_revisions() and revision != newest_revision()
 
 
@@ -147,7 +166,7 @@ def _lock(connection: Connection) -> Iterator[None]:
                 raise DatabaseUnavailable(f"another server has been migrating for {_LOCK_SECONDS} seconds; try again")
         try:
             yield
-            # The revision is a row, which the next server must see; tables are committed as they are created.
+            # Tables are committed as they are created, but the revision is a row, which the next server must see.
             connection.execute(text("COMMIT"))
         finally:
             if not connection.invalidated:  # a lost connection has released the lock

@@ -1,4 +1,4 @@
-"""Alembic's environment: migrates on a given connection, or writes the SQL for a URL."""
+"""Alembic's environment: migrates on a given connection, or generates the SQL for a URL."""
 
 from alembic import context
 
@@ -6,7 +6,7 @@ from bookstore_grpc.dal.models import Base
 
 attributes = context.config.attributes
 if (connection := attributes.get("connection")) is not None:
-    # SQLite can change tables inside a transaction, although Alembic assumes that it cannot.
+    # SQLite supports transactional DDL, although Alembic assumes that it does not.
     transactional = connection.dialect.name != "mariadb"
     context.configure(connection=connection, target_metadata=Base.metadata, transactional_ddl=transactional)
 else:

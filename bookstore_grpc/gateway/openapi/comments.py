@@ -1,6 +1,6 @@
-"""The comments of a .proto file on its services, messages and fields.
+"""The comments on the services, messages and fields of a .proto file.
 
-Generated code has no comments; they come from a file's descriptor with source info, as `make generate` writes it.
+Generated code contains no comments. They come from the descriptor set with source info that `make generate` writes.
 """
 
 import re
@@ -11,18 +11,18 @@ from typing import NamedTuple
 from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorProto, FileDescriptorSet
 from google.rpc.code_pb2 import Code
 
-# Where the parts of a file stand in its descriptor (google/protobuf/descriptor.proto).
+# Field numbers of a file's parts in its descriptor (google/protobuf/descriptor.proto).
 _SYNTAX, _MESSAGE, _SERVICE = 12, 4, 6
 _FIELD, _NESTED_MESSAGE, _METHOD = 2, 3, 2
 
-# A line of Markdown that continues in the next one. Some renderers, such as Swagger UI, would keep the break.
+# A line break within a paragraph of Markdown. Some renderers, such as Swagger UI, would keep it.
 _SOFT_BREAK = re.compile(r"(?<=\S)\n {0,3}(?=[^\s*])")
 _FIRST_SENTENCE = re.compile(r".+?[.!?](?=\s|$)")
 _ERRORS = re.compile(rf"^(?=(?:{'|'.join(Code.keys())}) `)", re.MULTILINE)
 
 
 class Comment(NamedTuple):
-    """A comment: its first sentence, all of it, and, of an RPC, the description of each error by its code."""
+    """A comment: its first sentence, the whole text, and for an RPC the code and description of each error."""
 
     summary: str = ""
     description: str = ""
@@ -30,7 +30,7 @@ class Comment(NamedTuple):
 
 
 class Comments:
-    """The comments of a file, by the full name of what they describe; "" is the file itself."""
+    """The comments of a file, by the full name of what they describe; "" is the comment on the file itself."""
 
     def __init__(self, file: FileDescriptorProto) -> None:
         texts = {tuple(place.path): place.leading_comments for place in file.source_code_info.location}
@@ -39,7 +39,7 @@ class Comments:
         }
 
     def of(self, full_name: str) -> Comment:
-        """Return the comment on something, which may be empty."""
+        """Return the comment on a full name; empty if there is none."""
         return self._comments.get(full_name, Comment())
 
 
@@ -71,7 +71,7 @@ def _places_of_messages(
 
 
 def _comment(text: str) -> Comment:
-    """Parse a comment: errors are at its end, each on a line that starts with its code."""
+    """Parse a comment. Errors are listed at its end, each on a line that starts with the status code."""
     parts = _ERRORS.split("\n".join(line.removeprefix(" ") for line in text.splitlines()))
     description, *errors = (_SOFT_BREAK.sub(" ", part).strip() for part in parts)
     first = _FIRST_SENTENCE.match(description)

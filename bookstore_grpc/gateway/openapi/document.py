@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message import Message
-from google.rpc import error_details_pb2, status_pb2
+from google.rpc import status_pb2
 
 from bookstore_grpc.auth.authentication import SCOPES_BY_METHOD
 from bookstore_grpc.errors import (
@@ -34,19 +34,11 @@ from bookstore_grpc.errors import (
 )
 from bookstore_grpc.gateway.bindings import Binding, bindings, location_of_new
 from bookstore_grpc.gateway.openapi.comments import Comments, comments_of_contract
-from bookstore_grpc.gateway.openapi.schemas import Schema, Schemas, is_required
+from bookstore_grpc.gateway.openapi.field_details import FAILURE_DETAILS, FIELD_DETAILS
+from bookstore_grpc.gateway.openapi.schemas import Schemas, is_required
 from bookstore_grpc.gateway.requests import etag_path, field_path, is_mask, query_parameters
 from bookstore_grpc.gateway.responses import STATUSES
-from bookstore_grpc.limits import (
-    AUTHOR_MAX_CODE_POINTS,
-    BATCH_MAX,
-    FILTER_MAX_CODE_POINTS,
-    HTTP_HEAD_MAX_BYTES,
-    NAME_MAX_CODE_POINTS,
-    RELEASE_YEAR_MAX,
-    RELEASE_YEAR_MIN,
-    REQUEST_ID_MAX_CHARACTERS,
-)
+from bookstore_grpc.limits import HTTP_HEAD_MAX_BYTES, REQUEST_ID_MAX_CHARACTERS
 from bookstore_grpc.service.servicer import BOOK_SERVICE
 
 _Json = dict[str, Any]
@@ -76,57 +68,6 @@ This is the same service as over gRPC, called as the `google.api.http` options o
 </details>
 """
 
-_FAILURE_DETAILS = (
-    error_details_pb2.ErrorInfo,
-    error_details_pb2.RequestInfo,
-    error_details_pb2.BadRequest,
-    error_details_pb2.ResourceInfo,
-    error_details_pb2.RetryInfo,
-)
-_UUID = "[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
-# What is not in the descriptors of fields. The comments state the same limits in words; tests hold the API to them.
-_DETAILS: Mapping[str, Schema] = {
-    "bookstore.v1.Book.id": {"examples": ["1"]},
-    "bookstore.v1.Book.name": {
-        "minLength": 1,
-        "maxLength": NAME_MAX_CODE_POINTS,
-        "examples": ["The Left Hand of Darkness"],
-    },
-    "bookstore.v1.Book.author": {
-        "minLength": 1,
-        "maxLength": AUTHOR_MAX_CODE_POINTS,
-        "examples": ["Ursula K. Le Guin"],
-    },
-    "bookstore.v1.Book.release_year": {
-        "minimum": RELEASE_YEAR_MIN,
-        "maximum": RELEASE_YEAR_MAX,
-        "examples": [1969],
-    },
-    "bookstore.v1.CreateBookRequest.request_id": {"pattern": f"^({_UUID})?$"},
-    "bookstore.v1.GetBookRequest.id": {"minimum": 1, "examples": [1]},
-    "bookstore.v1.ListBooksRequest.page_size": {"minimum": 0},
-    "bookstore.v1.ListBooksRequest.filter": {"maxLength": FILTER_MAX_CODE_POINTS},
-    "bookstore.v1.BatchGetBooksRequest.ids": {
-        "minItems": 1,
-        "maxItems": BATCH_MAX,
-        "items": {"minimum": 1},
-        "examples": [[1]],
-    },
-    "bookstore.v1.BatchCreateBooksRequest.requests": {"minItems": 1, "maxItems": BATCH_MAX},
-    "google.rpc.Status.code": {"description": "The number of the status over gRPC (`google.rpc.Code`)."},
-    "google.rpc.Status.message": {"description": "A sentence to act on."},
-    "google.rpc.Status.details": {
-        "items": {
-            "oneOf": [
-                {
-                    "$ref": f"#/components/schemas/{detail.DESCRIPTOR.full_name}",
-                    "properties": {"@type": {"const": f"type.googleapis.com/{detail.DESCRIPTOR.full_name}"}},
-                }
-                for detail in _FAILURE_DETAILS
-            ]
-        }
-    },
-}
 _HEADERS: Mapping[str, _Json] = {
     "ETag": {"description": "Identifies this state of the resource.", "schema": {"type": "string"}},
     "Location": {"description": "Where the new resource is.", "schema": {"type": "string", "format": "uri-reference"}},
@@ -197,9 +138,9 @@ class _Document:
         self._bindings = bindings(service)
         self._comments = comments
         self._needs_token = needs_token
-        self._schemas = Schemas(service, comments, details=_DETAILS)
+        self._schemas = Schemas(service, comments, details=FIELD_DETAILS)
         self._failure = self._schemas.of_response(_descriptor(status_pb2.Status))
-        for detail in _FAILURE_DETAILS:
+        for detail in FAILURE_DETAILS:
             self._schemas.of_response(_descriptor(detail))
         of_file, of_service = comments.of(""), comments.of(service.full_name)
         self.document: _Json = {

@@ -1,7 +1,7 @@
-"""Messages as JSON Schema, by the rules of proto3's JSON (https://protobuf.dev/programming-guides/json/).
+"""Messages as JSON Schema, by the rules of proto3 JSON (https://protobuf.dev/programming-guides/json/).
 
-A message has up to three schemas. That of a response is open: fields may be added, and those at their default are left
-out. That of a request allows only its fields, and that of a PATCH requires none of them.
+A message has up to three schemas. The one for responses is open: fields may be added, and fields with default values
+are omitted. The one for requests allows only the known fields, and the one for PATCH requires none of them.
 """
 
 from collections.abc import Iterable, Mapping
@@ -36,15 +36,15 @@ _SCALARS: Mapping[int, Schema] = {
     FieldDescriptor.CPPTYPE_UINT32: {"type": "integer", "format": "uint32"},
     FieldDescriptor.CPPTYPE_UINT64: {"type": "integer", "format": "uint64"},
 }
-# Integers that do not fit into JavaScript's numbers, so they are strings in JSON.
+# Integers that JavaScript's numbers cannot represent, and which therefore are strings in JSON.
 _LARGE = (FieldDescriptor.CPPTYPE_INT64, FieldDescriptor.CPPTYPE_UINT64)
 
 
 class Schemas:
-    """Makes the schemas of messages, and collects those that others refer to in `components`.
+    """Creates the schemas of messages, and collects the referenced ones in `components`.
 
-    `details` has what JSON Schema can express and a descriptor cannot, by the field's full name; that of a repeated
-    field is about the list, and in `items` about each entry.
+    `details` has additional keywords, which descriptors cannot express, by a field's full name. For a repeated field
+    they describe the list, and those in `items` each entry.
     """
 
     def __init__(self, service: ServiceDescriptor, comments: Comments, *, details: Mapping[str, Schema]) -> None:
@@ -63,17 +63,18 @@ class Schemas:
         return self._message(message, "Patch" if is_partial else "Input")
 
     def of_parameter(self, field: FieldDescriptor) -> Schema:
-        """Return the schema of a field in a path or a query, where all values are text and integers have no quotes."""
+        """Return the schema of a field in a path or a query, where 64-bit integers are not strings."""
         return self._field(field, "Parameter")
 
     def example(self, message: Descriptor) -> Any:
-        """Return an example of a message in a request, of the required fields that have examples, or None."""
+        """Return an example of a request message with its required fields; None without examples."""
         examples = {field.json_name: self._example(field) for field in message.fields if is_required(field)}
         return {name: value for name, value in examples.items() if value is not None} or None
 
     def _example(self, field: FieldDescriptor) -> Any:
-        if field.message_type is None or field.message_type.full_name in _WELL_KNOWN:
-            return next(iter(self._details.get(field.full_name, {}).get("examples", ())), None)
+        examples = self._details.get(field.full_name, {}).get("examples", ())
+        if examples or field.message_type is None or field.message_type.full_name in _WELL_KNOWN:
+            return next(iter(examples), None)
         example = self.example(field.message_type)
         return [example] if example is not None and field.is_repeated else example
 
@@ -84,11 +85,13 @@ class Schemas:
             return self._value(message.fields[0], use)
         name = message.full_name.removeprefix(f"{self._package}.")
         if use == "Patch" or (use and message.full_name in self._in_responses):
-            name += f"-{use}"  # no message has such a name
+            name += f"-{use}"  # message names contain no "-"
         if name not in self.components:
-            schema = self.components[name] = dict(_OBJECT)  # set first, for messages that contain themselves
+            schema = self.components[name] = dict(_OBJECT)  # registered first, because messages may be recursive
             schema |= self._described(message.full_name)
-            schema["properties"] = {field.json_name: self._field(field, use) for field in message.fields}
+            # Beside a mask of an update (AIP-134) the resource has only the fields that change.
+            inner_use = "Patch" if use and any(map(_is_mask, message.fields)) else use
+            schema["properties"] = {field.json_name: self._field(field, inner_use) for field in message.fields}
             if use:
                 schema["additionalProperties"] = False
             if use != "Patch" and (required := [field.json_name for field in message.fields if is_required(field)]):
@@ -117,7 +120,7 @@ class Schemas:
             return {"type": "string", "enum": [value.name for value in field.enum_type.values]}
         schema = dict(_SCALARS[field.cpp_type])
         if field.cpp_type in _LARGE and use != "Parameter":
-            # A number is accepted too, so a validator must not reject it.
+            # Requests may contain a number too.
             schema |= {"type": ["string", "integer"] if use else "string", "pattern": "^-?[0-9]+$"}
         if field.type == FieldDescriptor.TYPE_BYTES:
             schema["contentEncoding"] = "base64"
@@ -128,22 +131,26 @@ class Schemas:
         return {"description": description} if description else {}
 
 
+def _is_mask(field: FieldDescriptor) -> bool:
+    return field.message_type is not None and field.message_type.full_name == "google.protobuf.FieldMask"
+
+
 def is_required(field: FieldDescriptor) -> bool:
     """Return whether a request without the field is rejected (AIP-203)."""
     return _behaves(field, field_behavior_pb2.REQUIRED)
 
 
 def _behaves(field: FieldDescriptor, behavior: int) -> bool:
-    return behavior in field.GetOptions().Extensions[field_behavior_pb2.field_behavior]  # type: ignore[index]  # its stubs do not know what extends what
+    return behavior in field.GetOptions().Extensions[field_behavior_pb2.field_behavior]  # type: ignore[index]  # the stubs do not know the types of extensions
 
 
 def _reachable(messages: Iterable[Descriptor]) -> set[str]:
-    """Return the full names of messages and of all messages in them."""
+    """Return the full names of messages and of all messages that they contain."""
     found: set[str] = set()
-    left = list(messages)
-    while left:
-        message = left.pop()
+    remaining = list(messages)
+    while remaining:
+        message = remaining.pop()
         if message.full_name not in found:
             found.add(message.full_name)
-            left += [field.message_type for field in message.fields if field.message_type is not None]
+            remaining += [field.message_type for field in message.fields if field.message_type is not None]
     return found

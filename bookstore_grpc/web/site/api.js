@@ -16,6 +16,8 @@ export class Failure extends Error {
     this.status = status;
     this.reason = reason;
     this.metadata = metadata;
+    // The ids of the books that the failure is about, as many as the server names.
+    this.bookIds = details.flatMap(({ resourceName }) => resourceName?.replace(/^books\//, "") ?? []);
     this.violations = detail("BadRequest").fieldViolations ?? [];
     this.requestId = detail("RequestInfo").requestId ?? requestId;
     this.retrySeconds = Number(retryAfter) || 1;

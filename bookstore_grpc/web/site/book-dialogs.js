@@ -1,17 +1,14 @@
 // The dialogs that add, edit and delete a book.
 
 import { call, newId } from "./api.js";
-import { button, byId, element, failureBox, onClose, quoted, written, yearText } from "./elements.js";
-
-const LABELS = { name: "Title", author: "Author", release_year: "Year" };
-const FIELDS = Object.keys(LABELS);
-// Their names in JSON.
-const JSON_NAMES = { name: "name", author: "author", release_year: "releaseYear" };
+import { SETTABLE, bookOf, namesOf } from "./book-fields.js";
+import { button, byId, element, failureBox, onClose, quoted, userText, yearText } from "./elements.js";
 
 const dialog = byId("book");
 const form = dialog.querySelector("form");
 const conflict = dialog.querySelector(".conflict");
-const inputs = Object.fromEntries(FIELDS.map((field) => [field, form.elements[field]]));
+form.querySelector(".failure-place").before(...SETTABLE.map(inputField));
+const inputs = Object.fromEntries(namesOf(SETTABLE).map((name) => [name, form.elements[name]]));
 
 /** Let the user enter a book, and store it. Returns it, or undefined when the dialog was cancelled. */
 export function createBook() {
@@ -19,9 +16,9 @@ export function createBook() {
   return openForm({
     title: "Add a book",
     action: "Add",
-    values: { name: "", author: "", release_year: "" },
+    values: valuesOf({}),
     async store(values) {
-      const body = bodyOf(values, FIELDS);
+      const body = bookOf(values, SETTABLE);
       // The idempotency key: a retry of the same book creates no second one; another book needs another key.
       if (JSON.stringify(body) !== sent) requestId = newId();
       sent = JSON.stringify(body);
@@ -39,7 +36,7 @@ export function editBook(book) {
     values: valuesOf(book),
     async store(values) {
       const before = valuesOf(known);
-      const changed = FIELDS.filter((field) => values[field] !== before[field]);
+      const changed = SETTABLE.filter(({ name }) => values[name] !== before[name]);
       if (!changed.length) return known;
       try {
         return await change(book.id, values, changed, known.etag);
@@ -54,7 +51,7 @@ export function editBook(book) {
           // Fields that only the other user changed keep their values.
           keepMine() {
             known = theirs;
-            fill({ ...valuesOf(theirs), ...Object.fromEntries(changed.map((field) => [field, values[field]])) });
+            fill({ ...valuesOf(theirs), ...Object.fromEntries(changed.map(({ name }) => [name, values[name]])) });
             form.requestSubmit();
           },
         });
@@ -68,23 +65,25 @@ export function deleteBook(book) {
   const confirmation = byId("delete");
   const place = confirmation.querySelector(".failure-place");
   const submit = confirmation.querySelector("[type=submit]");
-  const say = (current, before = "") => {
+  const describe = (current, before = "") => {
     byId("delete-text").replaceChildren(
       before,
       quoted(current.name),
       " by ",
-      written(current.author),
+      userText(current.author),
       ` (${yearText(current.releaseYear)}). This cannot be undone.`,
     );
     submit.textContent = before ? "Delete it anyway" : "Delete";
   };
   let known = book;
-  say(known);
+  byId("delete-title").textContent = "Delete this book?";
+  confirmation.querySelector(".close").textContent = "Keep it";
+  describe(known);
   place.replaceChildren();
   return new Promise((resolve) => {
-    let gone = false;
-    onClose(confirmation, () => resolve(gone));
-    confirmation.querySelector("form").onsubmit = busily(submit, async () => {
+    let isDeleted = false;
+    onClose(confirmation, () => resolve(isDeleted));
+    confirmation.querySelector("form").onsubmit = submitHandler(submit, async () => {
       place.replaceChildren();
       try {
         await call("DELETE", `books/${book.id}`, { etag: known.etag });
@@ -92,13 +91,13 @@ export function deleteBook(book) {
         try {
           if (failure.reason !== "ETAG_MISMATCH") throw failure;
           known = await call("GET", `books/${book.id}`);
-          say(known, "Another user has changed it. It is now ");
+          describe(known, "Another user has changed it. It is now ");
           return;
         } catch (final) {
           if (final.status !== 404) return place.replaceChildren(failureBox(final));
         }
       }
-      gone = true;
+      isDeleted = true;
       confirmation.close();
     });
     confirmation.showModal();
@@ -117,59 +116,71 @@ function openForm({ title, action, values, store }) {
   return new Promise((resolve) => {
     let stored;
     onClose(dialog, () => resolve(stored));
-    form.onsubmit = busily(submit, async () => {
+    form.onsubmit = submitHandler(submit, async () => {
       place.replaceChildren();
-      showViolations({});
-      const given = Object.fromEntries(FIELDS.map((field) => [field, inputs[field].value]));
-      const year = given.release_year.trim().replace("−", "-");
-      if (year && !/^[+-]?\d{1,9}$/.test(year)) {
-        return showViolations({ release_year: "is not a whole number" });
-      }
+      const { given, errors } = givenValues();
+      if (showViolations(errors)) return;
       try {
-        stored = await store({ ...given, release_year: year });
+        stored = await store(given);
         if (stored) dialog.close();
       } catch (failure) {
         const found = {};
         for (const { field, description } of failure.violations ?? []) {
-          const name = field.replace(/^book\./, "").replace("releaseYear", "release_year");
-          if (name in inputs) found[name] = description;
+          const path = field.replace(/^book\./, "");
+          const known = SETTABLE.find(({ name, jsonName }) => path === name || path === jsonName);
+          if (known) found[known.name] = description;
         }
         if (!showViolations(found)) place.replaceChildren(failureBox(failure));
       }
     });
     dialog.showModal();
-    inputs.name.focus();
+    focusFirst();
   });
+}
+
+/** Return the entered values, and the errors of those that should be integers and are not. */
+function givenValues() {
+  const given = {};
+  const errors = {};
+  for (const { name, type } of SETTABLE) {
+    given[name] = inputs[name].value;
+    if (type === "text") continue;
+    given[name] = given[name].trim().replace("−", "-");
+    if (given[name] && !/^[+-]?\d{1,9}$/.test(given[name])) errors[name] = "is not a whole number";
+  }
+  return { given, errors };
 }
 
 /** Show the violation of each field and focus the first. Returns whether there is any. */
 function showViolations(found) {
-  for (const field of FIELDS) {
-    inputs[field].ariaInvalid = field in found ? "true" : null;
-    byId(`book-${field}-error`).textContent = field in found ? `${LABELS[field]} ${found[field]}.` : "";
+  for (const { name, title } of SETTABLE) {
+    inputs[name].ariaInvalid = name in found ? "true" : null;
+    byId(`book-${name}-error`).textContent = name in found ? `${title} ${found[name]}.` : "";
   }
-  const first = FIELDS.find((field) => field in found);
-  if (first) inputs[first].focus();
+  const first = SETTABLE.find(({ name }) => name in found);
+  if (first) inputs[first.name].focus();
   return Boolean(first);
 }
 
 function showConflict(theirs, mine, changed, { takeTheirs, keepMine }) {
   const before = valuesOf(theirs);
-  const rows = FIELDS.map((field) => {
-    const differs = changed.includes(field) && mine[field] !== before[field];
-    const row = element("tr", { className: differs ? "differs" : "" }, element("th", { scope: "row" }, LABELS[field]));
-    row.append(
-      written(before[field], "td"),
-      changed.includes(field) ? written(mine[field], "td") : element("td", { className: "hint" }, "none"),
+  const rows = SETTABLE.map((field) => {
+    const { name, title } = field;
+    const isChanged = changed.includes(field);
+    return element(
+      "tr",
+      { className: isChanged && mine[name] !== before[name] ? "differs" : "" },
+      element("th", { scope: "row" }, title),
+      userText(before[name], "td"),
+      isChanged ? userText(mine[name], "td") : element("td", { className: "hint" }, "none"),
     );
-    return row;
   });
   const heads = ["", "Current", "Your change"].map((text) =>
     element(text ? "th" : "td", text ? { scope: "col" } : {}, text),
   );
   const resolveWith = (then) => () => {
     conflict.hidden = true;
-    inputs.name.focus();
+    focusFirst();
     then();
   };
   conflict.replaceChildren(
@@ -187,29 +198,47 @@ function showConflict(theirs, mine, changed, { takeTheirs, keepMine }) {
 }
 
 function change(id, values, fields, etag) {
-  const updateMask = fields.map((field) => JSON_NAMES[field]).join(",");
-  return call("PATCH", `books/${id}`, { query: { updateMask }, body: bodyOf(values, fields), etag });
-}
-
-function bodyOf(values, fields) {
-  const body = {};
-  for (const field of fields) {
-    if (field !== "release_year") body[JSON_NAMES[field]] = values[field];
-    else if (values[field]) body[JSON_NAMES[field]] = Number(values[field]);
-  }
-  return body;
+  const updateMask = fields.map(({ jsonName }) => jsonName).join(",");
+  return call("PATCH", `books/${id}`, { query: { updateMask }, body: bookOf(values, fields), etag });
 }
 
 function fill(values) {
-  for (const field of FIELDS) inputs[field].value = values[field];
+  for (const name of namesOf(SETTABLE)) inputs[name].value = values[name];
 }
 
+function focusFirst() {
+  inputs[SETTABLE[0].name].focus();
+}
+
+/** Return the texts that the form has for a book. */
 function valuesOf(book) {
-  return { name: book.name, author: book.author, release_year: String(book.releaseYear) };
+  return Object.fromEntries(SETTABLE.map(({ name, jsonName }) => [name, String(book[jsonName] ?? "")]));
+}
+
+/** Return a labelled input, with places for its error and its hint. */
+function inputField({ name, type, label, hint, isRequired }) {
+  const id = `book-${name}`;
+  const input = element("input", {
+    id,
+    name,
+    ...(type === "text" && { dir: "auto" }),
+    autocomplete: "off",
+    required: isRequired,
+    attributes: { "aria-describedby": `${id}-error${hint && ` ${id}-hint`}` },
+  });
+  const field = element(
+    "div",
+    { className: "field" },
+    element("label", { htmlFor: id }, label),
+    input,
+    element("p", { id: `${id}-error`, className: "error" }),
+  );
+  if (hint) field.append(element("p", { id: `${id}-hint`, className: "hint" }, hint));
+  return field;
 }
 
 /** Ignore submits while one is running, and mark the button as busy. */
-function busily(submit, work) {
+export function submitHandler(submit, work) {
   let busy = false;
   return async (event) => {
     event.preventDefault();

@@ -2,16 +2,10 @@
 
 import { call } from "./api.js";
 import { createBook, deleteBook, editBook } from "./book-dialogs.js";
-import { button, byId, countText, element, failureBox, notify, quoted, written, yearText } from "./elements.js";
+import { FIELDS, namesOf } from "./book-fields.js";
+import { button, byId, countText, element, failureBox, listed, notify, quoted, rangeText, userText } from "./elements.js";
+import { checkboxFor, clearSelection, selectedBooks } from "./selection.js";
 
-const COLUMNS = [
-  { field: "id", title: "No.", ascending: "Oldest first", descending: "Newest first" },
-  { field: "name", title: "Title", ascending: "Title A–Z", descending: "Title Z–A" },
-  { field: "author", title: "Author", ascending: "Author A–Z", descending: "Author Z–A" },
-  { field: "release_year", title: "Year", ascending: "Year, earliest first", descending: "Year, latest first" },
-  { field: "create_time", title: "Added", ascending: "Added, earliest first", descending: "Added, latest first" },
-  { field: "update_time", title: "Changed", ascending: "Changed, earliest first", descending: "Changed, latest first" },
-];
 const ORDER = "id desc";
 const SIZE = "50";
 const TYPING_MS = 250;
@@ -26,7 +20,7 @@ const day = new Intl.DateTimeFormat(undefined, { dateStyle: "medium" });
 const moment = new Intl.DateTimeFormat(undefined, { dateStyle: "full", timeStyle: "medium" });
 
 // The view on the screen, and the one being loaded. `trail` has, for each previous page, its token and the number of
-// books before it.
+// books before it. `total` is how many books there are on all pages, which the first page of them to be loaded tells.
 let shown;
 let wanted;
 let nextToken = "";
@@ -65,6 +59,7 @@ async function show(view, enter) {
   let page;
   try {
     const query = { filter: view.filter, orderBy: view.order, pageSize: view.size, pageToken: view.page };
+    if (!view.total) query.includeTotal = true;
     page = await call("GET", "books", { query, signal });
   } catch (failure) {
     if (signal.aborted) return false;
@@ -73,7 +68,8 @@ async function show(view, enter) {
     return false;
   }
   if (signal.aborted) return false;
-  const { books = [], nextPageToken = "" } = page;
+  const { books = [], nextPageToken = "", totalSize = 0, totalSizeExceeded = false } = page;
+  view.total ??= { count: totalSize, isExceeded: totalSizeExceeded };
   shown = view;
   nextToken = nextPageToken;
   results.ariaBusy = null;
@@ -91,15 +87,16 @@ async function show(view, enter) {
 
 /** Show the first page with another filter, order or page size. */
 function turnTo(changes, enter = "pushState") {
-  return show({ ...(wanted ?? viewFromAddress()), isTyped: false, ...changes, page: "", trail: [], before: 0 }, enter);
+  const first = { page: "", trail: [], before: 0, total: undefined };
+  return show({ ...(wanted ?? viewFromAddress()), isTyped: false, ...changes, ...first }, enter);
 }
 
 function search({ isTyped = false } = {}) {
-  const sought = filter.value.trim();
-  if (isTyped && sought === wanted?.filter) return showFilterError();
+  const text = filter.value.trim();
+  if (isTyped && text === wanted?.filter) return showFilterError();
   // A search is one history entry, however many keystrokes it took.
   const enter = isTyped && history.state?.isTyped ? "replaceState" : "pushState";
-  return turnTo({ filter: sought, isTyped }, enter);
+  return turnTo({ filter: text, isTyped }, enter);
 }
 
 function fillFilter(text) {
@@ -160,15 +157,13 @@ function showOrder() {
 }
 
 function showBooks(books) {
+  clearSelection();
   table.tBodies[0].replaceChildren(...books.map(row));
   table.hidden = byId("pager").hidden = !books.length;
   byId("empty").hidden = books.length > 0;
-  byId("empty").replaceChildren(...(books.length ? [] : emptiness()));
-  const { before, page, trail } = shown;
-  const isAll = !page && !nextToken;
-  const isAnywhere = page && !before; // opened from a shared link
-  const [from, to] = [before + 1, before + books.length].map((each) => each.toLocaleString("en"));
-  byId("range").textContent = isAll || isAnywhere ? countText(books.length, "book") : `Books ${from} to ${to}`;
+  byId("empty").replaceChildren(...(books.length ? [] : emptyContent()));
+  const { page, trail } = shown;
+  byId("range").textContent = rangeText({ ...shown, count: books.length, isLast: !nextToken });
   first.ariaDisabled = String(!page);
   previous.ariaDisabled = String(!trail.length);
   next.ariaDisabled = String(!nextToken);
@@ -177,24 +172,27 @@ function showBooks(books) {
 }
 
 function row(book) {
-  const { id, name, author, releaseYear, createTime, updateTime } = book;
   const cell = (className, ...children) => element("td", { className, role: "cell" }, ...children);
-  const made = element(
+  return element(
     "tr",
-    { role: "row", dataset: { id } },
-    cell("id", id),
-    cell("name", written(name)),
-    cell("author", written(author)),
-    cell("year", element("data", { value: releaseYear }, yearText(releaseYear))),
-    cell("time added", time(createTime)),
-    cell("time changed", time(updateTime)),
+    { role: "row", dataset: { id: book.id } },
+    cell("select", checkboxFor(book)),
+    ...FIELDS.map((field) => cell(`${field.type} ${field.name}`, ...contentOf(book, field))),
     cell(
       "actions",
-      button("Edit", () => edit(book), { ariaLabel: `Edit ${name}` }),
-      button("Delete", () => remove(book), { ariaLabel: `Delete ${name}` }),
+      button("Edit", () => edit(book), { ariaLabel: `Edit ${book.name}` }),
+      button("Delete", () => remove(book), { ariaLabel: `Delete ${book.name}` }),
     ),
   );
-  return made;
+}
+
+/** Return the content of a cell: one node, or none where the book lacks the field. */
+function contentOf(book, { jsonName, type, text }) {
+  const value = book[jsonName] ?? "";
+  if (value === "") return [];
+  if (type === "text") return [userText(value)];
+  if (type === "time") return [time(value)];
+  return [element("data", { value }, text(value))];
 }
 
 function time(text) {
@@ -202,7 +200,7 @@ function time(text) {
   return element("time", { dateTime: text, title: moment.format(date) }, day.format(date));
 }
 
-function emptiness() {
+function emptyContent() {
   if (shown.filter) {
     return [
       element("p", { className: "large" }, "No book matches this search."),
@@ -259,6 +257,15 @@ async function remove(book) {
   }
 }
 
+async function removeSelected() {
+  const { deleteBooks } = await import("./delete-books.js");
+  const count = await deleteBooks(selectedBooks());
+  if (!count) return;
+  notify(`Deleted ${countText(count, "book")}.`);
+  await refresh();
+  results.focus();
+}
+
 async function importFile() {
   const { importBooks } = await import("./import.js");
   await importBooks();
@@ -267,7 +274,7 @@ async function importFile() {
 
 /** Reload the current view. */
 function refresh() {
-  return show(shown ?? viewFromAddress());
+  return show({ ...(shown ?? viewFromAddress()), total: undefined });
 }
 
 function focusRow(id) {
@@ -283,15 +290,13 @@ function step(control, view) {
   });
 }
 
-for (const { field, title, ascending, descending } of COLUMNS) {
-  const sort = () => turnTo({ order: shown?.order === field ? `${field} desc` : field });
-  table.tHead.rows[0].append(
-    element("th", { scope: "col", role: "columnheader", dataset: { field } }, button(title, sort)),
-  );
-  byId("order").append(
-    element("option", { value: field }, ascending),
-    element("option", { value: `${field} desc` }, descending),
-  );
+for (const { name, title, isOrderable, orders } of FIELDS) {
+  const sort = () => turnTo({ order: shown?.order === name ? `${name} desc` : name });
+  const heading = isOrderable ? button(title, sort) : element("span", {}, title);
+  table.tHead.rows[0].append(element("th", { scope: "col", role: "columnheader", dataset: { field: name } }, heading));
+  if (!isOrderable) continue;
+  const options = [name, `${name} desc`].map((value, index) => element("option", { value }, orders[index]));
+  byId("order").append(...options);
 }
 table.tHead.rows[0].append(
   element("th", { scope: "col", role: "columnheader" }, element("span", { className: "unseen" }, "Actions")),
@@ -312,6 +317,7 @@ byId("size").addEventListener("change", ({ target }) => turnTo({ size: target.va
 byId("order").addEventListener("change", ({ target }) => turnTo({ order: target.value }));
 byId("create").addEventListener("click", create);
 byId("import").addEventListener("click", importFile);
+byId("delete-selected").addEventListener("click", removeSelected);
 byId("search").addEventListener("submit", (event) => {
   event.preventDefault();
   clearTimeout(typing);
@@ -321,6 +327,9 @@ filter.addEventListener("input", () => {
   clearTimeout(typing);
   typing = setTimeout(search, TYPING_MS, { isTyped: true });
 });
+const searched = FIELDS.filter(({ isSearchable }) => isSearchable).map(({ title }) => title.toLowerCase());
+byId("searched-fields").append(...listed(searched, "disjunction"));
+byId("filter-fields").append(...listed(namesOf(FIELDS), "unit", "code"));
 for (const example of document.querySelectorAll("[data-filter]")) {
   example.textContent = example.dataset.filter;
   example.addEventListener("click", () => {

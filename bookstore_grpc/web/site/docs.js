@@ -12,6 +12,7 @@ const operation = (element) => element.closest(".opblock").id.split("-").at(-1);
 const names = {
   ".copy-to-clipboard button": () => "Copy",
   ".body-param__text": () => "Request body",
+  "[data-param-name] select": (element) => element.closest("[data-param-name]").dataset.paramName,
   ".json-schema-form-item input": (element) => element.closest("[data-param-name]").dataset.paramName,
   ".responses-table[role=region]": (element) => `Responses of ${operation(element)}`,
   ".close-modal": () => "Close",
@@ -42,6 +43,12 @@ const plugin = ({ React, getComponent }) => ({
     // The missing heading level between the page and the services.
     operations: (Original) => (props) =>
       React.createElement("section", null, React.createElement("h2", null, "Operations"), React.createElement(Original, props)),
+    // All failures have the same form, which is among the schemas.
+    response: (Original) => (props) => {
+      const isFailure = !props.code.startsWith("2");
+      const response = isFailure ? props.response.delete("content").delete("headers") : props.response;
+      return React.createElement(Original, { ...props, response });
+    },
     // Its link would be nested in a button with the same target.
     DeepLink: () => ({ text }) => React.createElement("span", null, text),
   },

@@ -5,11 +5,11 @@ export const byId = (id) => document.getElementById(id);
 /** Create an element. Data is set as text and properties only, never as markup. */
 export function element(tag, properties = {}, ...children) {
   const { dataset = {}, attributes = {}, ...rest } = properties;
-  const made = Object.assign(document.createElement(tag), rest);
-  Object.assign(made.dataset, dataset);
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  made.append(...children);
-  return made;
+  const created = Object.assign(document.createElement(tag), rest);
+  Object.assign(created.dataset, dataset);
+  for (const [name, value] of Object.entries(attributes)) created.setAttribute(name, value);
+  created.append(...children);
+  return created;
 }
 
 export function button(text, onclick, properties = {}) {
@@ -17,7 +17,7 @@ export function button(text, onclick, properties = {}) {
 }
 
 /** Return an element for text of users, with its own writing direction. */
-export function written(text, tag = "bdi") {
+export function userText(text, tag = "bdi") {
   return element(tag, { dir: "auto" }, text);
 }
 
@@ -32,6 +32,30 @@ export function yearText(year) {
 
 export function countText(count, noun) {
   return `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;
+}
+
+/**
+ * Return which of all books a page has, such as "Books 51 to 100 of 3,204, page 2 of 65". `before` is the number of books
+ * before it, 0 if that is unknown, as on a `page` that was opened from a shared link.
+ */
+export function rangeText({ page, before, size, count, isLast, total }) {
+  if (!page && isLast) return countText(count, "book");
+  const last = before + count;
+  const all = Math.max(total.count, last); // books may have been added since they were counted
+  const allText = `${total.isExceeded ? "more than " : ""}${countText(all, "book")}`;
+  if (page && !before) return allText[0].toUpperCase() + allText.slice(1);
+  const [from, to] = [before + 1, last].map((each) => each.toLocaleString("en"));
+  const range = `Books ${from} to ${to} of ${allText.replace(/ books?$/, "")}`;
+  const number = before / size + 1;
+  if (!Number.isInteger(number)) return range; // books so long that there are fewer on a page
+  const pages = Math.max(number, Math.ceil(all / size)).toLocaleString("en");
+  return `${range}, page ${number.toLocaleString("en")}${total.isExceeded ? "" : ` of ${pages}`}`;
+}
+
+/** Return the nodes of a list in a sentence, such as "a, b and c"; `type` is that of `Intl.ListFormat`. */
+export function listed(texts, type, tag = "span") {
+  const parts = new Intl.ListFormat("en-GB", { type }).formatToParts(texts);
+  return parts.map(({ type, value }) => (type === "element" ? element(tag, {}, value) : value));
 }
 
 let fading;

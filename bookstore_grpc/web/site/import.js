@@ -1,10 +1,12 @@
 // Imports a CSV file in batches, with idempotency keys that make retries safe.
 
 import { call, Failure, newId, uuid } from "./api.js";
+import { SETTABLE, bookOf, namesOf } from "./book-fields.js";
 import { csvText, readCsv } from "./csv.js";
-import { button, byId, countText, element, failureBox, onClose, written } from "./elements.js";
+import { button, byId, countText, element, failureBox, listed, onClose, userText } from "./elements.js";
 
-const FIELDS = ["name", "author", "release_year"];
+const REQUIRED = namesOf(SETTABLE.filter(({ isRequired }) => isRequired));
+const OPTIONAL = namesOf(SETTABLE.filter(({ isRequired }) => !isRequired));
 // The namespace of `bookstore import` too: a file imported by one is not stored again by the other.
 const NAMESPACE = "5d0dbb0e-6d0c-4c53-8d4c-2f1f2bd4d9a7";
 const BATCH_ROWS = 500;
@@ -22,6 +24,12 @@ const [running, message, place, rejectedPart] = [".running", ".message", ".failu
 );
 const close = dialog.querySelector(".close");
 const submit = dialog.querySelector("[type=submit]");
+byId("import-hint").append(
+  "A UTF-8 file whose first line names the columns ",
+  ...listed(REQUIRED, "conjunction", "code"),
+  ...(OPTIONAL.length ? [", and optionally ", ...listed(OPTIONAL, "conjunction", "code")] : []),
+  ", in any order; other columns are ignored.",
+);
 
 /** Open the dialog that imports files. Resolves when it is closed. */
 export function importBooks() {
@@ -43,7 +51,7 @@ export function importBooks() {
     form.onsubmit = (event) => {
       event.preventDefault();
       const file = input.files[0];
-      if (!run) file ? start(new Import(file)) : say("Choose a file first.");
+      if (!run) file ? start(new Import(file)) : showMessage("Choose a file first.");
     };
 
     async function start(work) {
@@ -56,13 +64,13 @@ export function importBooks() {
       addEventListener("beforeunload", keepOpen);
       try {
         await work.run(run.signal);
-        say(work.summary);
+        showMessage(work.summary);
       } catch (error) {
         if (run.signal.aborted) {
           const again = work.isRepeatable ? "Import the same file again to continue: nothing is stored twice." : "";
-          say(`Stopped. ${work.summary} ${again}`);
+          showMessage(`Stopped. ${work.summary} ${again}`);
         } else {
-          say(work.summary);
+          showMessage(work.summary);
           place.replaceChildren(
             error instanceof Failure
               ? failureBox(
@@ -115,7 +123,7 @@ class Import {
     while (await this.#fill()) {
       await this.#store(signal);
       progress.value = this.at;
-      say(`${countText(this.stored, "book")} stored so far.`);
+      showMessage(`${countText(this.stored, "book")} stored so far.`);
       showRejected(this.rejected);
     }
     progress.value = this.at;
@@ -140,7 +148,7 @@ class Import {
       const { value: entry, done } = this.#entries.next();
       this.at = done ? 1 : entry.at;
       if (done) break;
-      characters += entry.book.name.length + entry.book.author.length;
+      characters += entry.characters;
       this.#batch.push(entry);
     }
     await Promise.all(this.#batch.map(async (entry) => (entry.requestId ??= await requestId(entry.idText))));
@@ -185,31 +193,37 @@ class Import {
 function* entries(text, digest, rejected) {
   const rows = readCsv(text);
   const header = (rows.next().value?.cells ?? []).map((title) => title.trim().toLowerCase());
-  const missing = FIELDS.filter((field) => !header.includes(field));
+  const missing = REQUIRED.filter((name) => !header.includes(name));
   if (missing.length) {
-    throw new Error(`The first line must name the columns ${FIELDS.join(", ")}; missing: ${missing.join(", ")}.`);
+    throw new Error(`The first line must name the columns ${REQUIRED.join(", ")}; missing: ${missing.join(", ")}.`);
   }
+  const columns = SETTABLE.filter(({ name }) => header.includes(name));
+  const texts = columns.filter(({ type }) => type === "text");
   let number = 0;
   for (const { line, cells, at } of rows) {
     const values = Object.fromEntries(header.map((title, index) => [title, cells[index] ?? ""]));
     const idText = digest && `${digest}:${number++}`;
-    const { name, author, release_year: given } = values;
-    const year = given.trim();
-    let reason;
-    if (cells.length > header.length) reason = `has ${cells.length} columns, more than the header's ${header.length}`;
-    else if (given && !/^[+-]?[0-9]+$/.test(year))
-      reason = `release_year: is '${given.slice(0, 40)}', not a whole number`;
-    else if (given && Number(year) !== (Number(year) | 0))
-      reason = `release_year: is ${year.slice(0, 20)}, out of range`;
-    if (reason) rejected.push({ line, values, reason });
-    else
-      yield {
-        line,
-        values,
-        idText,
-        at: at / text.length,
-        book: { name, author, ...(given && { releaseYear: Number(year) }) },
-      };
+    const reason =
+      cells.length > header.length
+        ? `has ${cells.length} columns, more than the header's ${header.length}`
+        : integerProblem(values, columns);
+    if (reason) {
+      rejected.push({ line, values, reason });
+      continue;
+    }
+    const characters = texts.reduce((sum, { name }) => sum + values[name].length, 0);
+    yield { line, values, idText, at: at / text.length, characters, book: bookOf(values, columns) };
+  }
+}
+
+/** Return the reason to reject a row whose value should be an integer and is not, if there is one. */
+function integerProblem(values, columns) {
+  for (const { name, type } of columns) {
+    const given = values[name];
+    if (type === "text" || !given) continue;
+    const number = given.trim();
+    if (!/^[+-]?[0-9]+$/.test(number)) return `${name}: is '${given.slice(0, 40)}', not a whole number`;
+    if (Number(number) !== (Number(number) | 0)) return `${name}: is ${number.slice(0, 20)}, out of range`;
   }
 }
 
@@ -220,7 +234,7 @@ async function withRetries(work, signal) {
       return await work();
     } catch (failure) {
       if (!failure.isRetryable || attempts === ATTEMPTS_MAX) throw failure;
-      say(`The server is busy. Retrying in ${countText(failure.retrySeconds, "second")}.`);
+      showMessage(`The server is busy. Retrying in ${countText(failure.retrySeconds, "second")}.`);
       await pause(failure.retrySeconds * 1_000, signal);
     }
   }
@@ -268,7 +282,7 @@ function showRejected(rejected) {
   rejectedPart.hidden = !count;
   const body = rejectedPart.querySelector("tbody");
   for (const { line, reason } of rejected.slice(body.rows.length, REJECTS_SHOWN)) {
-    body.append(element("tr", {}, element("td", {}, line), written(reason, "td")));
+    body.append(element("tr", {}, element("td", {}, line), userText(reason, "td")));
   }
   byId("rejected-title").textContent =
     `${countText(count, "row")} rejected${count > REJECTS_SHOWN ? `, the first ${REJECTS_SHOWN} are shown` : ""}`;
@@ -281,10 +295,11 @@ function offerRejected(rejected) {
   rejectedPart.querySelector("tbody").replaceChildren();
   showRejected(rejected);
   const link = rejectedPart.querySelector("a");
-  const rows = rejected.map(({ line, reason, values }) => [line, reason, ...FIELDS.map((field) => values[field])]);
+  const names = namesOf(SETTABLE);
+  const rows = rejected.map(({ line, reason, values }) => [line, reason, ...names.map((name) => values[name] ?? "")]);
   URL.revokeObjectURL(link.href);
   link.hidden = false;
-  link.href = URL.createObjectURL(new Blob([csvText([["line", "reason", ...FIELDS], ...rows])], { type: "text/csv" }));
+  link.href = URL.createObjectURL(new Blob([csvText([["line", "reason", ...names], ...rows])], { type: "text/csv" }));
 }
 
 function clear() {
@@ -292,10 +307,10 @@ function clear() {
   rejectedPart.querySelector("tbody").replaceChildren();
   rejectedPart.hidden = rejectedPart.querySelector("a").hidden = running.hidden = true;
   progress.value = 0;
-  say("");
+  showMessage("");
 }
 
-function say(text) {
+function showMessage(text) {
   message.textContent = text;
 }
 

@@ -71,6 +71,21 @@ class BookServiceStub:
                 request_serializer=bookstore_dot_v1_dot_books__pb2.BatchCreateBooksRequest.SerializeToString,
                 response_deserializer=bookstore_dot_v1_dot_books__pb2.BatchCreateBooksResponse.FromString,
                 _registered_method=True)
+        self.BatchUpdateBooks = channel.unary_unary(
+                '/bookstore.v1.BookService/BatchUpdateBooks',
+                request_serializer=bookstore_dot_v1_dot_books__pb2.BatchUpdateBooksRequest.SerializeToString,
+                response_deserializer=bookstore_dot_v1_dot_books__pb2.BatchUpdateBooksResponse.FromString,
+                _registered_method=True)
+        self.BatchDeleteBooks = channel.unary_unary(
+                '/bookstore.v1.BookService/BatchDeleteBooks',
+                request_serializer=bookstore_dot_v1_dot_books__pb2.BatchDeleteBooksRequest.SerializeToString,
+                response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+                _registered_method=True)
+        self.PurgeBooks = channel.unary_unary(
+                '/bookstore.v1.BookService/PurgeBooks',
+                request_serializer=bookstore_dot_v1_dot_books__pb2.PurgeBooksRequest.SerializeToString,
+                response_deserializer=bookstore_dot_v1_dot_books__pb2.PurgeBooksResponse.FromString,
+                _registered_method=True)
 
 
 class BookServiceServicer:
@@ -162,6 +177,51 @@ class BookServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BatchUpdateBooks(self, request, context):
+        """Updates several books atomically and returns them in the order of the requests (AIP-234).
+
+        Each request has the effect of an UpdateBook, one after the other: a book that is named twice is updated twice, and
+        returned as each update left it.
+
+        INVALID_ARGUMENT `INVALID_FIELD`: no requests, more than 1,000, or an invalid field, named by
+        its path (`requests[3].book.author`); `BadRequest` lists as many violations as fit.
+        NOT_FOUND `BOOK_NOT_FOUND`: with one `ResourceInfo` for each missing book, as many as fit.
+        ABORTED `ETAG_MISMATCH`: with one `ResourceInfo` for each book whose etag is another, as many as fit.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchDeleteBooks(self, request, context):
+        """Deletes several books atomically (AIP-235).
+
+        A call that is repeated after it took effect returns NOT_FOUND, with its books as the missing ones.
+
+        INVALID_ARGUMENT `INVALID_FIELD`: no requests, more than 1,000, an id that is not positive, or one that an earlier
+        request has (`DUPLICATE`), named by its path (`requests[3].id`); `BadRequest` lists as many violations as fit.
+        NOT_FOUND `BOOK_NOT_FOUND`: with one `ResourceInfo` for each missing book, as many as fit.
+        ABORTED `ETAG_MISMATCH`: with one `ResourceInfo` for each book whose etag is another, as many as fit.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PurgeBooks(self, request, context):
+        """Deletes the books that match a filter (AIP-165), or without `force` counts them and returns a sample.
+
+        The books are deleted in portions, in the order of their ids, and other writes take place in between. So it is not
+        atomic: what was deleted stays deleted, however the call ends, and another call goes on. Before its deadline, or
+        the server's limit on the duration of calls, the call returns with `more_matching` set; repeat it then.
+
+        A book is deleted if it matches at the moment of its deletion. One that is changed during the call, so that it
+        matches only then, is deleted if the call has not passed its id yet. One that is created during the call is not.
+
+        INVALID_ARGUMENT `INVALID_FIELD`: no filter. `INVALID_FILTER` (with the `column`, counted from 1, in its metadata).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_BookServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -199,6 +259,21 @@ def add_BookServiceServicer_to_server(servicer, server):
                     servicer.BatchCreateBooks,
                     request_deserializer=bookstore_dot_v1_dot_books__pb2.BatchCreateBooksRequest.FromString,
                     response_serializer=bookstore_dot_v1_dot_books__pb2.BatchCreateBooksResponse.SerializeToString,
+            ),
+            'BatchUpdateBooks': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchUpdateBooks,
+                    request_deserializer=bookstore_dot_v1_dot_books__pb2.BatchUpdateBooksRequest.FromString,
+                    response_serializer=bookstore_dot_v1_dot_books__pb2.BatchUpdateBooksResponse.SerializeToString,
+            ),
+            'BatchDeleteBooks': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchDeleteBooks,
+                    request_deserializer=bookstore_dot_v1_dot_books__pb2.BatchDeleteBooksRequest.FromString,
+                    response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            ),
+            'PurgeBooks': grpc.unary_unary_rpc_method_handler(
+                    servicer.PurgeBooks,
+                    request_deserializer=bookstore_dot_v1_dot_books__pb2.PurgeBooksRequest.FromString,
+                    response_serializer=bookstore_dot_v1_dot_books__pb2.PurgeBooksResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -391,6 +466,87 @@ class BookService:
             '/bookstore.v1.BookService/BatchCreateBooks',
             bookstore_dot_v1_dot_books__pb2.BatchCreateBooksRequest.SerializeToString,
             bookstore_dot_v1_dot_books__pb2.BatchCreateBooksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchUpdateBooks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bookstore.v1.BookService/BatchUpdateBooks',
+            bookstore_dot_v1_dot_books__pb2.BatchUpdateBooksRequest.SerializeToString,
+            bookstore_dot_v1_dot_books__pb2.BatchUpdateBooksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchDeleteBooks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bookstore.v1.BookService/BatchDeleteBooks',
+            bookstore_dot_v1_dot_books__pb2.BatchDeleteBooksRequest.SerializeToString,
+            google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PurgeBooks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bookstore.v1.BookService/PurgeBooks',
+            bookstore_dot_v1_dot_books__pb2.PurgeBooksRequest.SerializeToString,
+            bookstore_dot_v1_dot_books__pb2.PurgeBooksResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,4 +1,5 @@
-// Calls every RPC from CALLERS callers until standard input ends; prints the calls, the failures, and the books that stay.
+// Calls every RPC from CALLERS callers until standard input ends. Prints "calling" after a first round, and at the end
+// the calls, the failures, and the books that stay.
 // node on_and_on.js TARGET FOLDER_OF_THE_PROTO FOLDER_OF_GOOGLES_PROTOS RUN CALLERS
 import grpc from '@grpc/grpc-js';
 import protoLoader from '@grpc/proto-loader';
@@ -54,6 +55,7 @@ const callEach = async (name) => {
 await Promise.all(Array.from({ length: Number(callers) }, async (_, caller) => {
   for (let round = 0; !isOver; round++) {
     await callEach(`${run}${caller}-${round}`).catch(() => {});
+    if (caller === 0 && round === 0) console.log('calling');
   }
 }));
 console.log(JSON.stringify({ ...tally, kept: [...kept] }));

@@ -4,8 +4,8 @@ import { FileDescriptorSetSchema } from "@bufbuild/protobuf/wkt";
 import { Code, ConnectError, createClient } from "@connectrpc/connect";
 import { createGrpcWebTransport } from "@connectrpc/connect-web";
 
-const answer = await fetch("bookstore.binpb");
-const registry = createFileRegistry(fromBinary(FileDescriptorSetSchema, new Uint8Array(await answer.arrayBuffer())));
+const response = await fetch("bookstore.binpb");
+const registry = createFileRegistry(fromBinary(FileDescriptorSetSchema, new Uint8Array(await response.arrayBuffer())));
 const json = (message) => toJson(registry.getMessage(message.$typeName), message, { registry });
 
 async function failureOf(promise) {

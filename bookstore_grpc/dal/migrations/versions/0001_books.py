@@ -1,4 +1,4 @@
-"""Books, and the request ids of creates."""
+"""Create the tables of books and of idempotency keys."""
 
 import sqlalchemy as sa
 from alembic import op

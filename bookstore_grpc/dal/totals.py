@@ -1,0 +1,63 @@
+"""The statements that count books: all of them, which triggers do, or those that match a filter, up to a limit."""
+
+from functools import lru_cache
+
+from sqlalchemy import ColumnElement, ScalarSelect, case, func, literal, null, select
+
+from bookstore_grpc.dal.driver_reader import Rows
+from bookstore_grpc.dal.filters import parse_filter
+from bookstore_grpc.dal.models import Book, BookCount, Query
+from bookstore_grpc.dal.page_statements import Attempt, always, attempt
+from bookstore_grpc.dal.records import BookTotal
+from bookstore_grpc.dal.search_index import candidate_ids
+from bookstore_grpc.limits import TOTAL_MAX
+
+# Up to how many candidates of the search index are looked up.
+_CANDIDATES_MAX = 4 * TOTAL_MAX
+
+#: Reads the number of all books, or NULL if the database permits no triggers, which would keep it.
+COUNT_ALL: Query = select(func.sum(BookCount.count))
+
+
+@lru_cache(maxsize=128)
+def count_matching(filter: str, *, dialect: str) -> tuple[Attempt, ...]:
+    """Return attempts to count the books that match, up to one more than `TOTAL_MAX`. Raises `InvalidFilter`.
+
+    If there are two, the first counts among the candidates of the search index, and gives up if they are many. Then
+    reading the table finds enough books soon.
+    """
+    condition, candidates = parse_filter(filter, dialect=dialect)
+    among_all = attempt(lambda: select(_number_of_books(condition)), always)
+    if candidates is None:
+        return (among_all,)
+    ids = candidate_ids(candidates, dialect=dialect)
+
+    def among_candidates() -> Query:
+        found = ids.limit(_CANDIDATES_MAX + 1).cte("found")
+        are_many = select(func.count()).select_from(found).scalar_subquery() > _CANDIDATES_MAX
+        count = _number_of_books(condition, Book.id.in_(select(*found.columns)))
+        return select(case((are_many, null()), else_=count))
+
+    return (attempt(among_candidates, _if_counted), among_all)
+
+
+def _if_counted(rows: Rows, limit: int) -> Rows | None:
+    ((count,),) = rows
+    return None if count is None else rows
+
+
+def _number_of_books(*conditions: ColumnElement[bool]) -> ScalarSelect[int]:
+    found = select(literal(1).label("found")).where(*conditions).select_from(Book)
+    return select(func.count()).select_from(found.limit(TOTAL_MAX + 1).subquery()).scalar_subquery()
+
+
+def total_of_all(rows: Rows) -> BookTotal | None:
+    """Return the total that `COUNT_ALL` has read, or None if it is not kept."""
+    ((count,),) = rows
+    return None if count is None else BookTotal(int(count))  # PostgreSQL and MariaDB return a decimal number
+
+
+def total_of_matching(rows: Rows) -> BookTotal:
+    """Return the total that an attempt of `count_matching` has read."""
+    ((count,),) = rows
+    return BookTotal(min(count, TOTAL_MAX), is_exceeded=count > TOTAL_MAX)
