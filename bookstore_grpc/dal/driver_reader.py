@@ -7,9 +7,9 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.util import greenlet_spawn
 
-from bookstore_grpc.compat.sqlalchemy import StatementCompiler
 from bookstore_grpc.dal.driver_errors import ConnectionLost, error_types, translated_errors
 from bookstore_grpc.dal.pool_invalidation import PoolInvalidation
+from bookstore_grpc.dal.statement_compiler import StatementCompiler
 
 Rows = Sequence[Sequence[Any]]
 

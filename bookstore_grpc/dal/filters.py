@@ -6,24 +6,31 @@ combined by AND.
 
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from functools import cache
-from operator import eq, ge, gt, le, lt, ne
+from functools import cache, lru_cache
 from typing import Any, NamedTuple, NoReturn
 
 from lark import Lark, Token, Tree
 from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedToken
-from sqlalchemy import ColumnElement, Integer, String, and_, false, func, literal, not_, or_, true
-from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.orm import InstrumentedAttribute
-from sqlalchemy.sql.compiler import SQLCompiler
-from sqlalchemy.sql.functions import FunctionElement
 
+from bookstore_grpc.dal.conditions import (
+    ALWAYS,
+    NEVER,
+    Condition,
+    Not,
+    Values,
+    all_of,
+    any_of,
+    compares,
+    contains,
+    ends_with,
+    is_present,
+)
 from bookstore_grpc.dal.folding import fold, fold_case
-from bookstore_grpc.dal.models import COLUMNS, FOLDED_COLUMNS, head_column, ordered_column
+from bookstore_grpc.dal.models import FOLDED_COLUMNS, head_column, ordered_column
 from bookstore_grpc.dal.records import FIELDS, Field, FieldType
-from bookstore_grpc.dal.search_index import Candidates, Indexed, all_of, any_of, needle
+from bookstore_grpc.dal.search_index import Candidates, Indexed, Lookup, in_all, in_any, lookup, needle
 from bookstore_grpc.errors import InvalidFilter, Rule, quoted
 from bookstore_grpc.limits import CONTROL_CHARACTER, FILTER_MAX_CODE_POINTS, FILTER_MAX_LEVELS, FILTER_MAX_TERMS
 
@@ -53,7 +60,6 @@ ARGUMENT: /(?:[^\s()"'<>=!:]|!(?!=))(?:[^\s()"<>=!]|!(?!=))*/
 %ignore /\s+/
 """
 
-_OPERATORS: dict[str, Callable[[Any, Any], Any]] = {"=": eq, "!=": ne, "<": lt, "<=": le, ">": gt, ">=": ge}
 # What people call these fields.
 _ALIASES = {"title": "name", "year": "release_year"}
 _INTEGER_BITS = {FieldType.INT32: 32, FieldType.INT64: 64}
@@ -65,13 +71,26 @@ _TIME = re.compile(
 )  # RFC 3339, section 5.6
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
-_Predicate = ColumnElement[bool]
-
 
 class Filter(NamedTuple):
-    """The SQL condition of a filter, and a set of books which has all that meet it; None if no index finds one."""
+    """The condition of a filter, and how indexes find candidates for it, or None if none does.
 
-    condition: ColumnElement[bool]
+    Without values, so that all filters that differ only in these share their statements.
+    """
+
+    condition: Condition
+    lookup: Lookup | None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether every book meets the condition."""
+        return self.condition == ALWAYS
+
+
+class _Found(NamedTuple):
+    """The condition of a part of a filter, and a set with all books that meet it, or None if no index finds one."""
+
+    condition: Condition
     candidates: Candidates | None = None
 
 
@@ -84,8 +103,9 @@ class _Text(NamedTuple):
     open_end: bool
 
 
-def parse_filter(text: str, *, dialect: str) -> Filter:
-    """Parse a filter. Raises `InvalidFilter`, which has the column of the error."""
+@lru_cache(maxsize=128)
+def parse_filter(text: str, *, dialect: str) -> tuple[Filter, Mapping[str, object]]:
+    """Return a filter, and the values of its parameters. Raises `InvalidFilter`, which has the column of the error."""
     if len(text) > FILTER_MAX_CODE_POINTS:
         _reject(
             f"has {len(text):,} characters, more than {FILTER_MAX_CODE_POINTS:,}",
@@ -93,16 +113,17 @@ def parse_filter(text: str, *, dialect: str) -> Filter:
             rule=Rule.TOO_LONG,
         )
     if not text.strip():
-        return Filter(true())
+        return Filter(ALWAYS, None), {}
     try:
         tree = _parser().parse(text)
     except UnexpectedInput as error:
         _reject_syntax(text, error)
-    terms = [*tree.find_data("restriction"), *tree.find_data("words")]
-    if len(terms) > FILTER_MAX_TERMS:
-        first_beyond = sorted(_first_token(term).start_pos or 0 for term in terms)[FILTER_MAX_TERMS]
-        _reject(f"has more than {FILTER_MAX_TERMS} terms", column=first_beyond + 1, rule=Rule.TOO_MANY)
-    return _expression(tree.children[0], level=0, dialect=dialect)
+    if len(text) > FILTER_MAX_TERMS:  # each term has a character or more
+        _require_few_terms(tree)
+    translator = _Translator(dialect)
+    condition, candidates = translator.expression(tree.children[0], level=0)
+    values = translator.values
+    return Filter(condition, lookup(candidates, values, dialect=dialect) if candidates else None), values
 
 
 @cache
@@ -110,125 +131,162 @@ def _parser() -> Lark:
     return Lark(_GRAMMAR, parser="lalr", lexer="contextual")
 
 
-def _expression(tree: Any, *, level: int, dialect: str) -> Filter:
-    factors = [
-        _factor(factor, level=level, dialect=dialect) for sequence in tree.children for factor in sequence.children
-    ]
-    return Filter(and_(*(each.condition for each in factors)), all_of([each.candidates for each in factors]))
+def _require_few_terms(tree: Tree[Token]) -> None:
+    terms = [*tree.find_data("restriction"), *tree.find_data("words")]
+    if len(terms) > FILTER_MAX_TERMS:
+        first_beyond = sorted(_first_token(term).start_pos or 0 for term in terms)[FILTER_MAX_TERMS]
+        _reject(f"has more than {FILTER_MAX_TERMS} terms", column=first_beyond + 1, rule=Rule.TOO_MANY)
 
 
-def _factor(tree: Any, *, level: int, dialect: str) -> Filter:
-    terms = [_term(term, level=level, dialect=dialect) for term in tree.children]
-    return Filter(or_(*(each.condition for each in terms)), any_of([each.candidates for each in terms]))
+class _Translator:
+    """Translates a syntax tree into a condition, and collects its `values`."""
 
+    def __init__(self, dialect: str) -> None:
+        self._dialect = dialect
+        self.values = Values()
 
-def _term(tree: Any, *, level: int, dialect: str) -> Filter:
-    found = _simple(tree.children[-1], level=level, dialect=dialect)
-    return Filter(not_(found.condition)) if len(tree.children) > 1 else found
+    def expression(self, tree: Any, *, level: int) -> _Found:
+        """Translate what is in parentheses, or the whole filter. Raises `InvalidFilter`."""
+        factors = [self._factor(factor, level=level) for sequence in tree.children for factor in sequence.children]
+        return _Found(all_of([each.condition for each in factors]), in_all([each.candidates for each in factors]))
 
+    def _factor(self, tree: Any, *, level: int) -> _Found:
+        terms = [self._term(term, level=level) for term in tree.children]
+        return _Found(any_of([each.condition for each in terms]), in_any([each.candidates for each in terms]))
 
-def _simple(tree: Tree[Token], *, level: int, dialect: str) -> Filter:
-    match tree.data:
-        case "composite":
-            left, expression, _right = tree.children
-            if level == FILTER_MAX_LEVELS:
-                _reject(
-                    f"has more than {FILTER_MAX_LEVELS} levels of parentheses",
-                    column=_column(left),
-                    rule=Rule.TOO_MANY,
-                )
-            return _expression(expression, level=level + 1, dialect=dialect)
-        case "words":
-            return _words(_first_token(tree), dialect=dialect)
-        case _:
-            field, comparator, argument = map(_token, tree.children)
-            return _restriction(field, comparator, argument, dialect=dialect)
+    def _term(self, tree: Any, *, level: int) -> _Found:
+        found = self._simple(tree.children[-1], level=level)
+        return _Found(Not(found.condition)) if len(tree.children) > 1 else found
 
+    def _simple(self, tree: Tree[Token], *, level: int) -> _Found:
+        match tree.data:
+            case "composite":
+                left, expression, _right = tree.children
+                if level == FILTER_MAX_LEVELS:
+                    _reject(
+                        f"has more than {FILTER_MAX_LEVELS} levels of parentheses",
+                        column=_column(left),
+                        rule=Rule.TOO_MANY,
+                    )
+                return self.expression(expression, level=level + 1)
+            case "words":
+                return self._words(_first_token(tree))
+            case _:
+                field, comparator, argument = map(_token, tree.children)
+                return self._restriction(field, comparator, argument)
 
-def _words(token: Token, *, dialect: str) -> Filter:
-    found = _containing(list(FOLDED_COLUMNS.values()), _text_from_token(token).whole, dialect=dialect)
-    if not _YEAR.fullmatch(token):
-        return found
-    is_of_year = COLUMNS["release_year"] == int(token)
-    return Filter(or_(found.condition, is_of_year), any_of([found.candidates, Indexed(is_of_year)]))
+    def _words(self, token: Token) -> _Found:
+        found = self._containing(list(FOLDED_COLUMNS), _text_from_token(token).whole)
+        if not _YEAR.fullmatch(token):
+            return found
+        is_of_year = self._compares("release_year", "=", int(token))
+        return _Found(any_of([found.condition, is_of_year]), in_any([found.candidates, Indexed(is_of_year)]))
 
+    def _restriction(self, name: Token, comparator: Token, argument: Token) -> _Found:
+        field = FIELDS.get(_ALIASES.get(name, name))
+        if field is None:
+            _reject(
+                f"{quoted(name)} is not a field of a book; there are {', '.join(FIELDS)}",
+                column=_column(name),
+                rule=Rule.UNKNOWN_FIELD,
+            )
+        if comparator == ":":
+            return self._search(field, comparator, argument)
+        if field.type is FieldType.TEXT:
+            return self._text_comparison(field, comparator, _text_from_token(argument))
+        if field.type is FieldType.TIME:
+            return _Found(self._time_comparison(field, comparator, argument))
+        return _Found(self._compares(field.name, comparator, _integer_from_token(field, argument)))
 
-def _restriction(name: Token, comparator: Token, argument: Token, *, dialect: str) -> Filter:
-    field = FIELDS.get(_ALIASES.get(name, name))
-    if field is None:
-        _reject(
-            f"{quoted(name)} is not a field of a book; there are {', '.join(FIELDS)}",
-            column=_column(name),
-            rule=Rule.UNKNOWN_FIELD,
+    def _search(self, field: Field, comparator: Token, argument: Token) -> _Found:
+        if not field.is_searchable:
+            kind = "searched" if field.type is FieldType.TEXT else "text"
+            _reject(
+                f"':' searches text, and {field.name} is not {kind}; use =",
+                column=_column(comparator),
+                rule=Rule.INVALID_OPERATOR,
+            )
+        text = _text_from_token(argument)
+        if argument == "*":  # AIP-160: the field is present
+            return _Found(is_present(field.name) if field.is_optional else ALWAYS)
+        return self._containing([field.name], text.whole)
+
+    def _containing(self, fields: Sequence[str], text: str) -> _Found:
+        """Find texts that contain another, without regard to case and diacritics."""
+        columns = [FOLDED_COLUMNS[field].key for field in fields]
+        # The second is for texts that a server of the previous version has stored, and that are not yet complete.
+        needles = list(dict.fromkeys([fold(text), fold_case(text)]))
+        values = [self.values.add(each) for each in needles]
+        return _Found(
+            any_of([contains(column, value) for value in values for column in columns]) if text else ALWAYS,
+            in_any([needle(each, columns, dialect=self._dialect) for each in needles]),
         )
-    if comparator == ":":
-        return _search(field, comparator, argument, dialect=dialect)
-    if field.type is FieldType.TEXT:
-        return _text_comparison(field.name, comparator, _text_from_token(argument), dialect=dialect)
-    column = COLUMNS[field.name]
-    if field.type is FieldType.TIME:
-        return Filter(_time_comparison(column, comparator, field, argument))
-    return Filter(_OPERATORS[comparator](column, _integer_from_token(field, argument)))
 
+    def _text_comparison(self, field: Field, comparator: str, text: _Text) -> _Found:
+        if comparator not in ("=", "!="):
+            return _Found(self._compares(self._ordered_column(field), comparator, text.whole))
+        condition = self._text_equality(field, text)
+        if comparator == "!=":
+            return _Found(Not(condition))
+        return _Found(condition, self._containing_stem(field, text) if text.open_start else None)
 
-def _search(field: Field, comparator: Token, argument: Token, *, dialect: str) -> Filter:
-    if not field.is_searchable:
-        kind = "searched" if field.type is FieldType.TEXT else "text"
-        _reject(
-            f"':' searches text, and {field.name} is not {kind}; use =",
-            column=_column(comparator),
-            rule=Rule.INVALID_OPERATOR,
-        )
-    text = _text_from_token(argument)
-    if argument == "*":  # AIP-160: the field is present
-        return Filter(COLUMNS[field.name] != "" if field.is_optional else true())
-    return _containing([FOLDED_COLUMNS[field.name]], text.whole, dialect=dialect)
+    def _containing_stem(self, field: Field, text: _Text) -> Candidates | None:
+        folded = fold(text.stem)
+        if not field.is_searchable or any(map(unicodedata.combining, folded)):  # next to other marks it could change
+            return None
+        return needle(folded, [FOLDED_COLUMNS[field.name].key], dialect=self._dialect)
 
+    def _text_equality(self, field: Field, text: _Text) -> Condition:
+        if not (text.open_start or text.open_end):
+            equals = self._compares(self._ordered_column(field), "=", text.whole)
+            head = self._head_column(field)
+            # The head is implied, and has an index.
+            return all_of([self._compares(head, "=", text.whole[: field.head_code_points]), equals]) if head else equals
+        if not text.stem:
+            return ALWAYS
+        if not text.open_start:
+            return self._starts_with(field, text.stem)
+        stem = self.values.add(text.stem)
+        if text.open_end:
+            return contains(field.name, stem)
+        return ends_with(field.name, stem, length=self.values.add(len(text.stem)))
 
-def _containing(columns: Sequence[InstrumentedAttribute[str]], text: str, *, dialect: str) -> Filter:
-    """Return the filter for texts that contain another, without regard to case and diacritics."""
-    # The second is for texts that a server of the previous version has stored, and that are not yet complete.
-    needles = dict.fromkeys([fold(text), fold_case(text)])
-    return Filter(
-        or_(*(_contains(column, each) for each in needles for column in columns)),
-        any_of([needle(each, columns, dialect=dialect) for each in needles]),
-    )
+    def _starts_with(self, field: Field, prefix: str) -> Condition:
+        """As a range, which can use an index and is the same on every database."""
+        starts = self._range(self._ordered_column(field), prefix)
+        head = self._head_column(field)
+        return all_of([*(self._range(head, prefix[: field.head_code_points]) if head else ()), *starts])
 
+    def _range(self, column: str, prefix: str) -> list[Condition]:
+        end = _successor(prefix)
+        starts = self._compares(column, ">=", prefix)
+        return [starts] if end is None else [starts, self._compares(column, "<", end)]
 
-def _text_comparison(field: str, comparator: str, text: _Text, *, dialect: str) -> Filter:
-    if comparator not in ("=", "!="):
-        return Filter(_OPERATORS[comparator](ordered_column(field, dialect=dialect), text.whole))
-    predicate = _text_equality(field, text, dialect=dialect)
-    if comparator == "!=":
-        return Filter(not_(predicate))
-    return Filter(predicate, _containing_stem(field, text, dialect=dialect) if text.open_start else None)
+    def _time_comparison(self, field: Field, comparator: str, argument: Token) -> Condition:
+        nanoseconds = _nanoseconds_from_token(field, argument)
+        floor, rest = divmod(nanoseconds, 1_000)
+        if not rest:
+            return self._compares(field.name, comparator, floor)
+        # Stored times are whole microseconds, so none equals this time, which is between `floor` and `floor + 1`.
+        match comparator:
+            case "=":
+                return NEVER
+            case "!=":
+                return ALWAYS
+            case "<" | "<=":
+                return self._compares(field.name, "<=", floor)
+            case _:
+                return self._compares(field.name, ">", floor)
 
+    def _compares(self, column: str, operator: str, value: str | int) -> Condition:
+        return compares(column, operator, self.values.add(value))
 
-def _containing_stem(field: str, text: _Text, *, dialect: str) -> Candidates | None:
-    folded = fold(text.stem)
-    if field not in FOLDED_COLUMNS or any(map(unicodedata.combining, folded)):  # next to other marks it could change
-        return None
-    return needle(folded, [FOLDED_COLUMNS[field]], dialect=dialect)
+    def _ordered_column(self, field: Field) -> str:
+        return ordered_column(field.name, dialect=self._dialect).key
 
-
-def _text_equality(field: str, text: _Text, *, dialect: str) -> _Predicate:
-    if text.open_start and text.open_end:
-        return _contains(COLUMNS[field], text.stem)
-    if text.open_start:
-        return _ending(COLUMNS[field], literal(len(text.stem), Integer())) == text.stem
-    column, head = ordered_column(field, dialect=dialect), head_column(field, dialect=dialect)
-    head_code_points = FIELDS[field].head_code_points
-    if text.open_end:  # as a range, which can use an index and is the same on every database
-        starts = _range(column, text.stem)
-        return starts if head is None else and_(_range(head, text.stem[:head_code_points]), starts)
-    equals = column == text.whole
-    # The head is implied, and has an index.
-    return equals if head is None else and_(head == text.whole[:head_code_points], equals)
-
-
-def _range(column: InstrumentedAttribute[str], prefix: str) -> _Predicate:
-    end = _successor(prefix)
-    return column >= prefix if end is None else and_(column >= prefix, column < end)
+    def _head_column(self, field: Field) -> str | None:
+        head = head_column(field.name, dialect=self._dialect)
+        return None if head is None else head.key
 
 
 def _successor(prefix: str) -> str | None:
@@ -240,58 +298,6 @@ def _successor(prefix: str) -> str | None:
     if 0xD800 <= following <= 0xDFFF:  # surrogates are not characters
         following = 0xE000
     return stem[:-1] + chr(following)
-
-
-def _contains(column: InstrumentedAttribute[str], needle: str) -> _Predicate:
-    return _position(column, literal(needle, String())) > 0 if needle else true()
-
-
-class _position(FunctionElement[int]):  # noqa: N801  reads as the SQL function it is
-    """The position of one text in another, from 1, by exact comparison; 0 if it is absent."""
-
-    type = Integer()
-    inherit_cache = True
-
-
-@compiles(_position)
-def _compile_position(element: _position, compiler: SQLCompiler, **options: Any) -> str:
-    name = "strpos" if compiler.dialect.name == "postgresql" else "instr"
-    return f"{name}({compiler.process(element.clauses, **options)})"
-
-
-class _ending(FunctionElement[str]):  # noqa: N801  reads as the SQL function it is
-    """The given number of code points at the end of a text, or the whole text if it is shorter."""
-
-    type = String()
-    inherit_cache = True
-
-
-@compiles(_ending)
-def _compile_ending(element: _ending, compiler: SQLCompiler, **options: Any) -> str:
-    return f"right({compiler.process(element.clauses, **options)})"
-
-
-@compiles(_ending, "sqlite")
-def _compile_ending_for_sqlite(element: _ending, compiler: SQLCompiler, **options: Any) -> str:
-    column, length = element.clauses
-    return compiler.process(func.substr(column, -length), **options)
-
-
-def _time_comparison(column: InstrumentedAttribute[int], comparator: str, field: Field, argument: Token) -> _Predicate:
-    nanoseconds = _nanoseconds_from_token(field, argument)
-    floor, rest = divmod(nanoseconds, 1_000)
-    if not rest:
-        return _OPERATORS[comparator](column, floor)  # type: ignore[no-any-return]
-    # Stored times are whole microseconds, so none equals this time, which is between `floor` and `floor + 1`.
-    match comparator:
-        case "=":
-            return false()
-        case "!=":
-            return true()
-        case "<" | "<=":
-            return column <= floor
-        case _:
-            return column > floor
 
 
 def _integer_from_token(field: Field, argument: Token) -> int:

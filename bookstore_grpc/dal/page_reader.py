@@ -7,10 +7,9 @@ from operator import itemgetter
 from bookstore_grpc.dal.database import Database
 from bookstore_grpc.dal.driver_errors import StatementAborted
 from bookstore_grpc.dal.driver_reader import Rows
-from bookstore_grpc.dal.page_statements import Attempt, entry_statement, page_attempts
+from bookstore_grpc.dal.filters import parse_filter
+from bookstore_grpc.dal.page_statements import Attempt, entry_statement, is_search, page_attempts
 from bookstore_grpc.dal.paging import (
-    OrderTerm,
-    is_search,
     page_token_from_record,
     page_token_from_values,
     parse_order_by,
@@ -39,14 +38,20 @@ class PageReader:
         """Return a page. Raises what `BookDAL.list_books` does."""
         order = parse_order_by(order_by)
         position = position_from_page_token(page_token, filter=filter, order=order) if page_token else {}
-        attempts = page_attempts(filter, order, dialect=self._database.dialect, continued=bool(position))
+        parsed, values = parse_filter(filter, dialect=self._database.dialect)
+        attempts = page_attempts(parsed, order, dialect=self._database.dialect, continued=bool(position))
         limit = page_size + 1
-        parameters = {"limit": limit, **position}
+        parameters = {"limit": limit, **values, **position}
+        reads_much = is_search(parsed, order)
         if self._reads_entries and len(attempts) == 1:
-            page = await self._read_entries(filter, order, parameters, page_size=page_size, continued=bool(position))
-            if page is not None:
-                return page
-        rows = await self._read_until_complete(attempts, parameters, limit=limit, is_search=is_search(filter, order))
+            statement = entry_statement(parsed, order, continued=bool(position))
+            rows = await self._observed(self._database.read(statement, parameters, is_search=reads_much))
+            entries = [row[0] for row in rows[:page_size]]
+            if _are_entries_of_a_page(entries):
+                if len(rows) < limit:
+                    return BookPage(entries, "")
+                return BookPage(entries, page_token_from_values(rows[page_size - 1][1:], filter=filter, order=order))
+        rows = await self._read_until_complete(attempts, parameters, limit=limit, is_search=reads_much)
         records = _first_that_fit([BookRecord._make(row) for row in rows[:page_size]])
         books = [self._encode(record) for record in records] if self._encode else records
         if len(records) == len(rows):
@@ -55,39 +60,18 @@ class PageReader:
 
     async def count(self, filter: str) -> BookTotal:
         """Return how many books match a filter. Raises `InvalidFilter`."""
-        if not filter.strip():
+        parsed, values = parse_filter(filter, dialect=self._database.dialect)
+        if parsed.is_empty:
             total = total_of_all(await self._observed(self._database.read(COUNT_ALL)))
             if total:
                 return total
-        attempts = count_matching(filter, dialect=self._database.dialect)
-        return total_of_matching(await self._read_until_complete(attempts, is_search=True))
-
-    async def _read_entries(
-        self,
-        filter: str,
-        order: tuple[OrderTerm, ...],
-        parameters: Mapping[str, object],
-        *,
-        page_size: int,
-        continued: bool,
-    ) -> BookPage | None:
-        """Return a page of stored entries, or None if one is missing or all of them might not fit into a page."""
-        statement = entry_statement(filter, order, continued=continued)
-        read = self._database.read(statement, parameters, is_search=is_search(filter, order))
-        rows = await self._observed(read)
-        entries = [row[0] for row in rows[:page_size]]
-        # A text has at most as many code points as bytes.
-        if None in entries or sum(map(len, entries)) > PAGE_MAX_CODE_POINTS:
-            return None
-        if len(entries) == len(rows):
-            return BookPage(entries, "")
-        last = rows[page_size - 1]
-        return BookPage(entries, page_token_from_values(last[1:], filter=filter, order=order))
+        rows = await self._read_until_complete(count_matching(parsed), values, is_search=True)
+        return total_of_matching(rows)
 
     async def _read_until_complete(
         self,
         attempts: Sequence[Attempt],
-        parameters: Mapping[str, object] | None = None,
+        parameters: Mapping[str, object],
         *,
         limit: int = 0,
         is_search: bool,
@@ -102,6 +86,11 @@ class PageReader:
                     return rows
         last = self._database.read(attempts[-1].statement(), parameters, is_search=is_search, is_inline=is_inline)
         return await self._observed(last)
+
+
+def _are_entries_of_a_page(entries: Sequence[bytes | None]) -> bool:
+    """Return whether none is missing, and all fit into a page: a text has at most as many code points as bytes."""
+    return None not in entries and sum(map(len, entries)) <= PAGE_MAX_CODE_POINTS  # type: ignore[arg-type]
 
 
 def _first_that_fit(records: list[BookRecord]) -> list[BookRecord]:

@@ -23,11 +23,11 @@ from sqlalchemy.orm import InstrumentedAttribute
 from sqlalchemy.sql.visitors import replacement_traverse
 
 from bookstore_grpc.dal.driver_reader import Rows
-from bookstore_grpc.dal.filters import parse_filter
+from bookstore_grpc.dal.filters import Filter
 from bookstore_grpc.dal.models import COLUMNS, ENTRY, SELECT_BOOKS, Book, Query, head_column, ordered_column
-from bookstore_grpc.dal.paging import OrderTerm, is_search
+from bookstore_grpc.dal.paging import OrderTerm
 from bookstore_grpc.dal.records import BookRecord
-from bookstore_grpc.dal.search_index import Candidates, candidate_ids
+from bookstore_grpc.dal.search_index import Lookup
 
 # Up to how many candidates of the search index are sorted: this many, and so many more for each book of the page. With
 # a million books, reading along the index of the order finds a page of more of them as soon.
@@ -47,8 +47,8 @@ _COLUMNS = [column for column in Book.__table__.columns if "only_on" not in colu
 class Attempt(NamedTuple):
     """A statement, and what returns the page's rows from those read with a limit, or None if it has given up.
 
-    The statement is built when it is first needed. Its parameters are `limit` and, on a later page, those of a
-    position. It may also raise `StatementAborted`.
+    The statement is built when it is first needed. Its parameters are `limit`, the values of the filter and, on a later
+    page, those of a position. It may also raise `StatementAborted`.
     """
 
     statement: Callable[[], Query]
@@ -75,24 +75,34 @@ def _if_full(rows: Rows, limit: int) -> Rows | None:
     return rows if len(rows) == limit else None
 
 
+def is_search(filter: Filter, order: tuple[OrderTerm, ...]) -> bool:
+    """Return whether reading a page may scan the table: it has a filter, or an order without an index.
+
+    Each index covers one field and the id, in the same direction.
+    """
+    return not filter.is_empty or len(order) > 2 or len({term.descending for term in order}) > 1
+
+
 @lru_cache(maxsize=128)
-def page_attempts(filter: str, order: tuple[OrderTerm, ...], *, dialect: str, continued: bool) -> tuple[Attempt, ...]:
+def page_attempts(
+    filter: Filter, order: tuple[OrderTerm, ...], *, dialect: str, continued: bool
+) -> tuple[Attempt, ...]:
     """Return what to read a page with: each attempt but the first is for when the one before it has given up.
 
-    The last one never does. Raises `InvalidFilter`.
+    The last one never does.
     """
     keys = [_Key(name, column, term.descending) for term in order for name, column in _columns(term.field, dialect)]
-    condition, candidates = parse_filter(filter, dialect=dialect)
     after = _after(keys, dialect=dialect) if continued else true()
-    if candidates:
-        return _through_search_index(candidates, keys, condition, after, dialect=dialect)
+    condition = filter.condition.sql()
+    if filter.lookup:
+        return _through_search_index(filter.lookup, keys, condition, after, dialect=dialect)
     if dialect == "mariadb" and is_search(filter, order) and order[0].field != "id":
         return _on_mariadb(keys, condition, after)
     return (attempt(lambda: _page(SELECT_BOOKS, keys, condition, after), always),)
 
 
 @lru_cache(maxsize=128)
-def entry_statement(filter: str, order: tuple[OrderTerm, ...], *, continued: bool) -> Query:
+def entry_statement(filter: Filter, order: tuple[OrderTerm, ...], *, continued: bool) -> Query:
     """Return the statement of a page on SQLite, if there is one, that reads of each book its entry and its order."""
     ((statement, _),) = page_attempts(filter, order, dialect="sqlite", continued=continued)
     columns: list[Any] = [ENTRY, *(COLUMNS[term.field] for term in order)]
@@ -120,7 +130,7 @@ def _page(select: Select[Any], keys: Sequence[_Key], *conditions: ColumnElement[
 
 
 def _through_search_index(
-    candidates: Candidates,
+    lookup: Lookup,
     keys: Sequence[_Key],
     condition: ColumnElement[bool],
     after: ColumnElement[bool],
@@ -131,7 +141,7 @@ def _through_search_index(
 
     Many candidates fill a page soon, unless most of them do not match, or are at the other end of the order.
     """
-    ids = candidate_ids(candidates, dialect=dialect)
+    ids = lookup.ids()
     most: ColumnElement[int] = bindparam("limit", type_=Integer()) * _CANDIDATES_PER_BOOK + _CANDIDATES
     if dialect == "postgresql":
         # So that it plans for all candidates: for the few of a limit it might read the table until it has found them.

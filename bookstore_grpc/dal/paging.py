@@ -51,14 +51,6 @@ def parse_order_by(text: str) -> tuple[OrderTerm, ...]:
     return tuple(terms[: fields.index("id") + 1])  # ids are unique, so fields after the id have no effect
 
 
-def is_search(filter: str, order: tuple[OrderTerm, ...]) -> bool:
-    """Return whether reading a page may scan the table: it has a filter, or an order without an index.
-
-    Each index covers one field and the id, in the same direction.
-    """
-    return bool(filter.strip()) or len(order) > 2 or len({term.descending for term in order}) > 1
-
-
 def page_token_from_record(record: BookRecord, *, filter: str, order: tuple[OrderTerm, ...]) -> str:
     """Return the token of the page that starts after a book."""
     return page_token_from_values([getattr(record, term.field) for term in order], filter=filter, order=order)

@@ -10,7 +10,7 @@ from sqlalchemy import bindparam, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bookstore_grpc.dal.database import Database
-from bookstore_grpc.dal.filters import parse_filter
+from bookstore_grpc.dal.filters import Filter, parse_filter
 from bookstore_grpc.dal.models import Book, Query
 from bookstore_grpc.dal.write_statements import WRITE_STATEMENTS
 from bookstore_grpc.limits import (
@@ -49,7 +49,8 @@ class Purge:
     def __init__(self, database: Database, filter: str, *, observed: Callable[..., Awaitable[Any]]) -> None:
         self._database = database
         self._observed = observed
-        self._find = _find(filter, dialect=database.dialect)
+        parsed, self._values = parse_filter(filter, dialect=database.dialect)
+        self._find = _find(parsed)
         self._statements = WRITE_STATEMENTS[database.dialect]
         self._portion = PURGE_PORTION_FIRST
 
@@ -58,7 +59,7 @@ class Purge:
         ((highest,),) = await self._observed(self._database.read(_HIGHEST_ID))
         after, count = 0, 0
         while not is_over():
-            position = {"after": after, "highest": highest or 0, "limit": PURGE_READ_MAX}
+            position = {"after": after, "highest": highest or 0, "limit": PURGE_READ_MAX, **self._values}
             rows = await self._observed(self._database.read(self._find, position, is_search=True))
             if not rows:
                 return Purged(count, is_interrupted=False)
@@ -110,8 +111,8 @@ class Purge:
 
 
 @lru_cache(maxsize=128)
-def _find(filter: str, *, dialect: str) -> Query:
-    """Return the statement that finds the next books, in the order of their ids. Raises `InvalidFilter`."""
+def _find(filter: Filter) -> Query:
+    """Return the statement that finds the next books, in the order of their ids."""
     within = Book.id > bindparam("after"), Book.id <= bindparam("highest")
-    found = select(*_VERSION_COLUMNS).where(*within, parse_filter(filter, dialect=dialect).condition)
+    found = select(*_VERSION_COLUMNS).where(*within, filter.condition.sql())
     return found.order_by(Book.id).limit(bindparam("limit"))

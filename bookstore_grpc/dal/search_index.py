@@ -7,11 +7,13 @@ of the extension pg_trgm. Triggers and indexes keep it in step with the books, w
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, LargeBinary, Select, and_, cast, column, func, literal, not_, or_, select, table
+from sqlalchemy import ColumnElement, LargeBinary, Select, and_, bindparam, cast, column, func, not_, select, table
 from sqlalchemy.orm import InstrumentedAttribute
 
+from bookstore_grpc.dal.conditions import Condition, Values, all_of, any_of, is_like
 from bookstore_grpc.dal.folding import SEPARATOR
 from bookstore_grpc.dal.models import Book
 
@@ -19,72 +21,84 @@ _TRIGRAM = 3
 # More of them find hardly fewer books, and each has to be looked up.
 _TRIGRAMS_PER_NEEDLE = 4
 
-_Columns = Sequence[InstrumentedAttribute[str]]
-
 _SEARCH = table("books_search", column("rowid"), column("books_search"))
 # pg_trgm extracts no trigram from anything else, and would then read the whole index.
 _WORD = re.compile(r"[^\W_]{3}")
+# What a pattern of LIKE would take for a sign of its own.
+_SIGN = re.compile("([/%_])")
 
 
 class Needle(NamedTuple):
     """The books with a folded text in one of some columns."""
 
     text: str
-    columns: tuple[InstrumentedAttribute[str], ...]
+    columns: tuple[str, ...]
 
 
 class Indexed(NamedTuple):
     """The books of a condition on a column that has an index of its own."""
 
-    condition: ColumnElement[bool]
+    condition: Condition
 
 
-class AllOf(NamedTuple):
+class InAll(NamedTuple):
     """The books that are in all parts."""
 
     parts: tuple["Candidates", ...]
 
 
-class AnyOf(NamedTuple):
+class InAny(NamedTuple):
     """The books that are in any part."""
 
     parts: tuple["Candidates", ...]
 
 
 #: A set of books that an index finds. None stands for all books.
-Candidates = Needle | Indexed | AllOf | AnyOf
+Candidates = Needle | Indexed | InAll | InAny
 
 
-def needle(text: str, columns: _Columns, *, dialect: str) -> Candidates | None:
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """How indexes find candidates: by an expression of FTS5's MATCH, a parameter, and by conditions on `Book`."""
+
+    match: str | None
+    conditions: tuple[Condition, ...]
+
+    def ids(self) -> Select[Any]:
+        """Return the selection of the ids of all candidates, and maybe of other books."""
+        ids = [select(Book.id).where(condition.sql()) for condition in self.conditions]
+        if self.match:
+            ids.append(select(_SEARCH.c.rowid).where(_SEARCH.c.books_search.op("MATCH")(bindparam(self.match))))
+        first, *rest = ids
+        return first if not rest else select(first.union(*rest).subquery().columns[0])
+
+
+def needle(text: str, columns: Sequence[str], *, dialect: str) -> Candidates | None:
     """Return the books with a folded text in one of the columns, or None if the index does not find them."""
     is_indexed = {"sqlite": len(text) >= _TRIGRAM, "postgresql": _WORD.search(text) is not None}.get(dialect, False)
     return Needle(text, tuple(columns)) if is_indexed else None
 
 
-def all_of(parts: Sequence[Candidates | None]) -> Candidates | None:
+def in_all(parts: Sequence[Candidates | None]) -> Candidates | None:
     """Return the books that are in all parts."""
     found = tuple(part for part in parts if part is not None)
-    return AllOf(found) if len(found) > 1 else found[0] if found else None
+    return InAll(found) if len(found) > 1 else found[0] if found else None
 
 
-def any_of(parts: Sequence[Candidates | None]) -> Candidates | None:
+def in_any(parts: Sequence[Candidates | None]) -> Candidates | None:
     """Return the books that are in any part."""
     found = tuple(part for part in parts if part is not None)
     if len(found) < len(parts):
         return None
-    return AnyOf(found) if len(found) > 1 else found[0]
+    return InAny(found) if len(found) > 1 else found[0]
 
 
-def candidate_ids(candidates: Candidates, *, dialect: str) -> Select[Any]:
-    """Return the selection of the ids of candidates. On SQLite it may have more than these."""
+def lookup(candidates: Candidates, values: Values, *, dialect: str) -> Lookup:
+    """Return how to find candidates, and add the values of the parameters for it."""
     if dialect == "postgresql":
-        return select(Book.id).where(_condition(candidates))
+        return Lookup(None, (_condition(candidates, values),))
     match, others = _lookups(candidates)
-    ids = [select(Book.id).where(other.condition) for other in others]
-    if match:
-        ids.append(select(_SEARCH.c.rowid).where(_SEARCH.c.books_search.op("MATCH")(literal(match))))
-    first, *rest = ids
-    return first if not rest else select(first.union(*rest).subquery().columns[0])
+    return Lookup(values.add(match) if match else None, others)
 
 
 def is_incomplete(column: InstrumentedAttribute[str], *, dialect: str) -> ColumnElement[bool]:
@@ -95,36 +109,37 @@ def is_incomplete(column: InstrumentedAttribute[str], *, dialect: str) -> Column
     return and_(length != code_points, not_(column.contains(SEPARATOR)))
 
 
-def _condition(candidates: Candidates) -> ColumnElement[bool]:
+def _condition(candidates: Candidates, values: Values) -> Condition:
     match candidates:
         case Needle(text, columns):
-            return or_(*(each.contains(text, autoescape=True) for each in columns))
+            pattern = values.add("%" + _SIGN.sub(r"/\1", text) + "%")
+            return any_of([is_like(column, pattern) for column in columns])
         case Indexed(condition):
             return condition
-        case AllOf(parts):
-            return and_(*map(_condition, parts))
-        case AnyOf(parts):
-            return or_(*map(_condition, parts))
+        case InAll(parts):
+            return all_of([_condition(part, values) for part in parts])
+        case InAny(parts):
+            return any_of([_condition(part, values) for part in parts])
 
 
 class _Lookups(NamedTuple):
     """Where to look candidates up: by an expression of FTS5's MATCH if that is not "", and by other indexes."""
 
     match: str
-    others: tuple[Indexed, ...] = ()
+    others: tuple[Condition, ...] = ()
 
 
 def _lookups(candidates: Candidates) -> _Lookups:
     match candidates:
         case Needle(text):
             return _Lookups(_match(text))
-        case Indexed():
-            return _Lookups("", (candidates,))
-        case AnyOf(parts):
+        case Indexed(condition):
+            return _Lookups("", (condition,))
+        case InAny(parts):
             found = [_lookups(part) for part in parts]
             expressions = [each.match for each in found if each.match]
             return _Lookups(_joined(" OR ", expressions), tuple(other for each in found for other in each.others))
-        case AllOf(parts):
+        case InAll(parts):
             found = [_lookups(part) for part in parts]
             expressions = [each.match for each in found if not each.others]
             # An intersection with other indexes is left to the condition of the filter.

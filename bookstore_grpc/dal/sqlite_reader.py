@@ -9,8 +9,8 @@ from typing import Any
 from sqlalchemy import ClauseElement, Dialect
 from sqlalchemy.engine import URL
 
-from bookstore_grpc.compat import sqlalchemy as sqlalchemy_compat
 from bookstore_grpc.dal.sqlite_file import SqliteFile
+from bookstore_grpc.dal.statement_compiler import StatementCompiler
 
 # SQLite calls the progress handler after this many steps of its virtual machine. A page of 1,000 books takes 10,000 to
 # 25,000 steps; 50,000 take about 2 ms, less than encoding the messages of such a page.
@@ -26,30 +26,25 @@ Version = tuple[object, int]
 class InlineReader:
     """Runs reads of up to about 2 ms on the caller's thread (inline reads).
 
-    A thread switch costs several times what SQLite needs to find a book or a page. SQLAlchemy compiles the SQL, once
-    for all statements that differ only in values, and the `sqlite3` module executes it, because executing it with
-    SQLAlchemy would double the cost. Parameters and columns are numbers and texts, which need no conversion.
+    A thread switch costs several times what SQLite needs to find a book or a page. SQLAlchemy compiles the SQL, and the
+    `sqlite3` module executes it, because executing it with SQLAlchemy would double the cost. Parameters and columns are
+    numbers and texts, which need no conversion.
 
     Every method that reads raises `sqlite3.Error`, and what `file` raises once it is no longer the remembered one.
     """
 
     def __init__(self, url: URL, dialect: Dialect, file: SqliteFile) -> None:
-        sqlalchemy_compat.check()
         self._url = url
         self._file = file
         self._file_checked_at = -math.inf
         self._dialect = dialect
-        self._compiler = sqlalchemy_compat.StatementCompiler(dialect)
+        self.compile = StatementCompiler(dialect).compile
         self._connection: sqlite3.Connection | None = None
         self._progress_calls = 0
 
     def rows(self, statement: ClauseElement, parameters: Mapping[str, object] | None) -> Sequence[Any] | None:
         """Return the rows of a statement, or None if it must run in a thread, because it takes long or has to wait."""
         return self._fetch(*self.compile(statement, parameters))
-
-    def compile(self, statement: ClauseElement, parameters: Mapping[str, object] | None) -> tuple[str, Sequence[Any]]:
-        """Return the SQL of a statement and its parameters in order."""
-        return self._compiler.compile(statement, parameters)
 
     def version(self) -> Version | None:
         """Return a value that changes with every commit of any process, or None if that would have to wait.

@@ -5,11 +5,10 @@ from functools import lru_cache
 from sqlalchemy import ColumnElement, ScalarSelect, case, func, literal, null, select
 
 from bookstore_grpc.dal.driver_reader import Rows
-from bookstore_grpc.dal.filters import parse_filter
+from bookstore_grpc.dal.filters import Filter
 from bookstore_grpc.dal.models import Book, BookCount, Query
 from bookstore_grpc.dal.page_statements import Attempt, always, attempt
 from bookstore_grpc.dal.records import BookTotal
-from bookstore_grpc.dal.search_index import candidate_ids
 from bookstore_grpc.limits import TOTAL_MAX
 
 # Up to how many candidates of the search index are looked up.
@@ -20,22 +19,22 @@ COUNT_ALL: Query = select(func.sum(BookCount.count))
 
 
 @lru_cache(maxsize=128)
-def count_matching(filter: str, *, dialect: str) -> tuple[Attempt, ...]:
-    """Return attempts to count the books that match, up to one more than `TOTAL_MAX`. Raises `InvalidFilter`.
+def count_matching(filter: Filter) -> tuple[Attempt, ...]:
+    """Return attempts to count the books that match a filter, up to one more than `TOTAL_MAX`.
 
     If there are two, the first counts among the candidates of the search index, and gives up if they are many. Then
     reading the table finds enough books soon.
     """
-    condition, candidates = parse_filter(filter, dialect=dialect)
-    among_all = attempt(lambda: select(_number_of_books(condition)), always)
-    if candidates is None:
+    among_all = attempt(lambda: select(_number_of_books(filter.condition.sql())), always)
+    if filter.lookup is None:
         return (among_all,)
-    ids = candidate_ids(candidates, dialect=dialect)
+
+    ids = filter.lookup.ids()
 
     def among_candidates() -> Query:
         found = ids.limit(_CANDIDATES_MAX + 1).cte("found")
         are_many = select(func.count()).select_from(found).scalar_subquery() > _CANDIDATES_MAX
-        count = _number_of_books(condition, Book.id.in_(select(*found.columns)))
+        count = _number_of_books(filter.condition.sql(), Book.id.in_(select(*found.columns)))
         return select(case((are_many, null()), else_=count))
 
     return (attempt(among_candidates, _if_counted), among_all)

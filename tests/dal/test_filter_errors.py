@@ -296,7 +296,8 @@ def test_filter_of_nothing_but_signs_is_rejected(filter: str) -> None:
 
 def test_text_is_bound_and_never_part_of_the_statement() -> None:
     filter = 'name = "Robert\'); DROP TABLE books;--" author:evil create_time > 2026-01-31T12:00:00Z'
-    condition = parse_filter(filter, dialect="sqlite").condition
-    sql = str(condition.compile(dialect=sqlite.dialect()))
+    parsed, values = parse_filter(filter, dialect="sqlite")
+    sql = str(parsed.condition.sql().compile(dialect=sqlite.dialect()))
     assert "DROP" not in sql
     assert "evil" not in sql
+    assert {"Robert'); DROP TABLE books;--", "evil"} < set(values.values())

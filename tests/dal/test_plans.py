@@ -12,6 +12,7 @@ from sqlalchemy.engine import make_url
 from bookstore_grpc.dal import page_statements
 from bookstore_grpc.dal.books import BookDAL
 from bookstore_grpc.dal.database import Database
+from bookstore_grpc.dal.filters import parse_filter
 from bookstore_grpc.dal.page_statements import page_attempts
 from bookstore_grpc.dal.paging import (
     page_token_from_record,
@@ -94,7 +95,8 @@ async def test_page_deep_in_an_order_is_found_through_an_index(library: Database
     order = parse_order_by(f"{field} {direction}" + (", id desc" if direction == "desc" and field != "id" else ""))
     token = page_token_from_record(await _middle(library, ""), filter="", order=order)
     position = position_from_page_token(token, filter="", order=order)
-    ((statement, _),) = page_attempts("", order, dialect=library.dialect, continued=True)
+    parsed, _ = parse_filter("", dialect=library.dialect)
+    ((statement, _),) = page_attempts(parsed, order, dialect=library.dialect, continued=True)
     plan = await _plan(library, statement().params(limit=51, **position))
     _assert_finds_through_an_index(library, plan)
 
@@ -112,10 +114,11 @@ async def test_page_deep_in_an_order_is_found_through_an_index(library: Database
     ],
 )
 async def test_few_books_are_found_through_an_index(library: Database, filter: str) -> None:
-    ((statement, _),) = page_attempts(filter, parse_order_by("id"), dialect=library.dialect, continued=False)
+    parsed, values = parse_filter(filter, dialect=library.dialect)
+    ((statement, _),) = page_attempts(parsed, parse_order_by("id"), dialect=library.dialect, continued=False)
     page = await BookDAL(library).list_books(page_size=1_000, page_token="", filter=filter, order_by="")
     assert 1 <= len(page.books) <= 100
-    _assert_finds_through_an_index(library, await _plan(library, statement().params(limit=51)))
+    _assert_finds_through_an_index(library, await _plan(library, statement().params(limit=51, **values)))
 
 
 async def _rows_read(database: Database) -> int:

@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from bookstore_grpc.dal import migrations
 from bookstore_grpc.dal.books import BookDAL
 from bookstore_grpc.dal.database import Database
+from bookstore_grpc.dal.filters import parse_filter
 from bookstore_grpc.dal.folding import fold_case
 from bookstore_grpc.dal.page_statements import page_attempts
 from bookstore_grpc.dal.paging import parse_order_by
@@ -111,8 +112,9 @@ async def library(database_url: str, tmp_path_factory: pytest.TempPathFactory) -
     ],
 )
 async def test_an_indexed_search_reads_no_other_book(library: Database, filter: str, count: int, order_by: str) -> None:
-    statement, _ = page_attempts(filter, parse_order_by(order_by), dialect=library.dialect, continued=False)[0]
-    plan = await _plan(library, statement())
+    parsed, values = parse_filter(filter, dialect=library.dialect)
+    statement, _ = page_attempts(parsed, parse_order_by(order_by), dialect=library.dialect, continued=False)[0]
+    plan = await _plan(library, statement().params(limit=51, **values))
     indexes = ("books_search VIRTUAL TABLE INDEX",) if library.dialect == "sqlite" else ("_trigrams",)
     assert any(index in line for line in plan for index in indexes), plan
     assert not any(line.split(" USING ")[0] == "SCAN books" or "Seq Scan on books" in line for line in plan), plan
@@ -125,7 +127,7 @@ async def test_an_indexed_search_reads_no_other_book(library: Database, filter: 
 async def _plan(database: Database, statement: object) -> list[str]:
     explain = {"sqlite": "EXPLAIN QUERY PLAN ", "postgresql": "EXPLAIN "}[database.dialect]
     lines: list[str] = []
-    compiled = statement.params(limit=51).compile(dialect=database._prober.dialect)  # type: ignore[attr-defined]
+    compiled = statement.compile(dialect=database._prober.dialect)  # type: ignore[attr-defined]
     values = compiled.construct_params()
     async with database._prober.connect() as connection:
         if database.dialect == "postgresql":  # which otherwise reads a small table

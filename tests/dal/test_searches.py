@@ -10,7 +10,9 @@ from sqlalchemy import text
 
 from bookstore_grpc.dal.books import BookDAL
 from bookstore_grpc.dal.database import Database
-from bookstore_grpc.dal.paging import is_search, parse_order_by
+from bookstore_grpc.dal.filters import parse_filter
+from bookstore_grpc.dal.page_statements import is_search
+from bookstore_grpc.dal.paging import parse_order_by
 from bookstore_grpc.dal.records import BookDraft
 from bookstore_grpc.errors import ResourceExhausted
 from tests.dal.test_statement_time import long_statement
@@ -36,12 +38,14 @@ async def small(database: Database, database_url: str) -> AsyncIterator[Database
         ("", "name desc, id desc", False),
         ("", "name desc", True),
         ("", "author, name", True),
+        ("name:*", "", False),
         ("dune", "", True),
         ('name = "Dune"', "", True),
     ],
 )
 def test_a_search_has_a_filter_or_an_order_without_an_index(filter: str, order_by: str, expected: bool) -> None:
-    assert is_search(filter, parse_order_by(order_by)) is expected
+    parsed, _ = parse_filter(filter, dialect="sqlite")
+    assert is_search(parsed, parse_order_by(order_by)) is expected
 
 
 async def search(database: Database) -> Any:
