@@ -160,17 +160,19 @@ async def test_the_page_is_accessible_with_all_operations_open(docs: Docs, brows
     await _require_accessible(page)
     for name, status in {"ListBooks": 200, "GetBook": 404, "CreateBook": 201, "UpdateBook": 200}.items():
         await docs.execute(await docs.open(name), status=status)
+    await _require_accessible(page)
+
     for name in (
         "UpdateBookByPut",
         "DeleteBook",
         "BatchGetBooks",
         "BatchCreateBooks",
         "BatchUpdateBooks",
+        "BatchDeleteBooks",
         "PurgeBooks",
     ):
         await docs.open(name)
-    await _require_accessible(page)
-
+    # One check of everything that is open takes as long as all others together.
     await page.set_viewport_size({"width": PHONE_WIDTH, "height": PHONE_HEIGHT})
     assert await violations(page) == []
     assert await page.evaluate("document.documentElement.scrollWidth") <= PHONE_WIDTH
