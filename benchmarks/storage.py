@@ -276,7 +276,7 @@ def _insert(connection: Connection, table: Table, books: Iterable[BookRecord], a
         connection.execute(text(statement))
 
     if searched:
-        drop_search_index(execute, searched, dialect=dialect)
+        drop_search_index(execute, dialect=dialect)
     rows = map(_row, books)
     names = {column.name for column in table.columns if column.info.get("only_on", dialect) == dialect}
     while chunk := [{name: row[name] for name in row.keys() & names} for row in islice(rows, _CHUNK)]:

@@ -19,7 +19,6 @@ from bookstore_grpc.dal.models import Book
 
 _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {"=": eq, "!=": ne, "<": lt, "<=": le, ">": gt, ">=": ge}
 
-_Column = InstrumentedAttribute[Any]
 _Expression = ColumnElement[bool]
 
 
@@ -35,15 +34,14 @@ class Values(dict[str, object]):
 
 @dataclass(frozen=True, slots=True)
 class Predicate:
-    """What `build` returns for a column of `Book` and arguments, of which values are names of parameters."""
+    """What `build` returns for some arguments: columns of `Book`, operators, and for values the names of parameters."""
 
     build: Callable[..., _Expression]
-    column: str
     arguments: tuple[Hashable, ...]
 
     def sql(self) -> _Expression:
         """Return the SQL expression."""
-        return self.build(getattr(Book, self.column), *self.arguments)
+        return self.build(*self.arguments)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,48 +95,45 @@ def any_of(conditions: Sequence[Condition]) -> Condition:
 
 def compares(column: str, operator: str, value: str) -> Condition:
     """Return the condition that a column compares to a value."""
-    return Predicate(_compares, column, (operator, value))
+    return Predicate(_compares, (column, operator, value))
 
 
 def contains(column: str, text: str) -> Condition:
     """Return the condition that a text contains another."""
-    return Predicate(_contains, column, (text,))
-
-
-def is_like(column: str, pattern: str) -> Condition:
-    """Return the condition that a text is like a pattern, whose escape is "/"."""
-    return Predicate(_is_like, column, (pattern,))
+    return Predicate(_contains, (column, text))
 
 
 def ends_with(column: str, text: str, *, length: str) -> Condition:
     """Return the condition that a text ends with another of a length."""
-    return Predicate(_ends_with, column, (text, length))
+    return Predicate(_ends_with, (column, text, length))
 
 
 def is_present(column: str) -> Condition:
     """Return the condition that a text is not empty."""
-    return Predicate(_is_present, column, ())
+    return Predicate(_is_present, (column,))
 
 
-def _compares(column: _Column, operator: str, value: str) -> _Expression:
-    comparison: _Expression = _OPERATORS[operator](column, bindparam(value))  # which has the type of the column
+def _compares(column: str, operator: str, value: str) -> _Expression:
+    # A parameter of a comparison has the type of the column.
+    comparison: _Expression = _OPERATORS[operator](_column(column), bindparam(value))
     return comparison
 
 
-def _contains(column: _Column, text: str) -> _Expression:
-    return _position(column, bindparam(text, type_=String())) > 0
+def _contains(column: str, text: str) -> _Expression:
+    return _position(_column(column), bindparam(text, type_=String())) > 0
 
 
-def _is_like(column: _Column, pattern: str) -> _Expression:
-    return column.like(bindparam(pattern, type_=String()), escape="/")
+def _ends_with(column: str, text: str, length: str) -> _Expression:
+    return _ending(_column(column), bindparam(length, type_=Integer())) == bindparam(text, type_=String())
 
 
-def _ends_with(column: _Column, text: str, length: str) -> _Expression:
-    return _ending(column, bindparam(length, type_=Integer())) == bindparam(text, type_=String())
+def _is_present(column: str) -> _Expression:
+    return _column(column) != ""
 
 
-def _is_present(column: _Column) -> _Expression:
-    return column != ""
+def _column(key: str) -> InstrumentedAttribute[Any]:
+    column: InstrumentedAttribute[Any] = getattr(Book, key)
+    return column
 
 
 class _position(FunctionElement[int]):  # noqa: N801  reads as the SQL function it is

@@ -219,7 +219,7 @@ class _Translator:
         values = [self.values.add(each) for each in needles]
         return _Found(
             any_of([contains(column, value) for value in values for column in columns]) if text else ALWAYS,
-            in_any([needle(each, columns, dialect=self._dialect) for each in needles]),
+            in_any([needle(each, dialect=self._dialect) for each in needles]),
         )
 
     def _text_comparison(self, field: Field, comparator: str, text: _Text) -> _Found:
@@ -234,7 +234,7 @@ class _Translator:
         folded = fold(text.stem)
         if not field.is_searchable or any(map(unicodedata.combining, folded)):  # next to other marks it could change
             return None
-        return needle(folded, [FOLDED_COLUMNS[field.name].key], dialect=self._dialect)
+        return needle(folded, dialect=self._dialect)
 
     def _text_equality(self, field: Field, text: _Text) -> Condition:
         if not (text.open_start or text.open_end):

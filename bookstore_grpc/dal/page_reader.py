@@ -65,8 +65,8 @@ class PageReader:
             total = total_of_all(await self._observed(self._database.read(COUNT_ALL)))
             if total:
                 return total
-        rows = await self._read_until_complete(count_matching(parsed), values, is_search=True)
-        return total_of_matching(rows)
+        attempts = count_matching(parsed, dialect=self._database.dialect)
+        return total_of_matching(await self._read_until_complete(attempts, values, is_search=True))
 
     async def _read_until_complete(
         self,

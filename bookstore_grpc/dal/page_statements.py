@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import (
     Column,
     ColumnElement,
+    FromClause,
     Integer,
     Select,
     and_,
@@ -114,7 +115,7 @@ class _Key(NamedTuple):
     """A column to order by."""
 
     name: str
-    column: InstrumentedAttribute[Any]
+    column: InstrumentedAttribute[Any] | ColumnElement[Any]
     descending: bool
 
 
@@ -137,27 +138,66 @@ def _through_search_index(
     *,
     dialect: str,
 ) -> tuple[Attempt, ...]:
-    """Return three attempts: sort the candidates if they are few, read along the order if they are many, sort them all.
+    """Return three attempts: sort what the index finds if it is little, read along the order, and sort all of it.
 
     Many candidates fill a page soon, unless most of them do not match, or are at the other end of the order.
     """
-    ids = lookup.ids()
     most: ColumnElement[int] = bindparam("limit", type_=Integer()) * _CANDIDATES_PER_BOOK + _CANDIDATES
-    if dialect == "postgresql":
-        # So that it plans for all candidates: for the few of a limit it might read the table until it has found them.
-        ids = select(*ids.cte("candidates").prefix_with("MATERIALIZED").columns)
+    few, all_ = (_on_postgresql if dialect == "postgresql" else _on_sqlite)(lookup, keys, condition, after, most)
+    return (
+        attempt(few, _if_ended),
+        attempt(lambda: _page_of_first_rows(keys, condition, after), _if_full),
+        attempt(all_, always),
+    )
+
+
+_Builders = tuple[Callable[[], Query], Callable[[], Query]]
+
+
+def _on_sqlite(
+    lookup: Lookup,
+    keys: Sequence[_Key],
+    condition: ColumnElement[bool],
+    after: ColumnElement[bool],
+    most: ColumnElement[int],
+) -> _Builders:
+    """Return what builds the first and the last attempt, which count the candidates before they read them."""
 
     def few() -> Query:
-        found = ids.limit(most + 1).cte("found").prefix_with("MATERIALIZED")
+        found = lookup.ids().limit(most + 1).cte("found").prefix_with("MATERIALIZED")
         are_all = select(func.count()).select_from(found).scalar_subquery() <= most
         page = _page(SELECT_BOOKS, keys, Book.id.in_(select(*found.columns)), are_all, condition, after)
         return union_all(select(page.subquery()), _END.where(are_all))
 
-    return (
-        attempt(few, _if_ended),
-        attempt(lambda: _page_of_first_rows(keys, condition, after), _if_full),
-        attempt(lambda: _page(SELECT_BOOKS, keys, Book.id.in_(ids), condition, after), always),
-    )
+    return few, lambda: _page(SELECT_BOOKS, keys, Book.id.in_(lookup.ids()), condition, after)
+
+
+def _on_postgresql(
+    lookup: Lookup,
+    keys: Sequence[_Key],
+    condition: ColumnElement[bool],
+    after: ColumnElement[bool],
+    most: ColumnElement[int],
+) -> _Builders:
+    """Return what builds the first and the last attempt, which count the books that match."""
+    matching = matching_on_postgresql(lookup, condition, after)
+
+    def few() -> Query:
+        found = matching.limit(most + 1).cte("found").prefix_with("MATERIALIZED")
+        are_all = select(func.count()).select_from(found).scalar_subquery() <= most
+        return union_all(select(_page_of(found, keys, are_all).subquery()), _END.where(are_all))
+
+    return few, lambda: _page_of(matching.subquery("matches"), keys)
+
+
+def matching_on_postgresql(lookup: Lookup, *conditions: ColumnElement[bool]) -> Select[Any]:
+    """Return the selection of the candidates that meet conditions, with all columns of a book.
+
+    PostgreSQL reads a candidate to see whether it is one, so it had better be read only once.
+    """
+    # By itself, so that it is not planned for a limit, and not through another index, which finds more books.
+    candidates = select(*_COLUMNS).where(lookup.condition()).cte("candidates").prefix_with("MATERIALIZED")
+    return select(candidates).where(*(_of(candidates, condition) for condition in conditions))
 
 
 def _page_of_first_rows(
@@ -165,13 +205,24 @@ def _page_of_first_rows(
 ) -> Select[Any]:
     """Return a selection of those of the first rows that meet the condition, in their order."""
     rows = _page(select(*_COLUMNS), keys, after).limit(_ROWS_IN_ORDER).subquery()
+    # Ordered again, SQLite would examine all of them before it returned the first.
+    books = select(*(rows.columns[name] for name in BookRecord._fields))
+    return books.where(_of(rows, condition)).limit(bindparam("limit"))
+
+
+def _page_of(rows: FromClause, keys: Sequence[_Key], *conditions: ColumnElement[bool]) -> Select[Any]:
+    """Return the page of some rows, which have all columns of a book."""
+    books = select(*(rows.columns[name] for name in BookRecord._fields))
+    return _page(books, [key._replace(column=rows.columns[key.name]) for key in keys], *conditions)
+
+
+def _of(rows: FromClause, condition: ColumnElement[bool]) -> ColumnElement[bool]:
+    """Return a condition on books as one on rows that have their columns."""
 
     def column_of_rows(element: Any, **_options: Any) -> Any:
         return rows.columns[element.key] if isinstance(element, Column) else None
 
-    condition = replacement_traverse(condition, {}, column_of_rows)
-    # Ordered again, SQLite would examine all of them before it returned the first.
-    return select(*(rows.columns[name] for name in BookRecord._fields)).where(condition).limit(bindparam("limit"))
+    return replacement_traverse(condition, {}, column_of_rows)
 
 
 def _on_mariadb(

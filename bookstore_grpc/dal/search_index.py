@@ -1,7 +1,7 @@
 """The search index: finds the few books that may match a filter, of which its condition then decides.
 
-It contains the trigrams of the folded texts: on SQLite in the FTS5 table `books_search`, on PostgreSQL in GIN indexes
-of the extension pg_trgm. Triggers and indexes keep it in step with the books, whoever writes them. MariaDB has none
+It contains the trigrams of the folded texts: on SQLite in the FTS5 table `books_search`, on PostgreSQL in a GIN index
+of the extension pg_trgm. Triggers and the index keep it in step with the books, whoever writes them. MariaDB has none
 (docs/decisions/0025-search-index.md).
 """
 
@@ -10,12 +10,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, LargeBinary, Select, and_, bindparam, cast, column, func, not_, select, table
+from sqlalchemy import (
+    ColumnElement,
+    LargeBinary,
+    Select,
+    String,
+    and_,
+    bindparam,
+    cast,
+    column,
+    func,
+    literal_column,
+    not_,
+    select,
+    table,
+)
 from sqlalchemy.orm import InstrumentedAttribute
 
-from bookstore_grpc.dal.conditions import Condition, Values, all_of, any_of, is_like
+from bookstore_grpc.dal.conditions import Condition, Predicate, Values, all_of, any_of
 from bookstore_grpc.dal.folding import SEPARATOR
-from bookstore_grpc.dal.models import Book
+from bookstore_grpc.dal.models import FOLDED_COLUMNS, Book
 
 _TRIGRAM = 3
 # More of them find hardly fewer books, and each has to be looked up.
@@ -24,15 +38,18 @@ _TRIGRAMS_PER_NEEDLE = 4
 _SEARCH = table("books_search", column("rowid"), column("books_search"))
 # pg_trgm extracts no trigram from anything else, and would then read the whole index.
 _WORD = re.compile(r"[^\W_]{3}")
-# What a pattern of LIKE would take for a sign of its own.
-_SIGN = re.compile("([/%_])")
+# What a pattern of LIKE takes for a sign of its own.
+_SIGN, _ESCAPED = re.compile(r"([\\%_])"), r"\\\1"
+# The expression of PostgreSQL's index. A parameter in it would make it another one.
+_SEARCHED_TEXT: ColumnElement[str] = literal_column(
+    f"({' || chr(10) || '.join(f'books.{column.key}' for column in FOLDED_COLUMNS.values())})", String()
+)
 
 
 class Needle(NamedTuple):
-    """The books with a folded text in one of some columns."""
+    """The books with a folded text somewhere in their texts."""
 
     text: str
-    columns: tuple[str, ...]
 
 
 class Indexed(NamedTuple):
@@ -64,8 +81,14 @@ class Lookup:
     match: str | None
     conditions: tuple[Condition, ...]
 
+    def condition(self) -> ColumnElement[bool]:
+        """Return the condition that a book is a candidate."""
+        if not self.match and len(self.conditions) == 1:
+            return self.conditions[0].sql()
+        return Book.id.in_(self.ids())
+
     def ids(self) -> Select[Any]:
-        """Return the selection of the ids of all candidates, and maybe of other books."""
+        """Return the selection of the ids of all candidates."""
         ids = [select(Book.id).where(condition.sql()) for condition in self.conditions]
         if self.match:
             ids.append(select(_SEARCH.c.rowid).where(_SEARCH.c.books_search.op("MATCH")(bindparam(self.match))))
@@ -73,10 +96,16 @@ class Lookup:
         return first if not rest else select(first.union(*rest).subquery().columns[0])
 
 
-def needle(text: str, columns: Sequence[str], *, dialect: str) -> Candidates | None:
-    """Return the books with a folded text in one of the columns, or None if the index does not find them."""
-    is_indexed = {"sqlite": len(text) >= _TRIGRAM, "postgresql": _WORD.search(text) is not None}.get(dialect, False)
-    return Needle(text, tuple(columns)) if is_indexed else None
+def needle(text: str, *, dialect: str) -> Candidates | None:
+    """Return the books with a folded text somewhere in their texts, or None if the index does not find them."""
+    match dialect:
+        case "sqlite":
+            is_indexed = len(text) >= _TRIGRAM
+        case "postgresql":
+            is_indexed = _WORD.search(text) is not None
+        case _:
+            is_indexed = False
+    return Needle(text) if is_indexed else None
 
 
 def in_all(parts: Sequence[Candidates | None]) -> Candidates | None:
@@ -111,15 +140,30 @@ def is_incomplete(column: InstrumentedAttribute[str], *, dialect: str) -> Column
 
 def _condition(candidates: Candidates, values: Values) -> Condition:
     match candidates:
-        case Needle(text, columns):
-            pattern = values.add("%" + _SIGN.sub(r"/\1", text) + "%")
-            return any_of([is_like(column, pattern) for column in columns])
+        case Needle(text):
+            return Predicate(_is_like, (values.add(_pattern(text)),))
         case Indexed(condition):
             return condition
         case InAll(parts):
             return all_of([_condition(part, values) for part in parts])
         case InAny(parts):
             return any_of([_condition(part, values) for part in parts])
+
+
+def _is_like(pattern: str) -> ColumnElement[bool]:
+    return _SEARCHED_TEXT.like(bindparam(pattern, type_=String()))
+
+
+def _pattern(text: str) -> str:
+    """Return a pattern of LIKE for texts that contain a short text, or some trigrams of a long one in their order."""
+    if len(text) < 2 * _TRIGRAMS_PER_NEEDLE:
+        return f"%{_SIGN.sub(_ESCAPED, text)}%"
+    starts = [start for start in range(len(text) - _TRIGRAM + 1) if _WORD.match(text, start)]
+    parts: dict[int, str] = {}
+    for start in _evenly(starts):
+        if not parts or start >= max(parts) + _TRIGRAM:
+            parts[start] = text[start : start + _TRIGRAM]
+    return f"%{'%'.join(parts.values())}%"
 
 
 class _Lookups(NamedTuple):
@@ -151,8 +195,14 @@ def _joined(operator: str, expressions: Sequence[str]) -> str:
 
 
 def _match(text: str) -> str:
-    """Return the expression for the trigrams of a text. FTS5 has no phrases in an index with `detail=none`."""
-    starts = range(len(text) - _TRIGRAM + 1)
-    step = -(-len(starts) // _TRIGRAMS_PER_NEEDLE)
-    trigrams = dict.fromkeys(text[start : start + _TRIGRAM] for start in starts[::step])
+    """Return the expression for some trigrams of a text. FTS5 has no phrases in an index with `detail=none`."""
+    starts = _evenly(range(len(text) - _TRIGRAM + 1))
+    trigrams = dict.fromkeys(text[start : start + _TRIGRAM] for start in starts)
     return _joined(" AND ", [f'"{trigram.replace(chr(34), 2 * chr(34))}"' for trigram in trigrams])
+
+
+def _evenly(starts: Sequence[int]) -> list[int]:
+    """Return the starts of the trigrams to look up: the first, the last, and some between them."""
+    last = len(starts) - 1
+    count = min(last, _TRIGRAMS_PER_NEEDLE - 1)
+    return [starts[index * last // count] for index in range(count)] + [starts[last]]

@@ -1,13 +1,14 @@
 """The statements that count books: all of them, which triggers do, or those that match a filter, up to a limit."""
 
 from functools import lru_cache
+from typing import Any
 
-from sqlalchemy import ColumnElement, ScalarSelect, case, func, literal, null, select
+from sqlalchemy import Select, case, func, null, select
 
 from bookstore_grpc.dal.driver_reader import Rows
 from bookstore_grpc.dal.filters import Filter
 from bookstore_grpc.dal.models import Book, BookCount, Query
-from bookstore_grpc.dal.page_statements import Attempt, always, attempt
+from bookstore_grpc.dal.page_statements import Attempt, always, attempt, matching_on_postgresql
 from bookstore_grpc.dal.records import BookTotal
 from bookstore_grpc.limits import TOTAL_MAX
 
@@ -19,35 +20,35 @@ COUNT_ALL: Query = select(func.sum(BookCount.count))
 
 
 @lru_cache(maxsize=128)
-def count_matching(filter: Filter) -> tuple[Attempt, ...]:
+def count_matching(filter: Filter, *, dialect: str) -> tuple[Attempt, ...]:
     """Return attempts to count the books that match a filter, up to one more than `TOTAL_MAX`.
 
     If there are two, the first counts among the candidates of the search index, and gives up if they are many. Then
     reading the table finds enough books soon.
     """
-    among_all = attempt(lambda: select(_number_of_books(filter.condition.sql())), always)
-    if filter.lookup is None:
+    condition, lookup = filter
+    among_all = attempt(lambda: _number_of(select(Book.id).where(condition.sql())), always)
+    if lookup is None:
         return (among_all,)
-
-    ids = filter.lookup.ids()
+    if dialect == "postgresql":
+        return (attempt(lambda: _number_of(matching_on_postgresql(lookup, condition.sql())), always),)
 
     def among_candidates() -> Query:
-        found = ids.limit(_CANDIDATES_MAX + 1).cte("found")
+        found = lookup.ids().limit(_CANDIDATES_MAX + 1).cte("found")
         are_many = select(func.count()).select_from(found).scalar_subquery() > _CANDIDATES_MAX
-        count = _number_of_books(filter.condition.sql(), Book.id.in_(select(*found.columns)))
-        return select(case((are_many, null()), else_=count))
+        matching = select(Book.id).where(Book.id.in_(select(*found.columns)), condition.sql())
+        return select(case((are_many, null()), else_=_number_of(matching).scalar_subquery()))
 
     return (attempt(among_candidates, _if_counted), among_all)
+
+
+def _number_of(books: Select[Any]) -> Select[Any]:
+    return select(func.count()).select_from(books.limit(TOTAL_MAX + 1).subquery())
 
 
 def _if_counted(rows: Rows, limit: int) -> Rows | None:
     ((count,),) = rows
     return None if count is None else rows
-
-
-def _number_of_books(*conditions: ColumnElement[bool]) -> ScalarSelect[int]:
-    found = select(literal(1).label("found")).where(*conditions).select_from(Book)
-    return select(func.count()).select_from(found.limit(TOTAL_MAX + 1).subquery()).scalar_subquery()
 
 
 def total_of_all(rows: Rows) -> BookTotal | None:

@@ -29,7 +29,7 @@ async def differences(connection):
             "compare_type": True,
             "compare_server_default": True,
             "include_object": lambda item, *_: item.info.get("only_on", dialect) == dialect,
-            "include_name": lambda name, *_: "search" not in (name or "") and "trigrams" not in (name or ""),
+            "include_name": lambda name, *_: "books_search" not in (name or ""),
         }
         return compare_metadata(MigrationContext.configure(sync, opts=options), Base.metadata)
 

@@ -64,10 +64,10 @@ def upgrade(connection: Connection, revision: str = "head", *, on_locked: Callab
 
 
 def is_search_index_missing(connection: Connection) -> bool:
-    """Return whether PostgreSQL has no trigram indexes, because its extension pg_trgm was missing."""
+    """Return whether PostgreSQL has no search index, because its extension pg_trgm was missing."""
     if connection.dialect.name != "postgresql":
         return False
-    return bool(connection.scalar(text("SELECT to_regclass('ix_books_name_folded_trigrams') IS NULL")))
+    return bool(connection.scalar(text("SELECT to_regclass('ix_books_search') IS NULL")))
 
 
 def downgrade(connection: Connection, revision: str) -> None:

@@ -1,7 +1,7 @@
 """The search index of SQLite and PostgreSQL, for migrations: trigrams of the columns that `:` and bare words search.
 
-SQLite has one FTS5 table, which triggers keep in step with the books. It has no copy of the texts, so a deletion names
-the text that was indexed. PostgreSQL has one index for each column, which needs the extension pg_trgm.
+SQLite has an FTS5 table, which triggers keep in step with the books. It has no copy of the texts, so a deletion names
+the text that was indexed. PostgreSQL has an index of an expression, which needs the extension pg_trgm.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -24,9 +24,10 @@ _CREATE_EXTENSION = (
 _CREATE_INDEX = (
     "DO $$ DECLARE its_schema name := (SELECT nspname FROM pg_extension JOIN pg_namespace n ON n.oid = extnamespace "
     "WHERE extname = 'pg_trgm'); BEGIN IF its_schema IS NOT NULL THEN EXECUTE format("
-    "'CREATE INDEX IF NOT EXISTS ix_books_{column}_trigrams ON books USING gin ({column} %I.gin_trgm_ops)', its_schema"
+    "'CREATE INDEX IF NOT EXISTS ix_books_search ON books USING gin (({text}) %I.gin_trgm_ops)', its_schema"
     "); END IF; END $$"
 )
+_DROP_INDEX = "DROP INDEX IF EXISTS ix_books_search"
 
 
 def create_search_index(execute: Execute, columns: Sequence[str], *, dialect: str) -> None:
@@ -37,31 +38,33 @@ def create_search_index(execute: Execute, columns: Sequence[str], *, dialect: st
     if dialect == "sqlite":
         execute("DROP TABLE IF EXISTS books_search")  # left behind where only the table of books was dropped
         execute(_CREATE_TABLE)
-        execute(f"{_INSERT} SELECT id, {_text('books', columns)} FROM books")  # noqa: S608  constants
+        execute(f"{_INSERT} SELECT id, {_text('books.', columns)} FROM books")  # noqa: S608  constants
         _create_triggers(execute, columns)
     elif dialect == "postgresql":
         execute(_CREATE_EXTENSION)
-        for column in columns:
-            execute(_CREATE_INDEX.format(column=column))
+        execute(_CREATE_INDEX.format(text=_text("", columns, separator="chr(10)")))
 
 
 def extend_search_index(execute: Execute, columns: Sequence[str], *, dialect: str) -> None:
-    """Index all of `columns`, of which the last are new, and empty in every book. Repeats `create_search_index`."""
+    """Index all of `columns`, of which the last are new, and empty in every book.
+
+    On PostgreSQL the index is created again, and servers that do not know the new columns search without it.
+    """
     if dialect == "sqlite":
         _drop_triggers(execute)
         _create_triggers(execute, columns)
-    else:
+    elif dialect == "postgresql":
+        execute(_DROP_INDEX)
         create_search_index(execute, columns, dialect=dialect)
 
 
-def drop_search_index(execute: Execute, columns: Sequence[str], *, dialect: str) -> None:
-    """Drop the index of the columns. The extension stays, because others may use it."""
+def drop_search_index(execute: Execute, *, dialect: str) -> None:
+    """Drop the index. The extension stays, because others may use it."""
     if dialect == "sqlite":
         _drop_triggers(execute)
         execute("DROP TABLE books_search")
     elif dialect == "postgresql":
-        for column in columns:
-            execute(f"DROP INDEX IF EXISTS ix_books_{column}_trigrams")
+        execute(_DROP_INDEX)
 
 
 def _create_triggers(execute: Execute, columns: Sequence[str]) -> None:
@@ -75,7 +78,7 @@ def _drop_triggers(execute: Execute) -> None:
 
 
 def _triggers(columns: Sequence[str]) -> Iterator[tuple[str, str]]:
-    old, new = _text("old", columns), _text("new", columns)
+    old, new = _text("old.", columns), _text("new.", columns)
     insert = f"{_INSERT} VALUES (new.id, {new})"
     delete = f"{_DELETE} VALUES ('delete', old.id, {old})"
     yield "insert", f"INSERT ON books BEGIN {insert}"
@@ -84,5 +87,5 @@ def _triggers(columns: Sequence[str]) -> Iterator[tuple[str, str]]:
     yield "update", f"{changed} BEGIN {delete}; {insert}"
 
 
-def _text(row: str, columns: Sequence[str]) -> str:
-    return " || char(10) || ".join(f"{row}.{column}" for column in columns)
+def _text(row: str, columns: Sequence[str], *, separator: str = "char(10)") -> str:
+    return f" || {separator} || ".join(f"{row}{column}" for column in columns)

@@ -15,4 +15,4 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    drop_search_index(op.execute, _COLUMNS, dialect=op.get_context().dialect.name)
+    drop_search_index(op.execute, dialect=op.get_context().dialect.name)
