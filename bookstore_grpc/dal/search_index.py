@@ -160,7 +160,7 @@ def _pattern(text: str) -> str:
         return f"%{_SIGN.sub(_ESCAPED, text)}%"
     starts = [start for start in range(len(text) - _TRIGRAM + 1) if _WORD.match(text, start)]
     parts: dict[int, str] = {}
-    for start in _evenly(starts):
+    for start in _some(starts):
         if not parts or start >= max(parts) + _TRIGRAM:
             parts[start] = text[start : start + _TRIGRAM]
     return f"%{'%'.join(parts.values())}%"
@@ -196,13 +196,11 @@ def _joined(operator: str, expressions: Sequence[str]) -> str:
 
 def _match(text: str) -> str:
     """Return the expression for some trigrams of a text. FTS5 has no phrases in an index with `detail=none`."""
-    starts = _evenly(range(len(text) - _TRIGRAM + 1))
+    starts = _some(range(len(text) - _TRIGRAM + 1))
     trigrams = dict.fromkeys(text[start : start + _TRIGRAM] for start in starts)
     return _joined(" AND ", [f'"{trigram.replace(chr(34), 2 * chr(34))}"' for trigram in trigrams])
 
 
-def _evenly(starts: Sequence[int]) -> list[int]:
-    """Return the starts of the trigrams to look up: the first, the last, and some between them."""
-    last = len(starts) - 1
-    count = min(last, _TRIGRAMS_PER_NEEDLE - 1)
-    return [starts[index * last // count] for index in range(count)] + [starts[last]]
+def _some(starts: Sequence[int]) -> Sequence[int]:
+    """Return the starts of the trigrams to look up, from all over a text."""
+    return starts[:: -(-len(starts) // _TRIGRAMS_PER_NEEDLE)]
