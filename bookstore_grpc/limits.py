@@ -22,6 +22,8 @@ BATCH_MAX = 1_000
 # Group commit: books written in one transaction. Other writes wait for it, so it is bounded by two of the largest batch
 # calls. With half of that, four batches of 500 wrote a third more pages of SQLite's indexes.
 WRITE_BATCH_MAX_BOOKS = 2_000
+# The statements of a filter with more values are not cached: they take megabytes.
+CACHED_VALUES_MAX = 32
 # A purge: the books of one portion, at first and at most, and the ids that one search reads.
 PURGE_PORTION_FIRST = 100
 PURGE_PORTION_MAX = 1_000

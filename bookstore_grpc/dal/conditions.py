@@ -4,10 +4,10 @@ Conditions are trees that compare by content, so filters that differ only in the
 statements made of them: building a statement takes longer than running most of them.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import eq, ge, gt, le, lt, ne
-from typing import Any
+from typing import Any, Protocol
 
 from sqlalchemy import ColumnElement, Integer, String, and_, bindparam, false, func, not_, or_, true
 from sqlalchemy.ext.compiler import compiles
@@ -32,23 +32,19 @@ class Values(dict[str, object]):
         return name
 
 
-@dataclass(frozen=True, slots=True)
-class Predicate:
-    """What `build` returns for some arguments: columns of `Book`, operators, and for values the names of parameters."""
-
-    build: Callable[..., _Expression]
-    arguments: tuple[Hashable, ...]
+class Condition(Protocol):
+    """What a book meets or does not. It is hashable. `column` is a key of `Book`, `value` the name of a parameter."""
 
     def sql(self) -> _Expression:
         """Return the SQL expression."""
-        return self.build(*self.arguments)
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class Not:
     """Is met if its condition is not."""
 
-    condition: "Condition"
+    condition: Condition
 
     def sql(self) -> _Expression:
         """Return the SQL expression."""
@@ -59,7 +55,7 @@ class Not:
 class AllOf:
     """Is met if all of its conditions are, and so if there are none."""
 
-    conditions: tuple["Condition", ...]
+    conditions: tuple[Condition, ...]
 
     def sql(self) -> _Expression:
         """Return the SQL expression."""
@@ -70,14 +66,63 @@ class AllOf:
 class AnyOf:
     """Is met if one of its conditions is, and so not if there are none."""
 
-    conditions: tuple["Condition", ...]
+    conditions: tuple[Condition, ...]
 
     def sql(self) -> _Expression:
         """Return the SQL expression."""
         return or_(false(), *(each.sql() for each in self.conditions))
 
 
-Condition = Predicate | Not | AllOf | AnyOf
+@dataclass(frozen=True, slots=True)
+class Compares:
+    """Is met if a column compares to a value."""
+
+    column: str
+    operator: str
+    value: str
+
+    def sql(self) -> _Expression:
+        """Return the SQL expression, in which the parameter has the type of the column."""
+        comparison: _Expression = _OPERATORS[self.operator](_column(self.column), bindparam(self.value))
+        return comparison
+
+
+@dataclass(frozen=True, slots=True)
+class Contains:
+    """Is met if a text contains another."""
+
+    column: str
+    value: str
+
+    def sql(self) -> _Expression:
+        """Return the SQL expression."""
+        return _position(_column(self.column), bindparam(self.value, type_=String())) > 0
+
+
+@dataclass(frozen=True, slots=True)
+class EndsWith:
+    """Is met if a text ends with another, whose length is a value too."""
+
+    column: str
+    value: str
+    length: str
+
+    def sql(self) -> _Expression:
+        """Return the SQL expression."""
+        end = _ending(_column(self.column), bindparam(self.length, type_=Integer()))
+        return end == bindparam(self.value, type_=String())
+
+
+@dataclass(frozen=True, slots=True)
+class IsPresent:
+    """Is met if a text is not empty."""
+
+    column: str
+
+    def sql(self) -> _Expression:
+        """Return the SQL expression."""
+        return _column(self.column) != ""
+
 
 ALWAYS: Condition = AllOf(())
 NEVER: Condition = AnyOf(())
@@ -91,44 +136,6 @@ def all_of(conditions: Sequence[Condition]) -> Condition:
 def any_of(conditions: Sequence[Condition]) -> Condition:
     """Return the condition that is met if one of some conditions is."""
     return conditions[0] if len(conditions) == 1 else AnyOf(tuple(conditions))
-
-
-def compares(column: str, operator: str, value: str) -> Condition:
-    """Return the condition that a column compares to a value."""
-    return Predicate(_compares, (column, operator, value))
-
-
-def contains(column: str, text: str) -> Condition:
-    """Return the condition that a text contains another."""
-    return Predicate(_contains, (column, text))
-
-
-def ends_with(column: str, text: str, *, length: str) -> Condition:
-    """Return the condition that a text ends with another of a length."""
-    return Predicate(_ends_with, (column, text, length))
-
-
-def is_present(column: str) -> Condition:
-    """Return the condition that a text is not empty."""
-    return Predicate(_is_present, (column,))
-
-
-def _compares(column: str, operator: str, value: str) -> _Expression:
-    # A parameter of a comparison has the type of the column.
-    comparison: _Expression = _OPERATORS[operator](_column(column), bindparam(value))
-    return comparison
-
-
-def _contains(column: str, text: str) -> _Expression:
-    return _position(_column(column), bindparam(text, type_=String())) > 0
-
-
-def _ends_with(column: str, text: str, length: str) -> _Expression:
-    return _ending(_column(column), bindparam(length, type_=Integer())) == bindparam(text, type_=String())
-
-
-def _is_present(column: str) -> _Expression:
-    return _column(column) != ""
 
 
 def _column(key: str) -> InstrumentedAttribute[Any]:

@@ -17,8 +17,8 @@ Rows = Sequence[Sequence[Any]]
 class DriverReader:
     """Executes SQL that SQLAlchemy has compiled, on a driver's connection from the pool of a reading engine.
 
-    SQLAlchemy's execution and results cost several times what the driver needs for a book or a page. Parameters and
-    columns are numbers and texts, which need no conversion.
+    SQLAlchemy's execution and results cost several times what the driver needs for a book or a page. Columns are
+    numbers and texts, which need no conversion.
     """
 
     def __init__(self, engine: AsyncEngine, pool_invalidation: PoolInvalidation) -> None:

@@ -1,4 +1,4 @@
-"""Filters: parses AIP-160 text into a SQL expression, in which callers' text is always a bound parameter.
+"""Filters: parses AIP-160 text into a condition, and the values of its parameters.
 
 The grammar is that of AIP-160 without functions and nested fields, which a Book does not have. Factors in sequence are
 combined by AND.
@@ -6,10 +6,10 @@ combined by AND.
 
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cache, lru_cache
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from lark import Lark, Token, Tree
 from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedToken
@@ -17,22 +17,30 @@ from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedTok
 from bookstore_grpc.dal.conditions import (
     ALWAYS,
     NEVER,
+    Compares,
     Condition,
+    Contains,
+    EndsWith,
+    IsPresent,
     Not,
     Values,
     all_of,
     any_of,
-    compares,
-    contains,
-    ends_with,
-    is_present,
 )
 from bookstore_grpc.dal.folding import fold, fold_case
 from bookstore_grpc.dal.models import FOLDED_COLUMNS, head_column, ordered_column
 from bookstore_grpc.dal.records import FIELDS, Field, FieldType
 from bookstore_grpc.dal.search_index import Candidates, Indexed, Lookup, in_all, in_any, lookup, needle
 from bookstore_grpc.errors import InvalidFilter, Rule, quoted
-from bookstore_grpc.limits import CONTROL_CHARACTER, FILTER_MAX_CODE_POINTS, FILTER_MAX_LEVELS, FILTER_MAX_TERMS
+from bookstore_grpc.limits import (
+    CACHED_VALUES_MAX,
+    CONTROL_CHARACTER,
+    FILTER_MAX_CODE_POINTS,
+    FILTER_MAX_LEVELS,
+    FILTER_MAX_TERMS,
+)
+
+F = TypeVar("F", bound=Callable[..., object])
 
 # The lexer is contextual: ARGUMENT is matched only after a comparator, so `-500` is a number there and `-word` is a
 # negation elsewhere.
@@ -79,12 +87,18 @@ class Filter(NamedTuple):
     """
 
     condition: Condition
-    lookup: Lookup | None
+    lookup: Lookup | None = None
+    is_large: bool = False
 
     @property
     def is_empty(self) -> bool:
         """Whether every book meets the condition."""
         return self.condition == ALWAYS
+
+
+def for_filter(cached: F, filter: Filter) -> F:
+    """Return a cached function of a filter, for a large one without its cache."""
+    return cached.__wrapped__ if filter.is_large else cached  # type: ignore[attr-defined]
 
 
 class _Found(NamedTuple):
@@ -113,7 +127,7 @@ def parse_filter(text: str, *, dialect: str) -> tuple[Filter, Mapping[str, objec
             rule=Rule.TOO_LONG,
         )
     if not text.strip():
-        return Filter(ALWAYS, None), {}
+        return Filter(ALWAYS), {}
     try:
         tree = _parser().parse(text)
     except UnexpectedInput as error:
@@ -123,7 +137,8 @@ def parse_filter(text: str, *, dialect: str) -> tuple[Filter, Mapping[str, objec
     translator = _Translator(dialect)
     condition, candidates = translator.expression(tree.children[0], level=0)
     values = translator.values
-    return Filter(condition, lookup(candidates, values, dialect=dialect) if candidates else None), values
+    found_by = lookup(candidates, values, dialect=dialect)
+    return Filter(condition, found_by, is_large=len(values) > CACHED_VALUES_MAX), values
 
 
 @cache
@@ -196,7 +211,8 @@ class _Translator:
             return self._text_comparison(field, comparator, _text_from_token(argument))
         if field.type is FieldType.TIME:
             return _Found(self._time_comparison(field, comparator, argument))
-        return _Found(self._compares(field.name, comparator, _integer_from_token(field, argument)))
+        condition = self._compares(field.name, comparator, _integer_from_token(field, argument))
+        return _Found(condition, Indexed(condition) if comparator == "=" else None)
 
     def _search(self, field: Field, comparator: Token, argument: Token) -> _Found:
         if not field.is_searchable:
@@ -208,17 +224,19 @@ class _Translator:
             )
         text = _text_from_token(argument)
         if argument == "*":  # AIP-160: the field is present
-            return _Found(is_present(field.name) if field.is_optional else ALWAYS)
+            return _Found(IsPresent(field.name) if field.is_optional else ALWAYS)
         return self._containing([field.name], text.whole)
 
     def _containing(self, fields: Sequence[str], text: str) -> _Found:
         """Find texts that contain another, without regard to case and diacritics."""
+        if not text:
+            return _Found(ALWAYS)
         columns = [FOLDED_COLUMNS[field].key for field in fields]
         # The second is for texts that a server of the previous version has stored, and that are not yet complete.
         needles = list(dict.fromkeys([fold(text), fold_case(text)]))
         values = [self.values.add(each) for each in needles]
         return _Found(
-            any_of([contains(column, value) for value in values for column in columns]) if text else ALWAYS,
+            any_of([Contains(column, value) for value in values for column in columns]),
             in_any([needle(each, dialect=self._dialect) for each in needles]),
         )
 
@@ -228,7 +246,7 @@ class _Translator:
         condition = self._text_equality(field, text)
         if comparator == "!=":
             return _Found(Not(condition))
-        return _Found(condition, self._containing_stem(field, text) if text.open_start else None)
+        return _Found(condition, self._containing_stem(field, text) if text.open_start else Indexed(condition))
 
     def _containing_stem(self, field: Field, text: _Text) -> Candidates | None:
         folded = fold(text.stem)
@@ -248,8 +266,8 @@ class _Translator:
             return self._starts_with(field, text.stem)
         stem = self.values.add(text.stem)
         if text.open_end:
-            return contains(field.name, stem)
-        return ends_with(field.name, stem, length=self.values.add(len(text.stem)))
+            return Contains(field.name, stem)
+        return EndsWith(field.name, stem, self.values.add(len(text.stem)))
 
     def _starts_with(self, field: Field, prefix: str) -> Condition:
         """As a range, which can use an index and is the same on every database."""
@@ -279,7 +297,7 @@ class _Translator:
                 return self._compares(field.name, ">", floor)
 
     def _compares(self, column: str, operator: str, value: str | int) -> Condition:
-        return compares(column, operator, self.values.add(value))
+        return Compares(column, operator, self.values.add(value))
 
     def _ordered_column(self, field: Field) -> str:
         return ordered_column(field.name, dialect=self._dialect).key

@@ -7,7 +7,7 @@ from operator import itemgetter
 from bookstore_grpc.dal.database import Database
 from bookstore_grpc.dal.driver_errors import StatementAborted
 from bookstore_grpc.dal.driver_reader import Rows
-from bookstore_grpc.dal.filters import parse_filter
+from bookstore_grpc.dal.filters import for_filter, parse_filter
 from bookstore_grpc.dal.page_statements import Attempt, entry_statement, is_search, page_attempts
 from bookstore_grpc.dal.paging import (
     page_token_from_record,
@@ -39,12 +39,14 @@ class PageReader:
         order = parse_order_by(order_by)
         position = position_from_page_token(page_token, filter=filter, order=order) if page_token else {}
         parsed, values = parse_filter(filter, dialect=self._database.dialect)
-        attempts = page_attempts(parsed, order, dialect=self._database.dialect, continued=bool(position))
+        attempts = for_filter(page_attempts, parsed)(
+            parsed, order, dialect=self._database.dialect, continued=bool(position)
+        )
         limit = page_size + 1
         parameters = {"limit": limit, **values, **position}
         reads_much = is_search(parsed, order)
         if self._reads_entries and len(attempts) == 1:
-            statement = entry_statement(parsed, order, continued=bool(position))
+            statement = for_filter(entry_statement, parsed)(parsed, order, continued=bool(position))
             rows = await self._observed(self._database.read(statement, parameters, is_search=reads_much))
             entries = [row[0] for row in rows[:page_size]]
             if _are_entries_of_a_page(entries):
@@ -65,7 +67,7 @@ class PageReader:
             total = total_of_all(await self._observed(self._database.read(COUNT_ALL)))
             if total:
                 return total
-        attempts = count_matching(parsed, dialect=self._database.dialect)
+        attempts = for_filter(count_matching, parsed)(parsed)
         return total_of_matching(await self._read_until_complete(attempts, values, is_search=True))
 
     async def _read_until_complete(

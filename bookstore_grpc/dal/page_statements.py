@@ -5,6 +5,7 @@ from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
+    CTE,
     Column,
     ColumnElement,
     FromClause,
@@ -23,15 +24,17 @@ from sqlalchemy import (
 from sqlalchemy.orm import InstrumentedAttribute
 from sqlalchemy.sql.visitors import replacement_traverse
 
+from bookstore_grpc.dal.conditions import Condition
 from bookstore_grpc.dal.driver_reader import Rows
-from bookstore_grpc.dal.filters import Filter
+from bookstore_grpc.dal.filters import Filter, for_filter
 from bookstore_grpc.dal.models import COLUMNS, ENTRY, SELECT_BOOKS, Book, Query, head_column, ordered_column
 from bookstore_grpc.dal.paging import OrderTerm
 from bookstore_grpc.dal.records import BookRecord
-from bookstore_grpc.dal.search_index import Lookup
+from bookstore_grpc.dal.search_index import FullTextLookup, Lookup
 
-# Up to how many candidates of the search index are sorted: this many, and so many more for each book of the page. With
-# a million books, reading along the index of the order finds a page of more of them as soon.
+# Up to how many candidates of the search index are sorted (on PostgreSQL, of those that match): this many, and so many
+# more for each book of the page. With a million books, reading along the index of the order finds a page of more of
+# them as soon.
 _CANDIDATES = 7_500
 _CANDIDATES_PER_BOOK = 25
 # How many rows along the index of the order may be read in vain before all candidates are sorted.
@@ -96,7 +99,7 @@ def page_attempts(
     after = _after(keys, dialect=dialect) if continued else true()
     condition = filter.condition.sql()
     if filter.lookup:
-        return _through_search_index(filter.lookup, keys, condition, after, dialect=dialect)
+        return _through_search_index(filter.lookup, keys, condition, after)
     if dialect == "mariadb" and is_search(filter, order) and order[0].field != "id":
         return _on_mariadb(keys, condition, after)
     return (attempt(lambda: _page(SELECT_BOOKS, keys, condition, after), always),)
@@ -105,7 +108,7 @@ def page_attempts(
 @lru_cache(maxsize=128)
 def entry_statement(filter: Filter, order: tuple[OrderTerm, ...], *, continued: bool) -> Query:
     """Return the statement of a page on SQLite, if there is one, that reads of each book its entry and its order."""
-    ((statement, _),) = page_attempts(filter, order, dialect="sqlite", continued=continued)
+    ((statement, _),) = for_filter(page_attempts, filter)(filter, order, dialect="sqlite", continued=continued)
     columns: list[Any] = [ENTRY, *(COLUMNS[term.field] for term in order)]
     read: Select[Any] = statement().with_only_columns(*columns)  # type: ignore[union-attr]  # it is no union
     return read
@@ -131,23 +134,20 @@ def _page(select: Select[Any], keys: Sequence[_Key], *conditions: ColumnElement[
 
 
 def _through_search_index(
-    lookup: Lookup,
-    keys: Sequence[_Key],
-    condition: ColumnElement[bool],
-    after: ColumnElement[bool],
-    *,
-    dialect: str,
+    lookup: Lookup, keys: Sequence[_Key], condition: ColumnElement[bool], after: ColumnElement[bool]
 ) -> tuple[Attempt, ...]:
     """Return three attempts: sort what the index finds if it is little, read along the order, and sort all of it.
 
     Many candidates fill a page soon, unless most of them do not match, or are at the other end of the order.
     """
-    most: ColumnElement[int] = bindparam("limit", type_=Integer()) * _CANDIDATES_PER_BOOK + _CANDIDATES
-    few, all_ = (_on_postgresql if dialect == "postgresql" else _on_sqlite)(lookup, keys, condition, after, most)
+    if isinstance(lookup, FullTextLookup):
+        few, sorted_all = _on_sqlite(lookup, keys, condition, after)
+    else:
+        few, sorted_all = _on_postgresql(lookup, keys, condition, after)
     return (
         attempt(few, _if_ended),
         attempt(lambda: _page_of_first_rows(keys, condition, after), _if_full),
-        attempt(all_, always),
+        attempt(sorted_all, always),
     )
 
 
@@ -155,49 +155,50 @@ _Builders = tuple[Callable[[], Query], Callable[[], Query]]
 
 
 def _on_sqlite(
-    lookup: Lookup,
-    keys: Sequence[_Key],
-    condition: ColumnElement[bool],
-    after: ColumnElement[bool],
-    most: ColumnElement[int],
+    lookup: FullTextLookup, keys: Sequence[_Key], condition: ColumnElement[bool], after: ColumnElement[bool]
 ) -> _Builders:
-    """Return what builds the first and the last attempt, which count the candidates before they read them."""
+    """Return what builds the first attempt, which counts the candidates before it reads them, and the last one."""
 
-    def few() -> Query:
-        found = lookup.ids().limit(most + 1).cte("found").prefix_with("MATERIALIZED")
-        are_all = select(func.count()).select_from(found).scalar_subquery() <= most
-        page = _page(SELECT_BOOKS, keys, Book.id.in_(select(*found.columns)), are_all, condition, after)
-        return union_all(select(page.subquery()), _END.where(are_all))
+    def page_of(ids: Select[Any], *conditions: ColumnElement[bool]) -> Select[Any]:
+        return _page(SELECT_BOOKS, keys, Book.id.in_(ids), *conditions, condition, after)
 
-    return few, lambda: _page(SELECT_BOOKS, keys, Book.id.in_(lookup.ids()), condition, after)
+    return lambda: _if_few(lookup.ids(), lambda found, is_all: page_of(select(*found.columns), is_all)), (
+        lambda: page_of(lookup.ids())
+    )
 
 
 def _on_postgresql(
-    lookup: Lookup,
-    keys: Sequence[_Key],
-    condition: ColumnElement[bool],
-    after: ColumnElement[bool],
-    most: ColumnElement[int],
+    lookup: Condition, keys: Sequence[_Key], condition: ColumnElement[bool], after: ColumnElement[bool]
 ) -> _Builders:
-    """Return what builds the first and the last attempt, which count the books that match."""
-    matching = matching_on_postgresql(lookup, condition, after)
+    """Return what builds the first attempt, which counts the books that match, and the last one."""
+    names = dict.fromkeys([*BookRecord._fields, *(key.name for key in keys)])
+    matching = matching_on_postgresql(lookup, condition, after, names=list(names))
 
-    def few() -> Query:
-        found = matching.limit(most + 1).cte("found").prefix_with("MATERIALIZED")
-        are_all = select(func.count()).select_from(found).scalar_subquery() <= most
-        return union_all(select(_page_of(found, keys, are_all).subquery()), _END.where(are_all))
+    def page_of(rows: FromClause, *conditions: ColumnElement[bool]) -> Select[Any]:
+        return _page(_books_of(rows), [key._replace(column=rows.columns[key.name]) for key in keys], *conditions)
 
-    return few, lambda: _page_of(matching.subquery("matches"), keys)
+    return lambda: _if_few(matching, page_of), lambda: page_of(matching.subquery("matches"))
 
 
-def matching_on_postgresql(lookup: Lookup, *conditions: ColumnElement[bool]) -> Select[Any]:
-    """Return the selection of the candidates that meet conditions, with all columns of a book.
+def _if_few(rows: Select[Any], page_of: Callable[[CTE, ColumnElement[bool]], Select[Any]]) -> Query:
+    """Return the page of rows, with an end, or no row at all if there are many rows."""
+    most: ColumnElement[int] = bindparam("limit", type_=Integer()) * _CANDIDATES_PER_BOOK + _CANDIDATES
+    found = rows.limit(most + 1).cte("found").prefix_with("MATERIALIZED")
+    is_all = select(func.count()).select_from(found).scalar_subquery() <= most
+    return union_all(select(page_of(found, is_all).subquery()), _END.where(is_all))
+
+
+def matching_on_postgresql(
+    lookup: Condition, *conditions: ColumnElement[bool], names: Sequence[str] = ("id",)
+) -> Select[Any]:
+    """Return the selection of the candidates that meet conditions, with some columns.
 
     PostgreSQL reads a candidate to see whether it is one, so it had better be read only once.
     """
-    # By itself, so that it is not planned for a limit, and not through another index, which finds more books.
-    candidates = select(*_COLUMNS).where(lookup.condition()).cte("candidates").prefix_with("MATERIALIZED")
-    return select(candidates).where(*(_of(candidates, condition) for condition in conditions))
+    # By itself, because it would be planned for the few rows of a limit.
+    candidates = select(*_COLUMNS).where(lookup.sql()).cte("candidates").prefix_with("MATERIALIZED")
+    matching = select(*(candidates.columns[name] for name in names))
+    return matching.where(*(_of(candidates, condition) for condition in conditions))
 
 
 def _page_of_first_rows(
@@ -206,14 +207,11 @@ def _page_of_first_rows(
     """Return a selection of those of the first rows that meet the condition, in their order."""
     rows = _page(select(*_COLUMNS), keys, after).limit(_ROWS_IN_ORDER).subquery()
     # Ordered again, SQLite would examine all of them before it returned the first.
-    books = select(*(rows.columns[name] for name in BookRecord._fields))
-    return books.where(_of(rows, condition)).limit(bindparam("limit"))
+    return _books_of(rows).where(_of(rows, condition)).limit(bindparam("limit"))
 
 
-def _page_of(rows: FromClause, keys: Sequence[_Key], *conditions: ColumnElement[bool]) -> Select[Any]:
-    """Return the page of some rows, which have all columns of a book."""
-    books = select(*(rows.columns[name] for name in BookRecord._fields))
-    return _page(books, [key._replace(column=rows.columns[key.name]) for key in keys], *conditions)
+def _books_of(rows: FromClause) -> Select[Any]:
+    return select(*(rows.columns[name] for name in BookRecord._fields))
 
 
 def _of(rows: FromClause, condition: ColumnElement[bool]) -> ColumnElement[bool]:

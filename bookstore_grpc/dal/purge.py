@@ -10,7 +10,7 @@ from sqlalchemy import bindparam, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bookstore_grpc.dal.database import Database
-from bookstore_grpc.dal.filters import Filter, parse_filter
+from bookstore_grpc.dal.filters import Filter, for_filter, parse_filter
 from bookstore_grpc.dal.models import Book, Query
 from bookstore_grpc.dal.write_statements import WRITE_STATEMENTS
 from bookstore_grpc.limits import (
@@ -50,7 +50,7 @@ class Purge:
         self._database = database
         self._observed = observed
         parsed, self._values = parse_filter(filter, dialect=database.dialect)
-        self._find = _find(parsed)
+        self._find = for_filter(_find, parsed)(parsed)
         self._statements = WRITE_STATEMENTS[database.dialect]
         self._portion = PURGE_PORTION_FIRST
 

@@ -27,7 +27,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import InstrumentedAttribute
 
-from bookstore_grpc.dal.conditions import Condition, Predicate, Values, all_of, any_of
+from bookstore_grpc.dal.conditions import Condition, Values, all_of, any_of
 from bookstore_grpc.dal.folding import SEPARATOR
 from bookstore_grpc.dal.models import FOLDED_COLUMNS, Book
 
@@ -38,11 +38,14 @@ _TRIGRAMS_PER_NEEDLE = 4
 _SEARCH = table("books_search", column("rowid"), column("books_search"))
 # pg_trgm extracts no trigram from anything else, and would then read the whole index.
 _WORD = re.compile(r"[^\W_]{3}")
+# Of a shorter text all trigrams are looked up on PostgreSQL, because fewer than three could be without overlaps.
+_SHORT = 3 * _TRIGRAM
 # What a pattern of LIKE takes for a sign of its own.
 _SIGN, _ESCAPED = re.compile(r"([\\%_])"), r"\\\1"
 # The expression of PostgreSQL's index. A parameter in it would make it another one.
 _SEARCHED_TEXT: ColumnElement[str] = literal_column(
-    f"({' || chr(10) || '.join(f'books.{column.key}' for column in FOLDED_COLUMNS.values())})", String()
+    f"({' || chr(10) || '.join(f'books.{key}' for key in sorted(column.key for column in FOLDED_COLUMNS.values()))})",
+    String(),
 )
 
 
@@ -70,30 +73,28 @@ class InAny(NamedTuple):
     parts: tuple["Candidates", ...]
 
 
-#: A set of books that an index finds. None stands for all books.
+#: A set of books that indexes find. None stands for all books.
 Candidates = Needle | Indexed | InAll | InAny
 
 
 @dataclass(frozen=True, slots=True)
-class Lookup:
-    """How indexes find candidates: by an expression of FTS5's MATCH, a parameter, and by conditions on `Book`."""
+class FullTextLookup:
+    """How SQLite finds candidates: by an expression of FTS5's MATCH, which is a parameter, and by other indexes."""
 
-    match: str | None
-    conditions: tuple[Condition, ...]
-
-    def condition(self) -> ColumnElement[bool]:
-        """Return the condition that a book is a candidate."""
-        if not self.match and len(self.conditions) == 1:
-            return self.conditions[0].sql()
-        return Book.id.in_(self.ids())
+    match: str
+    others: tuple[Condition, ...]
 
     def ids(self) -> Select[Any]:
         """Return the selection of the ids of all candidates."""
-        ids = [select(Book.id).where(condition.sql()) for condition in self.conditions]
-        if self.match:
-            ids.append(select(_SEARCH.c.rowid).where(_SEARCH.c.books_search.op("MATCH")(bindparam(self.match))))
-        first, *rest = ids
-        return first if not rest else select(first.union(*rest).subquery().columns[0])
+        by_text = select(_SEARCH.c.rowid).where(_SEARCH.c.books_search.op("MATCH")(bindparam(self.match)))
+        if not self.others:
+            return by_text
+        by_others = (select(Book.id).where(other.sql()) for other in self.others)
+        return select(by_text.union(*by_others).subquery().columns[0])
+
+
+#: How a database finds candidates. PostgreSQL chooses the indexes for a condition.
+Lookup = FullTextLookup | Condition
 
 
 def needle(text: str, *, dialect: str) -> Candidates | None:
@@ -122,12 +123,14 @@ def in_any(parts: Sequence[Candidates | None]) -> Candidates | None:
     return InAny(found) if len(found) > 1 else found[0]
 
 
-def lookup(candidates: Candidates, values: Values, *, dialect: str) -> Lookup:
-    """Return how to find candidates, and add the values of the parameters for it."""
+def lookup(candidates: Candidates | None, values: Values, *, dialect: str) -> Lookup | None:
+    """Return how to find candidates, or None if the search index has no part in it. Adds the values for it."""
+    if candidates is None or not _has_needle(candidates):
+        return None
     if dialect == "postgresql":
-        return Lookup(None, (_condition(candidates, values),))
-    match, others = _lookups(candidates)
-    return Lookup(values.add(match) if match else None, others)
+        return _condition(candidates, values)
+    match, others = _full_text(candidates)
+    return FullTextLookup(values.add(match), others)
 
 
 def is_incomplete(column: InstrumentedAttribute[str], *, dialect: str) -> ColumnElement[bool]:
@@ -138,10 +141,18 @@ def is_incomplete(column: InstrumentedAttribute[str], *, dialect: str) -> Column
     return and_(length != code_points, not_(column.contains(SEPARATOR)))
 
 
+def _has_needle(candidates: Candidates) -> bool:
+    match candidates:
+        case InAll(parts) | InAny(parts):
+            return any(map(_has_needle, parts))
+        case _:
+            return isinstance(candidates, Needle)
+
+
 def _condition(candidates: Candidates, values: Values) -> Condition:
     match candidates:
         case Needle(text):
-            return Predicate(_is_like, (values.add(_pattern(text)),))
+            return _IsLike(values.add(_pattern(text)))
         case Indexed(condition):
             return condition
         case InAll(parts):
@@ -150,44 +161,50 @@ def _condition(candidates: Candidates, values: Values) -> Condition:
             return any_of([_condition(part, values) for part in parts])
 
 
-def _is_like(pattern: str) -> ColumnElement[bool]:
-    return _SEARCHED_TEXT.like(bindparam(pattern, type_=String()))
+@dataclass(frozen=True, slots=True)
+class _IsLike:
+    """Is met if the searched texts are like a pattern."""
+
+    value: str
+
+    def sql(self) -> ColumnElement[bool]:
+        """Return the SQL expression."""
+        return _SEARCHED_TEXT.like(bindparam(self.value, type_=String()))
 
 
 def _pattern(text: str) -> str:
     """Return a pattern of LIKE for texts that contain a short text, or some trigrams of a long one in their order."""
-    if len(text) < 2 * _TRIGRAMS_PER_NEEDLE:
+    if len(text) < _SHORT:
         return f"%{_SIGN.sub(_ESCAPED, text)}%"
-    starts = [start for start in range(len(text) - _TRIGRAM + 1) if _WORD.match(text, start)]
-    parts: dict[int, str] = {}
-    for start in _some(starts):
-        if not parts or start >= max(parts) + _TRIGRAM:
-            parts[start] = text[start : start + _TRIGRAM]
-    return f"%{'%'.join(parts.values())}%"
+    starts: list[int] = []
+    for start in range(len(text) - _TRIGRAM + 1):
+        if _WORD.match(text, start) and (not starts or start >= starts[-1] + _TRIGRAM):
+            starts.append(start)
+    return f"%{'%'.join(text[start : start + _TRIGRAM] for start in _some(starts))}%"
 
 
-class _Lookups(NamedTuple):
-    """Where to look candidates up: by an expression of FTS5's MATCH if that is not "", and by other indexes."""
+class _FullText(NamedTuple):
+    """An expression of FTS5's MATCH, "" if there is none, and conditions that other indexes look up."""
 
     match: str
     others: tuple[Condition, ...] = ()
 
 
-def _lookups(candidates: Candidates) -> _Lookups:
+def _full_text(candidates: Candidates) -> _FullText:
     match candidates:
         case Needle(text):
-            return _Lookups(_match(text))
+            return _FullText(_match(text))
         case Indexed(condition):
-            return _Lookups("", (condition,))
+            return _FullText("", (condition,))
         case InAny(parts):
-            found = [_lookups(part) for part in parts]
+            found = [_full_text(part) for part in parts]
             expressions = [each.match for each in found if each.match]
-            return _Lookups(_joined(" OR ", expressions), tuple(other for each in found for other in each.others))
+            return _FullText(_joined(" OR ", expressions), tuple(other for each in found for other in each.others))
         case InAll(parts):
-            found = [_lookups(part) for part in parts]
+            found = [_full_text(part) for part in parts if _has_needle(part)]
             expressions = [each.match for each in found if not each.others]
             # An intersection with other indexes is left to the condition of the filter.
-            return _Lookups(_joined(" AND ", expressions)) if expressions else found[0]
+            return _FullText(_joined(" AND ", expressions)) if expressions else found[0]
 
 
 def _joined(operator: str, expressions: Sequence[str]) -> str:
@@ -201,6 +218,7 @@ def _match(text: str) -> str:
     return _joined(" AND ", [f'"{trigram.replace(chr(34), 2 * chr(34))}"' for trigram in trigrams])
 
 
-def _some(starts: Sequence[int]) -> Sequence[int]:
+def _some(starts: Sequence[int]) -> list[int]:
     """Return the starts of the trigrams to look up, from all over a text."""
-    return starts[:: -(-len(starts) // _TRIGRAMS_PER_NEEDLE)]
+    count = min(len(starts), _TRIGRAMS_PER_NEEDLE)
+    return [starts[index * len(starts) // count] for index in range(count)]

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 from sqlalchemy import ClauseElement, Dialect
 from sqlalchemy.sql.compiler import SQLCompiler
 
+from bookstore_grpc.limits import CACHED_VALUES_MAX
+
 _STATEMENTS_MAX = 512
 
 
@@ -29,8 +31,9 @@ class StatementCompiler:
         self._compiled = lru_cache(_STATEMENTS_MAX)(self._compile)
 
     def compile(self, statement: ClauseElement, parameters: Mapping[str, object] | None) -> tuple[str, Sequence[Any]]:
-        """Return the SQL of a statement and its parameters in order."""
-        compiler, values, processors = self._compiled(statement)
+        """Return the SQL of a statement and its parameters in order. Raises `KeyError` if one has no value."""
+        is_large = parameters is not None and len(parameters) > CACHED_VALUES_MAX
+        compiler, values, processors = (self._compile if is_large else self._compiled)(statement)
         if parameters:
             values = {**values, **parameters}
         if compiler.post_compile_params:  # of an IN, whose SQL depends on the number of values
@@ -45,4 +48,5 @@ class StatementCompiler:
         compiler = self._dialect.statement_compiler(self._dialect, statement)
         types = {name: bind.type.dialect_impl(self._dialect) for name, bind in compiler.binds.items()}
         processors = {name: type_.bind_processor(self._dialect) for name, type_ in types.items()}
-        return _Compiled(compiler, compiler.params, {name: each for name, each in processors.items() if each})
+        values = {name: bind.effective_value for name, bind in compiler.binds.items() if not bind.required}
+        return _Compiled(compiler, values, {name: each for name, each in processors.items() if each})

@@ -10,9 +10,10 @@ from bookstore_grpc.dal.filters import Filter
 from bookstore_grpc.dal.models import Book, BookCount, Query
 from bookstore_grpc.dal.page_statements import Attempt, always, attempt, matching_on_postgresql
 from bookstore_grpc.dal.records import BookTotal
+from bookstore_grpc.dal.search_index import FullTextLookup
 from bookstore_grpc.limits import TOTAL_MAX
 
-# Up to how many candidates of the search index are looked up.
+# Up to how many candidates of it are looked up.
 _CANDIDATES_MAX = 4 * TOTAL_MAX
 
 #: Reads the number of all books, or NULL if the database permits no triggers, which would keep it.
@@ -20,17 +21,17 @@ COUNT_ALL: Query = select(func.sum(BookCount.count))
 
 
 @lru_cache(maxsize=128)
-def count_matching(filter: Filter, *, dialect: str) -> tuple[Attempt, ...]:
+def count_matching(filter: Filter) -> tuple[Attempt, ...]:
     """Return attempts to count the books that match a filter, up to one more than `TOTAL_MAX`.
 
-    If there are two, the first counts among the candidates of the search index, and gives up if they are many. Then
-    reading the table finds enough books soon.
+    If there are two, the first counts among the candidates of SQLite's search index, and gives up if they are many.
+    Then reading the table finds enough books soon.
     """
-    condition, lookup = filter
+    condition, lookup = filter.condition, filter.lookup
     among_all = attempt(lambda: _number_of(select(Book.id).where(condition.sql())), always)
     if lookup is None:
         return (among_all,)
-    if dialect == "postgresql":
+    if not isinstance(lookup, FullTextLookup):
         return (attempt(lambda: _number_of(matching_on_postgresql(lookup, condition.sql())), always),)
 
     def among_candidates() -> Query:

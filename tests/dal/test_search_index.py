@@ -1,9 +1,12 @@
 """The search index finds what matches, whoever wrote it, and no search that it can answer reads the whole table."""
 
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sqlalchemy import event, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -16,6 +19,7 @@ from bookstore_grpc.dal.folding import fold_case
 from bookstore_grpc.dal.page_statements import page_attempts
 from bookstore_grpc.dal.paging import parse_order_by
 from bookstore_grpc.dal.records import BookChanges, BookDraft
+from bookstore_grpc.dal.search_index import _pattern
 from tests.conftest import new_database
 from tests.dal.conftest import execute
 
@@ -151,6 +155,17 @@ async def _attempts_of(database: Database, filter: str, order_by: str) -> int:
     finally:
         database.read = read  # type: ignore[method-assign]
     return len(reads)
+
+
+_texts = st.text(st.sampled_from("abcé1 _%\\*"), max_size=25)
+
+
+@given(before=_texts, text=_texts, after=_texts)
+def test_a_text_around_another_is_like_its_pattern(before: str, text: str, after: str) -> None:
+    pattern = _pattern(text)
+    parts = re.findall(r"\\(.)|(%)|(.)", pattern)
+    expression = "".join(".*" if sign else re.escape(escaped or other) for escaped, sign, other in parts)
+    assert re.fullmatch(expression, before + text + after)
 
 
 @pytest.mark.databases("sqlite")

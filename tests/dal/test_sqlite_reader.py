@@ -14,10 +14,12 @@ from sqlalchemy import event
 from bookstore_grpc.dal.books import _GET, _GET_MANY, BookDAL
 from bookstore_grpc.dal.database import Database
 from bookstore_grpc.dal.filters import parse_filter
-from bookstore_grpc.dal.page_statements import page_attempts
+from bookstore_grpc.dal.page_statements import entry_statement, page_attempts
 from bookstore_grpc.dal.paging import parse_order_by
 from bookstore_grpc.dal.records import BookChanges, BookDraft
+from bookstore_grpc.dal.totals import count_matching
 from bookstore_grpc.errors import BookNotFound, DatabaseUnavailable
+from bookstore_grpc.limits import CACHED_VALUES_MAX
 from tests.dal.conftest import move
 from tests.dal.tricky_books import store_tricky_books
 
@@ -308,4 +310,18 @@ async def test_filters_that_differ_in_their_values_share_their_statement_and_not
     for filter, expected in zip(filters, found, strict=True):
         page = await books.list_books(page_size=50, page_token="", filter=filter, order_by="")
         assert {record.name for record in page.books} == expected
-    assert len({parse_filter(filter, dialect="sqlite")[0] for filter in filters}) == 1
+    first, second = (parse_filter(filter, dialect="sqlite")[0] for filter in filters)
+    order = parse_order_by("id")
+    attempts = page_attempts(first, order, dialect="sqlite", continued=False)
+    assert attempts is page_attempts(second, order, dialect="sqlite", continued=False)
+
+
+async def test_statements_of_a_filter_with_many_values_are_not_cached(sqlite: Database, books: BookDAL) -> None:
+    assert sqlite._inline_reader
+    compiled = sqlite._inline_reader.compile.__self__._compiled  # type: ignore[attr-defined]
+    sizes = []
+    for filter in ("a", " ".join(f"many{number}" for number in range(CACHED_VALUES_MAX))):
+        await books.list_books(page_size=1, page_token="", filter=filter, order_by="", include_total=True)
+        caches = (page_attempts, entry_statement, count_matching, compiled)
+        sizes.append([cache.cache_info().currsize for cache in caches])
+    assert sizes[0] == sizes[1]

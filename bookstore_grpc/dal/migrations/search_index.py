@@ -42,13 +42,16 @@ def create_search_index(execute: Execute, columns: Sequence[str], *, dialect: st
         _create_triggers(execute, columns)
     elif dialect == "postgresql":
         execute(_CREATE_EXTENSION)
-        execute(_CREATE_INDEX.format(text=_text("", columns, separator="chr(10)")))
+        # In the order in which the statements name them.
+        execute(_CREATE_INDEX.format(text=_text("", sorted(columns), separator="chr(10)")))
+        execute("ANALYZE books")
 
 
 def extend_search_index(execute: Execute, columns: Sequence[str], *, dialect: str) -> None:
     """Index all of `columns`, of which the last are new, and empty in every book.
 
-    On PostgreSQL the index is created again, and servers that do not know the new columns search without it.
+    On PostgreSQL the index is created again, while reads wait, and servers that do not know the new columns search
+    without it.
     """
     if dialect == "sqlite":
         _drop_triggers(execute)
