@@ -26,11 +26,10 @@ edge: .venv/.edge ## Run Envoy and two servers on a PostgreSQL (BOOKSTORE_DATABA
 	@exec $(BIN)/python deploy/envoy/edge.py $(ARGS)
 
 test: .venv/.dev ## Run the tests on SQLite, without browser and Envoy: about 2 minutes (PYTEST_ARGS="-k etag")
-	$(BIN)/pytest --tier quick $(IN_PARALLEL) $(PYTEST_ARGS)
+	$(BIN)/pytest --quick $(IN_PARALLEL) $(PYTEST_ARGS)
 
 test-all: .venv/.check ## Run all tests under coverage, on each configured database, and the short fault suite: about 7 minutes
-	$(BIN)/pytest --tier quick $(IN_PARALLEL) --cov --cov-report= $(PYTEST_ARGS)
-	$(BIN)/pytest --tier rest $(IN_PARALLEL) --cov --cov-append $(MINIMAL_COVERAGE) $(PYTEST_ARGS)
+	$(BIN)/pytest $(IN_PARALLEL) --cov $(MINIMAL_COVERAGE) $(PYTEST_ARGS)
 	$(MAKE) test-faults FAULTS=short PYTEST_ARGS="--numprocesses 3 --dist loadfile"
 
 test-faults: .venv/.dev ## Run the fault suite (FAULTS=short: two minutes); build/faults has figures and logs

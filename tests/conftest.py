@@ -80,11 +80,7 @@ def require(condition: object, reason: str) -> None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--tier",
-        choices=["quick", "rest"],
-        help=f"quick: without tests marked {', '.join(LEFT_TO_TEST_ALL)}; rest: only those",
-    )
+    parser.addoption("--quick", action="store_true", help=f"leave out tests marked {', '.join(LEFT_TO_TEST_ALL)}")
 
 
 def pytest_configure() -> None:
@@ -109,22 +105,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if item.path.parent.name in ("browser", "envoy"):
             item.add_marker(item.path.parent.name)
     left_out = {*_left_out_marks(config), *(MARKS_OF_CHECK if _missing_modules_of_check() else ())}
-    is_rest = config.getoption("--tier") == "rest"
-    deselected = [item for item in items if not _is_selected(item, left_out=left_out, is_rest=is_rest)]
+    deselected = [item for item in items if not _is_selected(item, left_out=left_out)]
     if deselected:
         config.hook.pytest_deselected(items=deselected)
         items[:] = [item for item in items if item not in set(deselected)]
 
 
-def _is_selected(item: pytest.Item, *, left_out: set[str], is_rest: bool) -> bool:
+def _is_selected(item: pytest.Item, *, left_out: set[str]) -> bool:
     if "goodbooks" in getattr(item, "fixturenames", ()) and not os.environ.get(GOODBOOKS_VARIABLE):
         return False
-    marks = {mark.name for mark in item.iter_markers()}
-    return marks.isdisjoint(left_out) and not (is_rest and marks.isdisjoint(LEFT_TO_TEST_ALL))
+    return left_out.isdisjoint(mark.name for mark in item.iter_markers())
 
 
 def _left_out_marks(config: pytest.Config) -> tuple[str, ...]:
-    if config.getoption("--tier") == "quick":
+    if config.getoption("--quick"):
         return LEFT_TO_TEST_ALL
     if os.environ.get(REQUIRE_ALL_VARIABLE):
         return ()
@@ -156,7 +150,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(
             f"Left out: the tests on 10,000 books. To include them, name their CSV file in {GOODBOOKS_VARIABLE}."
         )
-    if not os.environ.get(FAULTS_VARIABLE) and not config.getoption("--tier"):
+    if not os.environ.get(FAULTS_VARIABLE) and not config.getoption("--quick"):
         terminalreporter.write_line(
             f"Left out: the suite of faults. To include it, set {FAULTS_VARIABLE}=short or long."
         )
