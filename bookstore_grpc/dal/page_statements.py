@@ -162,9 +162,10 @@ def _on_sqlite(
     def page_of(ids: Select[Any], *conditions: ColumnElement[bool]) -> Select[Any]:
         return _page(SELECT_BOOKS, keys, Book.id.in_(ids), *conditions, condition, after)
 
-    return lambda: _if_few(lookup.ids(), lambda found, is_all: page_of(select(*found.columns), is_all)), (
-        lambda: page_of(lookup.ids())
-    )
+    def few() -> Query:
+        return _if_few(lookup.ids(), lambda found, is_all: page_of(select(*found.columns), is_all))
+
+    return few, lambda: page_of(lookup.ids())
 
 
 def _on_postgresql(

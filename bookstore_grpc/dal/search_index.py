@@ -176,11 +176,7 @@ def _pattern(text: str) -> str:
     """Return a pattern of LIKE for texts that contain a short text, or some trigrams of a long one in their order."""
     if len(text) < _SHORT:
         return f"%{_SIGN.sub(_ESCAPED, text)}%"
-    starts: list[int] = []
-    for start in range(len(text) - _TRIGRAM + 1):
-        if _WORD.match(text, start) and (not starts or start >= starts[-1] + _TRIGRAM):
-            starts.append(start)
-    return f"%{'%'.join(text[start : start + _TRIGRAM] for start in _some(starts))}%"
+    return f"%{'%'.join(_some(_WORD.findall(text)))}%"
 
 
 class _FullText(NamedTuple):
@@ -213,12 +209,12 @@ def _joined(operator: str, expressions: Sequence[str]) -> str:
 
 def _match(text: str) -> str:
     """Return the expression for some trigrams of a text. FTS5 has no phrases in an index with `detail=none`."""
-    starts = _some(range(len(text) - _TRIGRAM + 1))
-    trigrams = dict.fromkeys(text[start : start + _TRIGRAM] for start in starts)
-    return _joined(" AND ", [f'"{trigram.replace(chr(34), 2 * chr(34))}"' for trigram in trigrams])
+    trigrams = [text[start : start + _TRIGRAM] for start in range(len(text) - _TRIGRAM + 1)]
+    quoted = (f'"{trigram.replace(chr(34), 2 * chr(34))}"' for trigram in dict.fromkeys(_some(trigrams)))
+    return _joined(" AND ", list(quoted))
 
 
-def _some(starts: Sequence[int]) -> list[int]:
-    """Return the starts of the trigrams to look up, from all over a text."""
-    count = min(len(starts), _TRIGRAMS_PER_NEEDLE)
-    return [starts[index * len(starts) // count] for index in range(count)]
+def _some(trigrams: Sequence[str]) -> list[str]:
+    """Return the trigrams of a text to look up, from all over it."""
+    count = min(len(trigrams), _TRIGRAMS_PER_NEEDLE)
+    return [trigrams[index * len(trigrams) // count] for index in range(count)]
