@@ -280,8 +280,13 @@ async def test_a_retry_waits_for_the_delay_of_the_server(losing: Losing) -> None
     assert 0.3 < time.monotonic() - began < 5
 
 
-async def test_retries_of_lost_responses_end_at_the_deadline(losing: Losing, books: BookDAL) -> None:
-    async with losing(100, timeout_seconds=1) as (client, lost):
+async def test_retries_of_lost_responses_end_at_the_deadline(
+    losing: Losing, books: BookDAL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Without jitter the fifth attempt is after 0.75 s and would be followed by one after 1.55 s, so that none is under
+    # way at the deadline.
+    monkeypatch.setattr("random.uniform", lambda _least, most: most)
+    async with losing(100, timeout_seconds=1.5) as (client, lost):
         began = time.monotonic()
         with pytest.raises(Unavailable, match="the response was lost"):
             await client.create_book(name="N", author="A", release_year=1)
