@@ -25,12 +25,13 @@ _sym_db = _symbol_database.Default()
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.api import client_pb2 as google_dot_api_dot_client__pb2
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x62ookstore/v1/books.proto\x12\x0c\x62ookstore.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x17google/api/client.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf6\x01\n\x04\x42ook\x12\x10\n\x02id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x12\n\x04name\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x14\n\x06\x61uthor\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1f\n\x0crelease_year\x18\x04 \x01(\x05\x42\x04\xe2\x41\x01\x02H\x00\x88\x01\x01\x12\x35\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\x0bupdate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x12\n\x04\x65tag\x18\x07 \x01(\tB\x04\xe2\x41\x01\x01\x42\x0f\n\r_release_year\"U\n\x11\x43reateBookRequest\x12&\n\x04\x62ook\x18\x01 \x01(\x0b\x32\x12.bookstore.v1.BookB\x04\xe2\x41\x01\x02\x12\x18\n\nrequest_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"\"\n\x0eGetBookRequest\x12\x10\n\x02id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\"\x90\x01\n\x10ListBooksRequest\x12\x17\n\tpage_size\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x14\n\x06\x66ilter\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x16\n\x08order_by\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1b\n\rinclude_total\x18\x05 \x01(\x08\x42\x04\xe2\x41\x01\x01\"\x80\x01\n\x11ListBooksResponse\x12!\n\x05\x62ooks\x18\x01 \x03(\x0b\x32\x12.bookstore.v1.Book\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x12\n\ntotal_size\x18\x03 \x01(\x05\x12\x1b\n\x13total_size_exceeded\x18\x04 \x01(\x08\"r\n\x11UpdateBookRequest\x12&\n\x04\x62ook\x18\x01 \x01(\x0b\x32\x12.bookstore.v1.BookB\x04\xe2\x41\x01\x02\x12\x35\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB\x04\xe2\x41\x01\x01\"9\n\x11\x44\x65leteBookRequest\x12\x10\n\x02id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x12\n\x04\x65tag\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\")\n\x14\x42\x61tchGetBooksRequest\x12\x11\n\x03ids\x18\x01 \x03(\x03\x42\x04\xe2\x41\x01\x02\":\n\x15\x42\x61tchGetBooksResponse\x12!\n\x05\x62ooks\x18\x01 \x03(\x0b\x32\x12.bookstore.v1.Book\"R\n\x17\x42\x61tchCreateBooksRequest\x12\x37\n\x08requests\x18\x01 \x03(\x0b\x32\x1f.bookstore.v1.CreateBookRequestB\x04\xe2\x41\x01\x02\"=\n\x18\x42\x61tchCreateBooksResponse\x12!\n\x05\x62ooks\x18\x01 \x03(\x0b\x32\x12.bookstore.v1.Book\"R\n\x17\x42\x61tchUpdateBooksRequest\x12\x37\n\x08requests\x18\x01 \x03(\x0b\x32\x1f.bookstore.v1.UpdateBookRequestB\x04\xe2\x41\x01\x02\"=\n\x18\x42\x61tchUpdateBooksResponse\x12!\n\x05\x62ooks\x18\x01 \x03(\x0b\x32\x12.bookstore.v1.Book\"R\n\x17\x42\x61tchDeleteBooksRequest\x12\x37\n\x08requests\x18\x01 \x03(\x0b\x32\x1f.bookstore.v1.DeleteBookRequestB\x04\xe2\x41\x01\x02\">\n\x11PurgeBooksRequest\x12\x14\n\x06\x66ilter\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x13\n\x05\x66orce\x18\x02 \x01(\x08\x42\x04\xe2\x41\x01\x01\"j\n\x12PurgeBooksResponse\x12\x13\n\x0bpurge_count\x18\x01 \x01(\x05\x12(\n\x0cpurge_sample\x18\x02 \x03(\x0b\x32\x12.bookstore.v1.Book\x12\x15\n\rmore_matching\x18\x03 \x01(\x08\x32\x8a\t\n\x0b\x42ookService\x12\x61\n\nCreateBook\x12\x1f.bookstore.v1.CreateBookRequest\x1a\x12.bookstore.v1.Book\"\x1e\xda\x41\x04\x62ook\x82\xd3\xe4\x93\x02\x11\"\t/v1/books:\x04\x62ook\x12X\n\x07GetBook\x12\x1c.bookstore.v1.GetBookRequest\x1a\x12.bookstore.v1.Book\"\x1b\xda\x41\x02id\x82\xd3\xe4\x93\x02\x10\x12\x0e/v1/books/{id}\x12_\n\tListBooks\x12\x1e.bookstore.v1.ListBooksRequest\x1a\x1f.bookstore.v1.ListBooksResponse\"\x11\x82\xd3\xe4\x93\x02\x0b\x12\t/v1/books\x12\x94\x01\n\nUpdateBook\x12\x1f.bookstore.v1.UpdateBookRequest\x1a\x12.bookstore.v1.Book\"Q\xda\x41\x10\x62ook,update_mask\x82\xd3\xe4\x93\x02\x38\x32\x13/v1/books/{book.id}:\x04\x62ookZ\x1b\x1a\x13/v1/books/{book.id}:\x04\x62ook\x12\x62\n\nDeleteBook\x12\x1f.bookstore.v1.DeleteBookRequest\x1a\x16.google.protobuf.Empty\"\x1b\xda\x41\x02id\x82\xd3\xe4\x93\x02\x10*\x0e/v1/books/{id}\x12t\n\rBatchGetBooks\x12\".bookstore.v1.BatchGetBooksRequest\x1a#.bookstore.v1.BatchGetBooksResponse\"\x1a\x82\xd3\xe4\x93\x02\x14\x12\x12/v1/books:batchGet\x12\x83\x01\n\x10\x42\x61tchCreateBooks\x12%.bookstore.v1.BatchCreateBooksRequest\x1a&.bookstore.v1.BatchCreateBooksResponse\" \x82\xd3\xe4\x93\x02\x1a\"\x15/v1/books:batchCreate:\x01*\x12\x83\x01\n\x10\x42\x61tchUpdateBooks\x12%.bookstore.v1.BatchUpdateBooksRequest\x1a&.bookstore.v1.BatchUpdateBooksResponse\" \x82\xd3\xe4\x93\x02\x1a\"\x15/v1/books:batchUpdate:\x01*\x12s\n\x10\x42\x61tchDeleteBooks\x12%.bookstore.v1.BatchDeleteBooksRequest\x1a\x16.google.protobuf.Empty\" \x82\xd3\xe4\x93\x02\x1a\"\x15/v1/books:batchDelete:\x01*\x12k\n\nPurgeBooks\x12\x1f.bookstore.v1.PurgeBooksRequest\x1a .bookstore.v1.PurgeBooksResponse\"\x1a\x82\xd3\xe4\x93\x02\x14\"\x0f/v1/books:purge:\x01*B6\n\x0c\x62ookstore.v1B\nBooksProtoP\x01Z\x18\x62ookstore/v1;bookstorev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x62ookstore/v1/books.proto\x12\x0c\x62ookstore.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x17google/api/client.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf6\x01\n\x04\x42ook\x12\x10\n\x02id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x12\n\x04name\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x14\n\x06\x61uthor\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1f\n\x0crelease_year\x18\x04 \x01(\x05\x42\x04\xe2\x41\x01\x02H\x00\x88\x01\x01\x12\x35\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\x0bupdate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x12\n\x04\x65tag\x18\x07 \x01(\tB\x04\xe2\x41\x01\x01\x42\x0f\n\r_release_year\"U\n\x11\x43reateBookRequest\x12&\n\x04\x62ook\x18\x01 \x01(\x0b\x32\x12.bookstore.v1.BookB\x04\xe2\x41\x01\x02\x12\x18\n\nrequest_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"\"\n\x0eGetBookRequest\x12\x10\n\x02id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\"\x90\x01\n\x10ListBooksRequest\x12\x17\n\tpage_size\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x14\n\x06\x66ilter\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x16\n\x08order_by\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1b\n\rinclude_total\x18\x05 \x01(\x08\x42\x04\xe2\x41\x01\x01\"\x80\x01\n\x11ListBooksResponse\x12!\n\x05\x62ooks\x18\x01 \x03(\x0b\x32\x12.bookstore.v1.Book\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x12\n\ntotal_size\x18\x03 \x01(\x05\x12\x1b\n\x13total_size_exceeded\x18\x04 \x01(\x08\"r\n\x11UpdateBookRequest\x12&\n\x04\x62ook\x18\x01 \x01(\x0b\x32\x12.bookstore.v1.BookB\x04\xe2\x41\x01\x02\x12\x35\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB\x04\xe2\x41\x01\x01\"9\n\x11\x44\x65leteBookRequest\x12\x10\n\x02id\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x12\n\x04\x65tag\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\")\n\x14\x42\x61tchGetBooksRequest\x12\x11\n\x03ids\x18\x01 \x03(\x03\x42\x04\xe2\x41\x01\x02\":\n\x15\x42\x61tchGetBooksResponse\x12!\n\x05\x62ooks\x18\x01 \x03(\x0b\x32\x12.bookstore.v1.Book\"R\n\x17\x42\x61tchCreateBooksRequest\x12\x37\n\x08requests\x18\x01 \x03(\x0b\x32\x1f.bookstore.v1.CreateBookRequestB\x04\xe2\x41\x01\x02\"=\n\x18\x42\x61tchCreateBooksResponse\x12!\n\x05\x62ooks\x18\x01 \x03(\x0b\x32\x12.bookstore.v1.Book\"R\n\x17\x42\x61tchUpdateBooksRequest\x12\x37\n\x08requests\x18\x01 \x03(\x0b\x32\x1f.bookstore.v1.UpdateBookRequestB\x04\xe2\x41\x01\x02\"=\n\x18\x42\x61tchUpdateBooksResponse\x12!\n\x05\x62ooks\x18\x01 \x03(\x0b\x32\x12.bookstore.v1.Book\"R\n\x17\x42\x61tchDeleteBooksRequest\x12\x37\n\x08requests\x18\x01 \x03(\x0b\x32\x1f.bookstore.v1.DeleteBookRequestB\x04\xe2\x41\x01\x02\">\n\x11PurgeBooksRequest\x12\x14\n\x06\x66ilter\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x13\n\x05\x66orce\x18\x02 \x01(\x08\x42\x04\xe2\x41\x01\x01\"j\n\x12PurgeBooksResponse\x12\x13\n\x0bpurge_count\x18\x01 \x01(\x05\x12(\n\x0cpurge_sample\x18\x02 \x03(\x0b\x32\x12.bookstore.v1.Book\x12\x15\n\rmore_matching\x18\x03 \x01(\x08\"\x9a\x02\n\nBookChange\x12+\n\x04type\x18\x01 \x01(\x0e\x32\x1d.bookstore.v1.BookChange.Type\x12 \n\x04\x62ook\x18\x02 \x01(\x0b\x32\x12.bookstore.v1.Book\x12)\n\rprevious_book\x18\x03 \x01(\x0b\x32\x12.bookstore.v1.Book\x12/\n\x0b\x63hange_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06number\x18\x05 \x01(\x03\"Q\n\x04Type\x12\x14\n\x10TYPE_UNSPECIFIED\x10\x00\x12\x0b\n\x07\x43REATED\x10\x01\x12\x0b\n\x07UPDATED\x10\x02\x12\x0b\n\x07\x44\x45LETED\x10\x03\x12\x0c\n\x08\x45XISTING\x10\x04\"\x84\x02\n\x11WatchBooksRequest\x12\x14\n\x06\x66ilter\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1a\n\x0cresume_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12:\n\x05start\x18\x03 \x01(\x0e\x32%.bookstore.v1.WatchBooksRequest.StartB\x04\xe2\x41\x01\x01\x12<\n\x13\x63heckpoint_interval\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x01\"C\n\x05Start\x12\x15\n\x11START_UNSPECIFIED\x10\x00\x12\x07\n\x03NOW\x10\x01\x12\x0c\n\x08\x45\x41RLIEST\x10\x02\x12\x0c\n\x08\x45XISTING\x10\x03\"\x7f\n\x12WatchBooksResponse\x12)\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x18.bookstore.v1.BookChange\x12\x14\n\x0cresume_token\x18\x02 \x01(\t\x12\x11\n\tcontinues\x18\x03 \x01(\x08\x12\x15\n\rexisting_sent\x18\x04 \x01(\x08\"a\n\x16ListBookChangesRequest\x12\x17\n\tpage_size\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x14\n\x06\x66ilter\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"s\n\x17ListBookChangesResponse\x12)\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x18.bookstore.v1.BookChange\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x14\n\x0cmore_changes\x18\x03 \x01(\x08\x32\xf1\n\n\x0b\x42ookService\x12\x61\n\nCreateBook\x12\x1f.bookstore.v1.CreateBookRequest\x1a\x12.bookstore.v1.Book\"\x1e\xda\x41\x04\x62ook\x82\xd3\xe4\x93\x02\x11\"\t/v1/books:\x04\x62ook\x12X\n\x07GetBook\x12\x1c.bookstore.v1.GetBookRequest\x1a\x12.bookstore.v1.Book\"\x1b\xda\x41\x02id\x82\xd3\xe4\x93\x02\x10\x12\x0e/v1/books/{id}\x12_\n\tListBooks\x12\x1e.bookstore.v1.ListBooksRequest\x1a\x1f.bookstore.v1.ListBooksResponse\"\x11\x82\xd3\xe4\x93\x02\x0b\x12\t/v1/books\x12\x94\x01\n\nUpdateBook\x12\x1f.bookstore.v1.UpdateBookRequest\x1a\x12.bookstore.v1.Book\"Q\xda\x41\x10\x62ook,update_mask\x82\xd3\xe4\x93\x02\x38\x32\x13/v1/books/{book.id}:\x04\x62ookZ\x1b\x1a\x13/v1/books/{book.id}:\x04\x62ook\x12\x62\n\nDeleteBook\x12\x1f.bookstore.v1.DeleteBookRequest\x1a\x16.google.protobuf.Empty\"\x1b\xda\x41\x02id\x82\xd3\xe4\x93\x02\x10*\x0e/v1/books/{id}\x12t\n\rBatchGetBooks\x12\".bookstore.v1.BatchGetBooksRequest\x1a#.bookstore.v1.BatchGetBooksResponse\"\x1a\x82\xd3\xe4\x93\x02\x14\x12\x12/v1/books:batchGet\x12\x83\x01\n\x10\x42\x61tchCreateBooks\x12%.bookstore.v1.BatchCreateBooksRequest\x1a&.bookstore.v1.BatchCreateBooksResponse\" \x82\xd3\xe4\x93\x02\x1a\"\x15/v1/books:batchCreate:\x01*\x12\x83\x01\n\x10\x42\x61tchUpdateBooks\x12%.bookstore.v1.BatchUpdateBooksRequest\x1a&.bookstore.v1.BatchUpdateBooksResponse\" \x82\xd3\xe4\x93\x02\x1a\"\x15/v1/books:batchUpdate:\x01*\x12s\n\x10\x42\x61tchDeleteBooks\x12%.bookstore.v1.BatchDeleteBooksRequest\x1a\x16.google.protobuf.Empty\" \x82\xd3\xe4\x93\x02\x1a\"\x15/v1/books:batchDelete:\x01*\x12k\n\nPurgeBooks\x12\x1f.bookstore.v1.PurgeBooksRequest\x1a .bookstore.v1.PurgeBooksResponse\"\x1a\x82\xd3\xe4\x93\x02\x14\"\x0f/v1/books:purge:\x01*\x12j\n\nWatchBooks\x12\x1f.bookstore.v1.WatchBooksRequest\x1a .bookstore.v1.WatchBooksResponse\"\x17\x82\xd3\xe4\x93\x02\x11\x12\x0f/v1/books:watch0\x01\x12y\n\x0fListBookChanges\x12$.bookstore.v1.ListBookChangesRequest\x1a%.bookstore.v1.ListBookChangesResponse\"\x19\x82\xd3\xe4\x93\x02\x13\x12\x11/v1/books:changesB6\n\x0c\x62ookstore.v1B\nBooksProtoP\x01Z\x18\x62ookstore/v1;bookstorev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -88,6 +89,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PURGEBOOKSREQUEST'].fields_by_name['filter']._serialized_options = b'\342A\001\002'
   _globals['_PURGEBOOKSREQUEST'].fields_by_name['force']._loaded_options = None
   _globals['_PURGEBOOKSREQUEST'].fields_by_name['force']._serialized_options = b'\342A\001\001'
+  _globals['_WATCHBOOKSREQUEST'].fields_by_name['filter']._loaded_options = None
+  _globals['_WATCHBOOKSREQUEST'].fields_by_name['filter']._serialized_options = b'\342A\001\001'
+  _globals['_WATCHBOOKSREQUEST'].fields_by_name['resume_token']._loaded_options = None
+  _globals['_WATCHBOOKSREQUEST'].fields_by_name['resume_token']._serialized_options = b'\342A\001\001'
+  _globals['_WATCHBOOKSREQUEST'].fields_by_name['start']._loaded_options = None
+  _globals['_WATCHBOOKSREQUEST'].fields_by_name['start']._serialized_options = b'\342A\001\001'
+  _globals['_WATCHBOOKSREQUEST'].fields_by_name['checkpoint_interval']._loaded_options = None
+  _globals['_WATCHBOOKSREQUEST'].fields_by_name['checkpoint_interval']._serialized_options = b'\342A\001\001'
+  _globals['_LISTBOOKCHANGESREQUEST'].fields_by_name['page_size']._loaded_options = None
+  _globals['_LISTBOOKCHANGESREQUEST'].fields_by_name['page_size']._serialized_options = b'\342A\001\001'
+  _globals['_LISTBOOKCHANGESREQUEST'].fields_by_name['page_token']._loaded_options = None
+  _globals['_LISTBOOKCHANGESREQUEST'].fields_by_name['page_token']._serialized_options = b'\342A\001\001'
+  _globals['_LISTBOOKCHANGESREQUEST'].fields_by_name['filter']._loaded_options = None
+  _globals['_LISTBOOKCHANGESREQUEST'].fields_by_name['filter']._serialized_options = b'\342A\001\001'
   _globals['_BOOKSERVICE'].methods_by_name['CreateBook']._loaded_options = None
   _globals['_BOOKSERVICE'].methods_by_name['CreateBook']._serialized_options = b'\332A\004book\202\323\344\223\002\021\"\t/v1/books:\004book'
   _globals['_BOOKSERVICE'].methods_by_name['GetBook']._loaded_options = None
@@ -108,38 +123,56 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BOOKSERVICE'].methods_by_name['BatchDeleteBooks']._serialized_options = b'\202\323\344\223\002\032\"\025/v1/books:batchDelete:\001*'
   _globals['_BOOKSERVICE'].methods_by_name['PurgeBooks']._loaded_options = None
   _globals['_BOOKSERVICE'].methods_by_name['PurgeBooks']._serialized_options = b'\202\323\344\223\002\024\"\017/v1/books:purge:\001*'
-  _globals['_BOOK']._serialized_start=227
-  _globals['_BOOK']._serialized_end=473
-  _globals['_CREATEBOOKREQUEST']._serialized_start=475
-  _globals['_CREATEBOOKREQUEST']._serialized_end=560
-  _globals['_GETBOOKREQUEST']._serialized_start=562
-  _globals['_GETBOOKREQUEST']._serialized_end=596
-  _globals['_LISTBOOKSREQUEST']._serialized_start=599
-  _globals['_LISTBOOKSREQUEST']._serialized_end=743
-  _globals['_LISTBOOKSRESPONSE']._serialized_start=746
-  _globals['_LISTBOOKSRESPONSE']._serialized_end=874
-  _globals['_UPDATEBOOKREQUEST']._serialized_start=876
-  _globals['_UPDATEBOOKREQUEST']._serialized_end=990
-  _globals['_DELETEBOOKREQUEST']._serialized_start=992
-  _globals['_DELETEBOOKREQUEST']._serialized_end=1049
-  _globals['_BATCHGETBOOKSREQUEST']._serialized_start=1051
-  _globals['_BATCHGETBOOKSREQUEST']._serialized_end=1092
-  _globals['_BATCHGETBOOKSRESPONSE']._serialized_start=1094
-  _globals['_BATCHGETBOOKSRESPONSE']._serialized_end=1152
-  _globals['_BATCHCREATEBOOKSREQUEST']._serialized_start=1154
-  _globals['_BATCHCREATEBOOKSREQUEST']._serialized_end=1236
-  _globals['_BATCHCREATEBOOKSRESPONSE']._serialized_start=1238
-  _globals['_BATCHCREATEBOOKSRESPONSE']._serialized_end=1299
-  _globals['_BATCHUPDATEBOOKSREQUEST']._serialized_start=1301
-  _globals['_BATCHUPDATEBOOKSREQUEST']._serialized_end=1383
-  _globals['_BATCHUPDATEBOOKSRESPONSE']._serialized_start=1385
-  _globals['_BATCHUPDATEBOOKSRESPONSE']._serialized_end=1446
-  _globals['_BATCHDELETEBOOKSREQUEST']._serialized_start=1448
-  _globals['_BATCHDELETEBOOKSREQUEST']._serialized_end=1530
-  _globals['_PURGEBOOKSREQUEST']._serialized_start=1532
-  _globals['_PURGEBOOKSREQUEST']._serialized_end=1594
-  _globals['_PURGEBOOKSRESPONSE']._serialized_start=1596
-  _globals['_PURGEBOOKSRESPONSE']._serialized_end=1702
-  _globals['_BOOKSERVICE']._serialized_start=1705
-  _globals['_BOOKSERVICE']._serialized_end=2867
+  _globals['_BOOKSERVICE'].methods_by_name['WatchBooks']._loaded_options = None
+  _globals['_BOOKSERVICE'].methods_by_name['WatchBooks']._serialized_options = b'\202\323\344\223\002\021\022\017/v1/books:watch'
+  _globals['_BOOKSERVICE'].methods_by_name['ListBookChanges']._loaded_options = None
+  _globals['_BOOKSERVICE'].methods_by_name['ListBookChanges']._serialized_options = b'\202\323\344\223\002\023\022\021/v1/books:changes'
+  _globals['_BOOK']._serialized_start=259
+  _globals['_BOOK']._serialized_end=505
+  _globals['_CREATEBOOKREQUEST']._serialized_start=507
+  _globals['_CREATEBOOKREQUEST']._serialized_end=592
+  _globals['_GETBOOKREQUEST']._serialized_start=594
+  _globals['_GETBOOKREQUEST']._serialized_end=628
+  _globals['_LISTBOOKSREQUEST']._serialized_start=631
+  _globals['_LISTBOOKSREQUEST']._serialized_end=775
+  _globals['_LISTBOOKSRESPONSE']._serialized_start=778
+  _globals['_LISTBOOKSRESPONSE']._serialized_end=906
+  _globals['_UPDATEBOOKREQUEST']._serialized_start=908
+  _globals['_UPDATEBOOKREQUEST']._serialized_end=1022
+  _globals['_DELETEBOOKREQUEST']._serialized_start=1024
+  _globals['_DELETEBOOKREQUEST']._serialized_end=1081
+  _globals['_BATCHGETBOOKSREQUEST']._serialized_start=1083
+  _globals['_BATCHGETBOOKSREQUEST']._serialized_end=1124
+  _globals['_BATCHGETBOOKSRESPONSE']._serialized_start=1126
+  _globals['_BATCHGETBOOKSRESPONSE']._serialized_end=1184
+  _globals['_BATCHCREATEBOOKSREQUEST']._serialized_start=1186
+  _globals['_BATCHCREATEBOOKSREQUEST']._serialized_end=1268
+  _globals['_BATCHCREATEBOOKSRESPONSE']._serialized_start=1270
+  _globals['_BATCHCREATEBOOKSRESPONSE']._serialized_end=1331
+  _globals['_BATCHUPDATEBOOKSREQUEST']._serialized_start=1333
+  _globals['_BATCHUPDATEBOOKSREQUEST']._serialized_end=1415
+  _globals['_BATCHUPDATEBOOKSRESPONSE']._serialized_start=1417
+  _globals['_BATCHUPDATEBOOKSRESPONSE']._serialized_end=1478
+  _globals['_BATCHDELETEBOOKSREQUEST']._serialized_start=1480
+  _globals['_BATCHDELETEBOOKSREQUEST']._serialized_end=1562
+  _globals['_PURGEBOOKSREQUEST']._serialized_start=1564
+  _globals['_PURGEBOOKSREQUEST']._serialized_end=1626
+  _globals['_PURGEBOOKSRESPONSE']._serialized_start=1628
+  _globals['_PURGEBOOKSRESPONSE']._serialized_end=1734
+  _globals['_BOOKCHANGE']._serialized_start=1737
+  _globals['_BOOKCHANGE']._serialized_end=2019
+  _globals['_BOOKCHANGE_TYPE']._serialized_start=1938
+  _globals['_BOOKCHANGE_TYPE']._serialized_end=2019
+  _globals['_WATCHBOOKSREQUEST']._serialized_start=2022
+  _globals['_WATCHBOOKSREQUEST']._serialized_end=2282
+  _globals['_WATCHBOOKSREQUEST_START']._serialized_start=2215
+  _globals['_WATCHBOOKSREQUEST_START']._serialized_end=2282
+  _globals['_WATCHBOOKSRESPONSE']._serialized_start=2284
+  _globals['_WATCHBOOKSRESPONSE']._serialized_end=2411
+  _globals['_LISTBOOKCHANGESREQUEST']._serialized_start=2413
+  _globals['_LISTBOOKCHANGESREQUEST']._serialized_end=2510
+  _globals['_LISTBOOKCHANGESRESPONSE']._serialized_start=2512
+  _globals['_LISTBOOKCHANGESRESPONSE']._serialized_end=2627
+  _globals['_BOOKSERVICE']._serialized_start=2630
+  _globals['_BOOKSERVICE']._serialized_end=4023
 # @@protoc_insertion_point(module_scope)

@@ -86,6 +86,16 @@ class BookServiceStub:
                 request_serializer=bookstore_dot_v1_dot_books__pb2.PurgeBooksRequest.SerializeToString,
                 response_deserializer=bookstore_dot_v1_dot_books__pb2.PurgeBooksResponse.FromString,
                 _registered_method=True)
+        self.WatchBooks = channel.unary_stream(
+                '/bookstore.v1.BookService/WatchBooks',
+                request_serializer=bookstore_dot_v1_dot_books__pb2.WatchBooksRequest.SerializeToString,
+                response_deserializer=bookstore_dot_v1_dot_books__pb2.WatchBooksResponse.FromString,
+                _registered_method=True)
+        self.ListBookChanges = channel.unary_unary(
+                '/bookstore.v1.BookService/ListBookChanges',
+                request_serializer=bookstore_dot_v1_dot_books__pb2.ListBookChangesRequest.SerializeToString,
+                response_deserializer=bookstore_dot_v1_dot_books__pb2.ListBookChangesResponse.FromString,
+                _registered_method=True)
 
 
 class BookServiceServicer:
@@ -222,6 +232,49 @@ class BookServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchBooks(self, request, context):
+        """Streams the changes of the books that match a filter, as they are committed, until the caller ends the call.
+
+        The stream is:
+
+        * ordered: changes come in the order of their commits, which is the same for every watcher of the database;
+        * unique: a change comes once in a stream, and after a resume only what followed the token comes again;
+        * reliable: no change is missing between two that come, whatever else commits at the same time on other servers;
+        * atomic: the changes of one call are in one response, or if they are too many for one in consecutive responses, all
+        but the last of which have `continues`;
+        * resumable: `resume_token` continues after its response, on any server of the same database, also after restarts;
+        * bookmarkable: a response without changes is a checkpoint: all that match up to its token have been sent. The first
+        response comes at once, and a checkpoint after every `checkpoint_interval` without a response.
+
+        A change is each effect of a call on one book: a create, a delete, or an update that changed a value. It is sent if
+        the book matches the filter before or after it. Changes are kept for at least 72 hours, unless the server is
+        configured otherwise. Changes that other programs make in the database itself are not seen.
+
+        Over HTTP the responses are Server-Sent Events: `data` is a response as JSON and `id` its `resume_token`, with which
+        a browser's EventSource resumes by itself (`Last-Event-ID`). A comment is sent every 15 seconds, and an error that
+        ends the stream is an event named `error`.
+
+        INVALID_ARGUMENT `INVALID_FIELD`, `INVALID_FILTER` (with the `column`, counted from 1, in its metadata),
+        `INVALID_RESUME_TOKEN`: the token is damaged, of another database, or of changes that the database has lost.
+        OUT_OF_RANGE `RESUME_TOKEN_EXPIRED`: changes after the token are no longer kept; start again with `EXISTING`. May
+        also end a stream whose caller reads too slowly.
+        RESOURCE_EXHAUSTED `TOO_MANY_REQUESTS`: the `limit` `watchers` or `watchers_per_caller` is reached.
+        UNAVAILABLE `SERVER_DRAINING` ends the streams of a server that shuts down; resume on another one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListBookChanges(self, request, context):
+        """Returns a page of the changes that WatchBooks streams, for callers that poll.
+
+        INVALID_ARGUMENT `INVALID_FIELD`, `INVALID_FILTER` (with the `column`, counted from 1, in its metadata),
+        `INVALID_RESUME_TOKEN`, and OUT_OF_RANGE `RESUME_TOKEN_EXPIRED`, as in WatchBooks.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_BookServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -274,6 +327,16 @@ def add_BookServiceServicer_to_server(servicer, server):
                     servicer.PurgeBooks,
                     request_deserializer=bookstore_dot_v1_dot_books__pb2.PurgeBooksRequest.FromString,
                     response_serializer=bookstore_dot_v1_dot_books__pb2.PurgeBooksResponse.SerializeToString,
+            ),
+            'WatchBooks': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchBooks,
+                    request_deserializer=bookstore_dot_v1_dot_books__pb2.WatchBooksRequest.FromString,
+                    response_serializer=bookstore_dot_v1_dot_books__pb2.WatchBooksResponse.SerializeToString,
+            ),
+            'ListBookChanges': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListBookChanges,
+                    request_deserializer=bookstore_dot_v1_dot_books__pb2.ListBookChangesRequest.FromString,
+                    response_serializer=bookstore_dot_v1_dot_books__pb2.ListBookChangesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -547,6 +610,60 @@ class BookService:
             '/bookstore.v1.BookService/PurgeBooks',
             bookstore_dot_v1_dot_books__pb2.PurgeBooksRequest.SerializeToString,
             bookstore_dot_v1_dot_books__pb2.PurgeBooksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchBooks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/bookstore.v1.BookService/WatchBooks',
+            bookstore_dot_v1_dot_books__pb2.WatchBooksRequest.SerializeToString,
+            bookstore_dot_v1_dot_books__pb2.WatchBooksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListBookChanges(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bookstore.v1.BookService/ListBookChanges',
+            bookstore_dot_v1_dot_books__pb2.ListBookChangesRequest.SerializeToString,
+            bookstore_dot_v1_dot_books__pb2.ListBookChangesResponse.FromString,
             options,
             channel_credentials,
             insecure,
