@@ -8,9 +8,11 @@ status back into the same class or a parent of it.
     │   ├── InvalidFilter               INVALID_FILTER
     │   ├── InvalidOrderBy              INVALID_ORDER_BY
     │   ├── InvalidPageToken            INVALID_PAGE_TOKEN
+    │   ├── InvalidResumeToken          INVALID_RESUME_TOKEN
     │   ├── MalformedMessage            MALFORMED_MESSAGE
     │   ├── RequestTooLarge             REQUEST_TOO_LARGE
     │   └── MediaTypeUnsupported        MEDIA_TYPE_UNSUPPORTED
+    ├── ResumeTokenExpired              RESUME_TOKEN_EXPIRED
     ├── BookNotFound                    BOOK_NOT_FOUND
     ├── EtagMismatch                    ETAG_MISMATCH
     ├── RequestIdReused                 REQUEST_ID_REUSED
@@ -138,6 +140,15 @@ class InvalidPageToken(InvalidRequest):
         super().__init__([Violation("page_token", description, rule)])
 
 
+class InvalidResumeToken(InvalidRequest):
+    """The resume token is damaged, or not of a change that this database has. `field` is the one that had it."""
+
+    reason = "INVALID_RESUME_TOKEN"
+
+    def __init__(self, description: str, *, field: str = "resume_token", rule: str = Rule.INVALID_TOKEN) -> None:
+        super().__init__([Violation(field, description, rule)])
+
+
 class MalformedMessage(InvalidRequest):
     """The request cannot be parsed as a message of the expected type."""
 
@@ -163,6 +174,18 @@ class MediaTypeUnsupported(InvalidRequest):
 
     def __init__(self, message: str = "Send the body as JSON with the header Content-Type: application/json.") -> None:
         super().__init__((), message=message)
+
+
+class ResumeTokenExpired(BookstoreError):
+    """Changes that follow a resume token are no longer kept."""
+
+    reason = "RESUME_TOKEN_EXPIRED"
+
+    def __init__(
+        self,
+        message: str = "The changes after this resume token are no longer kept; start again with the existing books.",
+    ) -> None:
+        super().__init__(message)
 
 
 class BookNotFound(BookstoreError):

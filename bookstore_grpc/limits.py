@@ -19,6 +19,20 @@ PAGE_MAX_CODE_POINTS = 900_000
 # Counting the books that match a filter stops here: on a million books it takes as long as reading that many.
 TOTAL_MAX = 10_000
 BATCH_MAX = 1_000
+# The changes that one read of the log returns: those of the largest batch call, and the one at the position.
+CHANGES_READ_MAX = BATCH_MAX + 1
+# The changes of a response of WatchBooks.
+RESPONSE_CHANGES_MAX = 1_000
+# How long a watch without changes may be silent, if its caller says.
+CHECKPOINT_SECONDS_MIN = 1
+CHECKPOINT_SECONDS_DEFAULT = 10
+CHECKPOINT_SECONDS_MAX = 300
+# Changes in memory for the watchers of a process, at most so many, and so many code points of their texts. A watcher
+# that is further behind reads the log itself.
+RECENT_CHANGES_MAX = 4_096
+RECENT_CHANGES_MAX_CODE_POINTS = 4_000_000
+# Existing books that one statement of a watch reads.
+EXISTING_READ_MAX = 500
 # Group commit: books written in one transaction. Other writes wait for it, so it is bounded by two of the largest batch
 # calls. With half of that, four batches of 500 wrote a third more pages of SQLite's indexes.
 WRITE_BATCH_MAX_BOOKS = 2_000
@@ -38,6 +52,8 @@ MARIADB_PACKET_MIN_BYTES = 128 * 1024
 
 # Cached encoded books, about 1 KB each.
 ENCODED_BOOKS_MAX = 16_384
+# Cached encoded changes: those that many watchers are about to receive.
+ENCODED_CHANGES_MAX = 2_048
 # Page cache: books on all pages cached until the next commit.
 PAGE_CACHE_MAX_BOOKS = 8_192
 

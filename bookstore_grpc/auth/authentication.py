@@ -11,8 +11,8 @@ from bookstore_grpc.metadata import AUTHORIZATION_KEY
 
 READ, WRITE = "books.read", "books.write"
 
-# The standard methods that read (AIP-131, 132, 231). Every other method needs the scope to write.
-_READING = ("Get", "List", "BatchGet")
+# The methods that read: the standard ones (AIP-131, 132, 231), and watches. Every other needs the scope to write.
+_READING = ("Get", "List", "BatchGet", "Watch")
 _SCHEME = "bearer"  # RFC 6750; case-insensitive by RFC 9110, 11.1
 _SHOWN_NAME_MAX_CHARACTERS = 200
 
@@ -47,6 +47,7 @@ class Authentication:
             return
         caller = await self._caller(call)
         call.caller = caller.name
+        call.valid_until = caller.until
         needed = SCOPES_BY_METHOD.get(call.method)
         if needed is not None and needed not in caller.scopes:
             raise ScopeMissing(

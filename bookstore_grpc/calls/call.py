@@ -1,5 +1,6 @@
 """A call as the pipeline's checks and observers see it."""
 
+import math
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -23,7 +24,8 @@ class Call:
 
     `caller` is set by authentication: the subject of a token or the name in a certificate. `trace_id` is that of the
     caller's trace, or of one that an observer started, and `span` is that observer's span. `peer` is set before the
-    request is read, because gRPC no longer knows it once a call is cancelled.
+    request is read, because gRPC no longer knows it once a call is cancelled. `valid_until` (`time.time`) is when the
+    caller's token expires. A call that `is_watch` is an endless stream of responses.
     """
 
     method: str
@@ -36,6 +38,14 @@ class Call:
     span: Any = None
     request_bytes: int = 0
     response_bytes: int = 0
+    valid_until: float = math.inf
+    is_watch: bool = False
+
+    @property
+    def caller_or_host(self) -> str:
+        """The caller, or without authentication its address without the port, to count calls by."""
+        # The "=" separates names from addresses, because a name may look like an address.
+        return f"={self.caller}" if self.caller else self.context.peer().rpartition(":")[0]
 
 
 class Outcome(NamedTuple):

@@ -17,7 +17,8 @@ from bookstore_grpc.calls.call import HEALTH_PREFIX, Call, Check, Observer, Outc
 from bookstore_grpc.calls.context import CallEnded
 from bookstore_grpc.calls.in_progress import CallsInProgress
 from bookstore_grpc.calls.status import code_name, domain_error
-from bookstore_grpc.errors import BookstoreError, DeadlineExceeded, InternalError, ServerDraining
+from bookstore_grpc.calls.watch_limit import WatchLimit
+from bookstore_grpc.errors import BookstoreError, DeadlineExceeded, InternalError, ServerDraining, TokenInvalid
 
 _log = structlog.stdlib.get_logger("bookstore_grpc.calls.pipeline")
 
@@ -29,8 +30,8 @@ _T = TypeVar("_T")
 class CallPipeline:
     """Runs calls: the `observers` are notified of each, and the `checks`, in order, admit or reject it.
 
-    `admission` applies to all calls except those of the health service, and `max_call_seconds` to all except health
-    watches.
+    `admission` and `max_call_seconds` apply to all calls except watches, for which there is `watch_limit`. None of the
+    limits applies to the health service, except `max_call_seconds` to its unary calls.
     """
 
     def __init__(
@@ -39,12 +40,14 @@ class CallPipeline:
         checks: Sequence[Check] = (),
         observers: Sequence[Observer] = (),
         admission: Admission | None = None,
+        watch_limit: WatchLimit | None = None,
         max_call_seconds: float = 30,
     ) -> None:
         self.calls_in_progress = CallsInProgress()
         self._checks = checks
         self._observers = observers
         self._admission = admission or Admission()
+        self._watch_limit = watch_limit or WatchLimit()
         self._max_call_seconds = max_call_seconds
 
     async def run(
@@ -53,9 +56,13 @@ class CallPipeline:
         handle: Callable[[], Awaitable[_T]],
         *,
         is_stream: bool = False,
+        is_watch: bool = False,
         is_rejected_by_drain: bool = False,
     ) -> _T:
         """Run a call in the current task: if it is admitted, await `handle` and return its result.
+
+        A drain ends a call that `is_stream` at once. One that `is_watch` is an endless stream of responses: it ends
+        when its caller ends it, when the caller's token expires, or at a drain.
 
         Raises the `BookstoreError` to send to the caller, an `InternalError` for every exception that is not a domain
         error. Raises `CallEnded` if the transport has already sent a status, and `CancelledError` if the caller has
@@ -64,23 +71,28 @@ class CallPipeline:
         started = time.perf_counter()
         task = _current_task()
         is_health = call.method.startswith(HEALTH_PREFIX)
+        is_admitted_by_count = not (is_health or is_watch)
+        call.is_watch = is_watch
         remaining = call.context.time_remaining()
-        limit = math.inf if is_stream and is_health else self._max_call_seconds  # a health watch is endless
+        limit = math.inf if is_watch else self._max_call_seconds
         is_limit_first = remaining is None or remaining > limit
         ends_at = started + (limit if remaining is None else min(limit, remaining))
         self.calls_in_progress.add(task, ends_at=ends_at, is_stream=is_stream)
-        if not is_health:
+        if is_admitted_by_count:
             self._admission.enter()
         try:
             self._notify_of_start(call)
             try:
                 if is_rejected_by_drain and self.calls_in_progress.is_draining:
                     raise ServerDraining
-                if not is_health:
+                if is_admitted_by_count:
                     self._admission.check_capacity()
                 for check in self._checks:
                     await check(call)
-                result = await handle()
+                if is_watch and not is_health:
+                    result = await self._watch(call, handle, ends_at=ends_at)
+                else:
+                    result = await handle()
             except (Exception, asyncio.CancelledError) as raised:
                 is_late = isinstance(raised, asyncio.CancelledError) and self.calls_in_progress.is_late(task)
                 known = self._deadline_error(is_limit_first=is_limit_first) if is_late else raised
@@ -95,8 +107,21 @@ class CallPipeline:
             return result
         finally:
             self.calls_in_progress.discard(task)
-            if not is_health:
+            if is_admitted_by_count:
                 self._admission.leave()
+
+    async def _watch(self, call: Call, handle: Callable[[], Awaitable[_T]], *, ends_at: float) -> _T:
+        """Await `handle` while the caller's token is valid, without which it could not call again."""
+        expires_at = time.perf_counter() + call.valid_until - time.time()
+        if expires_at < ends_at:
+            self.calls_in_progress.add(_current_task(), ends_at=expires_at, is_stream=True)
+        with self._watch_limit.slot(call):
+            try:
+                return await handle()
+            except asyncio.CancelledError as cancelled:
+                if expires_at < ends_at and self.calls_in_progress.is_late(_current_task()):
+                    raise TokenInvalid("The token has expired; watch again with a new one.") from cancelled
+                raise
 
     def _leaving_error(self, call: Call, raised: BaseException, *, is_stream: bool) -> BaseException:
         """Return the exception that the pipeline raises for one that was raised in it."""

@@ -32,8 +32,7 @@ class RateLimit:
         """Take a token from the caller's bucket, or raise `ResourceExhausted`."""
         if call.method.startswith(HEALTH_PREFIX):
             return
-        # The "=" separates names from addresses, because a name may look like an address.
-        name = f"={call.caller}" if call.caller else call.context.peer().rpartition(":")[0]
+        name = call.caller_or_host
         now = self._now()
         bucket = self._buckets.pop(name, None) or _Bucket(self._burst, now)
         tokens = min(self._burst, bucket.tokens + (now - bucket.filled_at) * self._per_second)

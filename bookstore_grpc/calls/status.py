@@ -27,6 +27,7 @@ from bookstore_grpc.errors import (
     RequestIdReused,
     RequestTooLarge,
     ResourceExhausted,
+    ResumeTokenExpired,
     Unauthenticated,
     Unavailable,
 )
@@ -148,6 +149,7 @@ class _Row(NamedTuple):
 _TABLE: dict[type, _Row] = {
     InvalidRequest: _Row("INVALID_ARGUMENT", _bad_request),
     RequestTooLarge: _Row("RESOURCE_EXHAUSTED", _nothing),
+    ResumeTokenExpired: _Row("OUT_OF_RANGE", _nothing),
     BookNotFound: _Row("NOT_FOUND", _resources),
     EtagMismatch: _Row("ABORTED", _resources),
     RequestIdReused: _Row("ALREADY_EXISTS", _nothing),

@@ -1,7 +1,7 @@
 """BookDAL: one method for each operation on books. A read is one statement; writes go through group commit."""
 
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
@@ -9,6 +9,7 @@ from sqlalchemy import ARRAY, BigInteger, any_, bindparam, delete, func, or_, se
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bookstore_grpc.dal.book_loader import BookLoader
+from bookstore_grpc.dal.change_feed import ChangeFeed
 from bookstore_grpc.dal.database import Database
 from bookstore_grpc.dal.group_commit import BatchEnd, GroupCommit
 from bookstore_grpc.dal.models import FOLDED_COLUMNS, SELECT_BOOKS, Book, CreateRequest
@@ -24,10 +25,12 @@ from bookstore_grpc.dal.records import (
     BookTotal,
     BookUpdate,
     BookVersion,
+    ChangePage,
     Encode,
 )
 from bookstore_grpc.dal.search_index import is_incomplete
 from bookstore_grpc.dal.sqlite_entries import SELECT_WITHOUT_ENTRY, complete_entries
+from bookstore_grpc.dal.watch import WatchStart
 from bookstore_grpc.dal.write_batch import (
     BookWriteBatch,
     CompleteSearchTexts,
@@ -103,6 +106,8 @@ class BookDAL:
     ) -> None:
         self._database = database
         self._encode = encode
+        #: The feed of changes, for its figures.
+        self.changes = ChangeFeed(database)
         self._pages = PageReader(database, encode=encode, observed=self._observed)
         self._clock = clock
         self._on_batch_committed = on_batch_committed
@@ -200,8 +205,37 @@ class BookDAL:
         many searches run.
         """
         ends_at = time.monotonic() + seconds
-        purge = Purge(self._database, filter, observed=self._observed)
-        return await purge.run(is_over=lambda: time.monotonic() >= ends_at)
+        purge = Purge(self._database, filter, clock=self._clock, observed=self._observed)
+        try:
+            return await purge.run(is_over=lambda: time.monotonic() >= ends_at)
+        finally:
+            self.changes.changes_committed()
+
+    def watch_books(
+        self, *, filter: str, resume_token: str = "", start: WatchStart = WatchStart.NOW, checkpoint_seconds: float
+    ) -> AsyncGenerator[ChangePage]:
+        """Yield the changes of the books that match a filter before or after them, in the order of their commits.
+
+        The first page comes at once. A page without changes is a checkpoint; there is one after `checkpoint_seconds`
+        without a page. With a `resume_token`, of a page of this or `list_book_changes`, `start` has no effect.
+
+        Raises `InvalidFilter`, `InvalidResumeToken`, and `ResumeTokenExpired`, the latter also later if the caller is
+        slower than changes are deleted. Raises `ResourceExhausted` if too many searches run.
+        """
+        return self.changes.watch(
+            filter=filter, resume_token=resume_token, start=start, checkpoint_seconds=checkpoint_seconds
+        )
+
+    async def list_book_changes(self, *, page_size: int, page_token: str, filter: str) -> ChangePage:
+        """Return at most `page_size` changes after a token, or the earliest that are kept.
+
+        Raises `InvalidFilter`, `InvalidResumeToken` and `ResumeTokenExpired`.
+        """
+        return await self._observed(self.changes.page(page_size=page_size, page_token=page_token, filter=filter))
+
+    async def forget_old_changes(self, *, kept_seconds: float) -> int:
+        """Delete changes that are older than `kept_seconds`, at most `BATCH_MAX`, and return how many."""
+        return await self.changes.trim(before=self._clock() - int(kept_seconds * 1_000_000))
 
     async def forget_old_create_requests(self) -> int:
         """Delete expired idempotency keys and return how many; 0 when none are left.
@@ -271,8 +305,10 @@ class BookDAL:
             self._observer.read_ended(summary, started_ns, error)
 
     def _on_batch_end(self, batch: BatchEnd[Operation]) -> None:
-        if self._on_batch_committed and batch.error is None:
-            self._on_batch_committed(len(batch.operations))
+        if batch.error is None:
+            self.changes.changes_committed()
+            if self._on_batch_committed:
+                self._on_batch_committed(len(batch.operations))
         if self._observer:
             summary = summary_of_writes(batch.operations)
             self._observer.batch_ended(summary, batch.contexts, batch.started_ns, batch.error)

@@ -1,12 +1,13 @@
-"""The conditions of filters, in which every value is a parameter.
+"""The conditions of filters, in which every value is a parameter, as SQL and for a book in memory.
 
 Conditions are trees that compare by content, so filters that differ only in their values have equal ones, and share the
 statements made of them: building a statement takes longer than running most of them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from operator import eq, ge, gt, le, lt, ne
+from functools import lru_cache
+from operator import attrgetter, eq, ge, gt, le, lt, ne
 from typing import Any, Protocol
 
 from sqlalchemy import ColumnElement, Integer, String, and_, bindparam, false, func, not_, or_, true
@@ -15,8 +16,12 @@ from sqlalchemy.orm import InstrumentedAttribute
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
+from bookstore_grpc.dal.folding import searchable_text
 from bookstore_grpc.dal.models import Book
+from bookstore_grpc.dal.records import FIELDS, BookRecord, Field
 
+# Folded texts in memory, for all watchers with a filter.
+_FOLDED_MAX = 1_024
 _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {"=": eq, "!=": ne, "<": lt, "<=": le, ">": gt, ">=": ge}
 
 _Expression = ColumnElement[bool]
@@ -39,6 +44,10 @@ class Condition(Protocol):
         """Return the SQL expression."""
         ...
 
+    def is_met(self, book: BookRecord, values: Mapping[str, Any]) -> bool:
+        """Return whether a book meets it, given the values of the parameters: the same as the SQL expression."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Not:
@@ -49,6 +58,10 @@ class Not:
     def sql(self) -> _Expression:
         """Return the SQL expression."""
         return not_(self.condition.sql())
+
+    def is_met(self, book: BookRecord, values: Mapping[str, Any]) -> bool:
+        """Return whether a book meets it."""
+        return not self.condition.is_met(book, values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +74,10 @@ class AllOf:
         """Return the SQL expression."""
         return and_(true(), *(each.sql() for each in self.conditions))
 
+    def is_met(self, book: BookRecord, values: Mapping[str, Any]) -> bool:
+        """Return whether a book meets it."""
+        return all(each.is_met(book, values) for each in self.conditions)
+
 
 @dataclass(frozen=True, slots=True)
 class AnyOf:
@@ -71,6 +88,10 @@ class AnyOf:
     def sql(self) -> _Expression:
         """Return the SQL expression."""
         return or_(false(), *(each.sql() for each in self.conditions))
+
+    def is_met(self, book: BookRecord, values: Mapping[str, Any]) -> bool:
+        """Return whether a book meets it."""
+        return any(each.is_met(book, values) for each in self.conditions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +107,10 @@ class Compares:
         comparison: _Expression = _OPERATORS[self.operator](_column(self.column), bindparam(self.value))
         return comparison
 
+    def is_met(self, book: BookRecord, values: Mapping[str, Any]) -> bool:
+        """Return whether a book meets it."""
+        return bool(_OPERATORS[self.operator](_value(book, self.column), values[self.value]))
+
 
 @dataclass(frozen=True, slots=True)
 class Contains:
@@ -97,6 +122,10 @@ class Contains:
     def sql(self) -> _Expression:
         """Return the SQL expression."""
         return _position(_column(self.column), bindparam(self.value, type_=String())) > 0
+
+    def is_met(self, book: BookRecord, values: Mapping[str, Any]) -> bool:
+        """Return whether a book meets it."""
+        return values[self.value] in _value(book, self.column)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +141,10 @@ class EndsWith:
         end = _ending(_column(self.column), bindparam(self.length, type_=Integer()))
         return end == bindparam(self.value, type_=String())
 
+    def is_met(self, book: BookRecord, values: Mapping[str, Any]) -> bool:
+        """Return whether a book meets it."""
+        return bool(_value(book, self.column).endswith(values[self.value]))
+
 
 @dataclass(frozen=True, slots=True)
 class IsPresent:
@@ -122,6 +155,10 @@ class IsPresent:
     def sql(self) -> _Expression:
         """Return the SQL expression."""
         return _column(self.column) != ""
+
+    def is_met(self, book: BookRecord, values: Mapping[str, Any]) -> bool:
+        """Return whether a book meets it."""
+        return bool(_value(book, self.column))
 
 
 ALWAYS: Condition = AllOf(())
@@ -141,6 +178,26 @@ def any_of(conditions: Sequence[Condition]) -> Condition:
 def _column(key: str) -> InstrumentedAttribute[Any]:
     column: InstrumentedAttribute[Any] = getattr(Book, key)
     return column
+
+
+def _value(book: BookRecord, key: str) -> Any:
+    """Return the value of a column, as the database would compute it."""
+    compute = _COMPUTED.get(key)
+    return compute(book) if compute else getattr(book, key)
+
+
+def _computed(name: str, field: Field) -> Mapping[str, Callable[[BookRecord], Any]]:
+    """Return how to compute the columns that belong to a field. A sort key orders as its text does."""
+    value_of = attrgetter(name)
+    return {
+        f"{name}_folded": lambda book: _folded(value_of(book)),
+        f"{name}_head": lambda book: value_of(book)[: field.head_code_points],
+        f"{name}_sort_key": value_of,
+    }
+
+
+_COMPUTED = {column: compute for name, field in FIELDS.items() for column, compute in _computed(name, field).items()}
+_folded = lru_cache(_FOLDED_MAX)(searchable_text)
 
 
 class _position(FunctionElement[int]):  # noqa: N801  reads as the SQL function it is

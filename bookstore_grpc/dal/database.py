@@ -87,6 +87,10 @@ class Database:
         self._prober = reading_engine(
             database_url, pool_size=1, timeout_seconds=timeout_seconds, statement_seconds=statement_seconds
         )
+        # Two, because one may still be closing while the next one connects.
+        self._listener = reading_engine(
+            database_url, pool_size=2, timeout_seconds=timeout_seconds, statement_seconds=statement_seconds
+        )
         self._wal = SqliteWal(database_url) if self.is_embedded else None
         self._tasks = DetachedTasks(cancels=not self.is_embedded)
         self._circuit_breaker = CircuitBreaker()
@@ -159,6 +163,10 @@ class Database:
             return None
         with translated_errors(self.dialect):
             return self._inline_reader.version()
+
+    async def listening_connection(self) -> Any:
+        """Return a connection outside of the pools for reads and writes, for PostgreSQL's LISTEN."""
+        return await self._listener.raw_connection()
 
     async def write(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         """Run `work` in one transaction, and commit it or roll it back.
@@ -265,7 +273,7 @@ class Database:
         await self._tasks.wait(seconds=_CLOSE_SECONDS)
         if self._inline_reader:
             self._inline_reader.close()
-        for engine in (self._reader, self._writer, self._prober):
+        for engine in (self._reader, self._writer, self._prober, self._listener):
             await engine.dispose()
 
     def _slot(self, *, is_search: bool) -> AbstractAsyncContextManager[None]:

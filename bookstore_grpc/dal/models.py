@@ -19,6 +19,7 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     Select,
+    SmallInteger,
     String,
     Text,
     Uuid,
@@ -213,6 +214,35 @@ class BookCount(Base):
 
     slot: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
     count: Mapped[int] = mapped_column(BigInteger)
+
+
+class BookChange(Base):
+    """A change of a book, in the log of changes (docs/decisions/0029-change-log.md).
+
+    `number` is its position in the order of all commits. `remaining` is how many further changes of the same call
+    follow. The books are in the form of `change_log.text_from_record`.
+    """
+
+    __tablename__ = "book_changes"
+
+    number: Mapped[int] = mapped_column(row_id(), primary_key=True, autoincrement=False)
+    remaining: Mapped[int] = mapped_column(Integer)
+    type: Mapped[int] = mapped_column(SmallInteger)
+    change_time: Mapped[int] = mapped_column(BigInteger)
+    book: Mapped[str] = mapped_column(exact_text())
+    previous_book: Mapped[str | None] = mapped_column(exact_text())
+
+
+class ChangeLog(Base):
+    """The one row that numbers changes: its lock, held until the commit, makes their order that of the commits.
+
+    `log_id` distinguishes the logs of different databases.
+    """
+
+    __tablename__ = "change_log"
+
+    log_id: Mapped[str] = mapped_column(exact_string(32), primary_key=True)
+    last_number: Mapped[int] = mapped_column(BigInteger)
 
 
 Columns = Mapping[str, InstrumentedAttribute[Any]]

@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 from sqlalchemy import bindparam, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from bookstore_grpc.dal.change_log import log_changes
 from bookstore_grpc.dal.database import Database
 from bookstore_grpc.dal.filters import Filter, for_filter, parse_filter
 from bookstore_grpc.dal.models import Book, Query
+from bookstore_grpc.dal.records import BookRecord, Change, ChangeType
 from bookstore_grpc.dal.write_statements import WRITE_STATEMENTS
 from bookstore_grpc.limits import (
     PURGE_PORTION_FIRST,
@@ -40,14 +42,22 @@ class _Version(NamedTuple):
 
 
 class Purge:
-    """Deletes the books that match a filter. Raises `InvalidFilter`. `observed` awaits each statement.
+    """Deletes the books that match a filter. Raises `InvalidFilter`. `clock` and `observed` are those of `BookDAL`.
 
     The books are found by reads, which may take long and keep no write waiting, and deleted by their ids in portions. A
     book that has changed in between may no longer match: it is not deleted, but looked for again.
     """
 
-    def __init__(self, database: Database, filter: str, *, observed: Callable[..., Awaitable[Any]]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        filter: str,
+        *,
+        clock: Callable[[], int],
+        observed: Callable[..., Awaitable[Any]],
+    ) -> None:
         self._database = database
+        self._clock = clock
         self._observed = observed
         parsed, self._values = parse_filter(filter, dialect=database.dialect)
         self._find = for_filter(_find, parsed)(parsed)
@@ -91,11 +101,15 @@ class Purge:
             nonlocal began
             began = time.monotonic()
             keys = self._statements.keys([each.book_id for each in portion])
-            found = {_Version(*row) for row in await connection.execute(self._statements.get_versions, {"ids": keys})}
-            unchanged = [each.book_id for each in portion if each in found]
-            if unchanged:
-                await connection.execute(self._statements.delete_books, {"ids": self._statements.keys(unchanged)})
-            return set(unchanged)
+            found = map(BookRecord._make, await connection.execute(self._statements.get_books, {"ids": keys}))
+            expected = set(portion)
+            unchanged = [record for record in found if _Version(record.id, record.update_time) in expected]
+            ids = [record.id for record in unchanged]
+            if ids:
+                await connection.execute(self._statements.delete_books, {"ids": self._statements.keys(ids)})
+                now = self._clock()
+                await log_changes(connection, [[Change(ChangeType.DELETED, record, time=now) for record in unchanged]])
+            return set(ids)
 
         deleted: set[int] = await self._observed(self._database.write(delete), _DELETE_SUMMARY)
         seconds = time.monotonic() - began

@@ -5,9 +5,9 @@ and so do the validation of requests, the messages of responses and the bounds i
 below repeat its names for the type checker, and importing this module checks that they agree.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
+from enum import Enum, IntEnum
 from operator import itemgetter
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -142,6 +142,45 @@ class BookVersion(NamedTuple):
     etag: str = ""
 
 
+class ChangeType(IntEnum):
+    """What happened to a book. The numbers are stored, and those of the contract."""
+
+    CREATED = 1
+    UPDATED = 2
+    DELETED = 3
+    EXISTING = 4
+
+
+class Change(NamedTuple):
+    """A change of a book, or with `EXISTING` a book.
+
+    `record` is the book after the change, for a delete its last state, and `previous` for an update the book before it.
+    `time` is in microseconds since 1970-01-01T00:00:00Z. `number` is the position in the order of all commits, and
+    `remaining` is how many further changes of the same call follow.
+    """
+
+    type: ChangeType
+    record: BookRecord
+    previous: BookRecord | None = None
+    time: int = 0
+    number: int = 0
+    remaining: int = 0
+
+
+class ChangePage(NamedTuple):
+    """Changes in their order, and the token that continues after them.
+
+    `is_part` tells that the next page has further changes of the same call, `has_more` that further changes followed
+    when the page was read, and `is_existing_sent` that only changes follow, and no existing books.
+    """
+
+    changes: Sequence[Change]
+    resume_token: str
+    is_part: bool = False
+    has_more: bool = False
+    is_existing_sent: bool = True
+
+
 class BookTotal(NamedTuple):
     """How many books match a filter: `size`, or more if `is_exceeded`, because counting has stopped there."""
 
@@ -171,6 +210,16 @@ def record_from_draft(draft: BookDraft, *, book_id: int, create_time: int) -> Bo
     return BookRecord._make(_in_record_order((book_id, create_time, *draft)))
 
 
+def code_points_of_record(record: BookRecord) -> int:
+    """Return the length of the texts of a book."""
+    return sum(map(len, _texts_of(record)))
+
+
+def code_points_of_change(change: Change) -> int:
+    """Return the length of the texts of a change."""
+    return code_points_of_record(change.record) + (code_points_of_record(change.previous) if change.previous else 0)
+
+
 def _position(name: str) -> int:
     """Return where `record_from_draft` has the value of a record's field."""
     if name in BookDraft._fields:
@@ -178,6 +227,7 @@ def _position(name: str) -> int:
     return 0 if name == "id" else 1
 
 
+_texts_of = itemgetter(*(at for at, name in enumerate(BookRecord._fields) if FIELDS[name].type is FieldType.TEXT))
 _in_record_order = itemgetter(*map(_position, BookRecord._fields))
 
 

@@ -6,7 +6,7 @@ of the extension pg_trgm. Triggers and the index keep it in step with the books,
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -30,6 +30,7 @@ from sqlalchemy.orm import InstrumentedAttribute
 from bookstore_grpc.dal.conditions import Condition, Values, all_of, any_of
 from bookstore_grpc.dal.folding import SEPARATOR
 from bookstore_grpc.dal.models import FOLDED_COLUMNS, Book
+from bookstore_grpc.dal.records import BookRecord
 
 _TRIGRAM = 3
 # More of them find hardly fewer books, and each has to be looked up.
@@ -170,6 +171,10 @@ class _IsLike:
     def sql(self) -> ColumnElement[bool]:
         """Return the SQL expression."""
         return _SEARCHED_TEXT.like(bindparam(self.value, type_=String()))
+
+    def is_met(self, _book: BookRecord, _values: Mapping[str, Any]) -> bool:
+        """Return True: every book is a candidate, of which the condition of the filter decides."""
+        return True
 
 
 def _pattern(text: str) -> str:

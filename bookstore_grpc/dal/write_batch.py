@@ -5,7 +5,7 @@ each operation in turn on the state left by the previous ones, then writes all c
 rejected operation writes nothing, and does not affect the others.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from operator import attrgetter
@@ -15,20 +15,25 @@ from uuid import UUID
 from sqlalchemy import Executable
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from bookstore_grpc.dal.engines import PACKET_BYTES
+from bookstore_grpc.dal.change_log import log_changes
 from bookstore_grpc.dal.folding import searchable_text
 from bookstore_grpc.dal.models import FOLDED_COLUMNS
-from bookstore_grpc.dal.records import FIELDS, BookDraft, BookRecord, BookUpdate, BookVersion, Encode, record_from_draft
+from bookstore_grpc.dal.packets import packets
+from bookstore_grpc.dal.records import (
+    FIELDS,
+    BookDraft,
+    BookRecord,
+    BookUpdate,
+    BookVersion,
+    Change,
+    ChangeType,
+    Encode,
+    record_from_draft,
+)
 from bookstore_grpc.dal.sqlite_entries import entry_columns
 from bookstore_grpc.dal.sqlite_insert import insert_records, insert_requests, next_book_id
 from bookstore_grpc.dal.write_statements import WRITE_STATEMENTS
 from bookstore_grpc.errors import BookNotFound, BookstoreError, EtagMismatch, RequestIdReused
-from bookstore_grpc.limits import INSERT_MAX_BYTES
-
-# Upper bound of a row of an INSERT or UPDATE without its texts: numbers, names, quotes, a digest of escaped bytes.
-_ROW_BYTES = 512
-# Upper bound of the statement before its rows.
-_HEAD_BYTES = 512
 
 _SETTABLE = [field.name for field in FIELDS.values() if field.is_settable]
 _FOLDED = [(column.key, name) for name, column in FOLDED_COLUMNS.items()]
@@ -80,7 +85,7 @@ class _Creation:
     digest: bytes
     create_time: int
     book_id: int = 0  # known once the row is inserted
-    record: BookRecord | None = None
+    record: BookRecord | None = None  # then too, if this batch inserts it
 
 
 class _Created(NamedTuple):
@@ -119,6 +124,7 @@ class BookWriteBatch:
         self._books: dict[int, BookRecord] = {}
         self._changed: set[int] = set()
         self._deleted: set[int] = set()
+        self._calls: list[list[Change | _Creation]] = []  # what each call changes, for the log of changes
 
     async def lock(self, operations: Sequence[Operation]) -> None:
         """Read the idempotency keys and the books of the operations, and lock the books."""
@@ -131,6 +137,7 @@ class BookWriteBatch:
         await self._insert()
         await self._update()
         await self._delete()
+        await log_changes(self._connection, [[self._change(each) for each in call] for call in self._calls])
         return [each.records() if isinstance(each, _Created) else each for each in decisions]
 
     async def _read_requests(self, operations: Sequence[Operation]) -> None:
@@ -183,29 +190,33 @@ class BookWriteBatch:
             creations.append(found)
         self._new += new
         self._by_request_id |= by_request_id
+        self._calls.append([creation for _, creation in new])
         return _Created(create.drafts, creations)
 
     def _decide_update(self, operation: UpdateBooks) -> Written:
         self._require_present(operation.updates)
         changed: dict[int, BookRecord] = {}
+        changes: list[Change | _Creation] = []
         results: Written = []
         outdated: list[int] = []
-        for book_id, changes, etag in operation.updates:
+        for book_id, new, etag in operation.updates:
             record = changed.get(book_id) or self._books[book_id]
             if etag and etag != record.etag:
                 outdated.append(book_id)
                 continue
-            new_values = {field: value for field, value in changes._asdict().items() if value is not None}
+            new_values = {field: value for field, value in new._asdict().items() if value is not None}
             updated = record._replace(**new_values)
             if updated != record:
                 # The new etag must differ even if the clock stands still or goes back.
                 updated = updated._replace(update_time=max(self._now, record.update_time + 1))
                 changed[book_id] = updated
+                changes.append(Change(ChangeType.UPDATED, updated, record, time=self._now))
             results.append(updated)
         if outdated:
             raise EtagMismatch(outdated[0], ids=dict.fromkeys(outdated))
         self._books |= changed
         self._changed |= changed.keys()
+        self._calls.append(changes)
         return results
 
     def _decide_delete(self, operation: DeleteBooks) -> Written:
@@ -213,10 +224,11 @@ class BookWriteBatch:
         outdated = [book_id for book_id, etag in operation.versions if etag and etag != self._books[book_id].etag]
         if outdated:
             raise EtagMismatch(outdated[0], ids=outdated)
-        for book_id, _ in operation.versions:
-            del self._books[book_id]
-            self._changed.discard(book_id)
-            self._deleted.add(book_id)
+        deleted = [self._books.pop(book_id) for book_id, _ in operation.versions]
+        ids = {record.id for record in deleted}
+        self._changed -= ids
+        self._deleted |= ids
+        self._calls.append([Change(ChangeType.DELETED, record, time=self._now) for record in deleted])
         return []
 
     def _require_present(self, books: Sequence[BookUpdate | BookVersion]) -> None:
@@ -251,12 +263,13 @@ class BookWriteBatch:
         rows = [_row(draft, create_time=self._now, update_time=self._now) for draft, _ in self._new]
         statements = self._statements
         ids: list[int] = []
-        for portion in self._portions(rows):
-            result = await self._connection.execute(statement, statements.rows(portion))
+        for packet in packets(self._connection, rows):
+            result = await self._connection.execute(statement, statements.rows(packet))
             ids += [row[0] for row in result]
         in_order = ids if statements.is_insert_ordered else sorted(ids)
-        for (_, creation), book_id in zip(self._new, in_order, strict=True):
+        for (draft, creation), book_id in zip(self._new, in_order, strict=True):
             creation.book_id = book_id
+            creation.record = record_from_draft(draft, book_id=book_id, create_time=creation.create_time)
 
     async def _insert_requests(self) -> None:
         requests = [
@@ -271,27 +284,8 @@ class BookWriteBatch:
         ]
         if requests:
             # In a fixed order, so that two batches with the same keys cannot deadlock.
-            for portion in self._portions(sorted(requests, key=lambda row: str(row["request_id"]))):
-                await self._connection.execute(self._statements.insert_requests, self._statements.rows(portion))
-
-    def _portions(self, rows: Sequence[Mapping[str, object]]) -> Iterator[list[Mapping[str, object]]]:
-        """Yield the rows of each statement. MariaDB limits the length of a statement, so there may be several."""
-        if self._connection.dialect.name != "mariadb":
-            yield list(rows)
-            return
-        info = self._connection.sync_connection.info  # type: ignore[union-attr]  # not None within a transaction
-        most = min(INSERT_MAX_BYTES, info[PACKET_BYTES]) - _HEAD_BYTES
-        portion: list[Mapping[str, object]] = []
-        left = most
-        for row in rows:
-            # The driver inserts the values into the statement, where each byte may need an escape.
-            size = _ROW_BYTES + sum(2 * len(value.encode()) for value in row.values() if isinstance(value, str))
-            if size > left and portion:
-                yield portion
-                portion, left = [], most
-            portion.append(row)
-            left -= size
-        yield portion
+            for packet in packets(self._connection, sorted(requests, key=lambda row: str(row["request_id"]))):
+                await self._connection.execute(self._statements.insert_requests, self._statements.rows(packet))
 
     async def _update(self) -> None:
         changed = [self._books[book_id] for book_id in sorted(self._changed)]
@@ -299,14 +293,20 @@ class BookWriteBatch:
             rows = [_row(book, book_id=book.id, update_time=book.update_time) for book in changed]
             if self._is_sqlite:
                 rows = [{**row, **entry_columns(book, self._encode)} for row, book in zip(rows, changed, strict=True)]
-            for portion in self._portions(rows):
-                await self._statements.update_books(self._connection, portion)
+            for packet in packets(self._connection, rows):
+                await self._statements.update_books(self._connection, packet)
 
     async def _delete(self) -> None:
         if self._deleted:
             await self._connection.execute(
                 self._statements.delete_books, {"ids": self._statements.keys(sorted(self._deleted))}
             )
+
+    def _change(self, made: Change | _Creation) -> Change:
+        if isinstance(made, Change):
+            return made
+        assert made.record is not None  # noqa: S101  this batch has inserted it
+        return Change(ChangeType.CREATED, made.record, time=made.create_time)
 
 
 def _ids(operation: Operation) -> Iterable[int]:

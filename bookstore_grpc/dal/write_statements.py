@@ -35,7 +35,6 @@ class WriteStatements(NamedTuple):
 
     get_requests: Executable
     get_books: Executable
-    get_versions: Executable
     insert_books: Executable | None
     insert_requests: Executable
     update_books: Callable[[AsyncConnection, _Rows], Awaitable[object]]
@@ -49,11 +48,9 @@ def _selections(is_one_of: Callable[[Any, str], ColumnElement[bool]]) -> dict[st
     requests = select(CreateRequest).with_only_columns(*_REQUESTS.columns)
     # Every batch locks rows in the order of their ids, so that two batches cannot deadlock.
     books = SELECT_BOOKS.order_by(Book.id).with_for_update()
-    versions = select(Book.id, Book.update_time).order_by(Book.id).with_for_update()
     return {
         "get_requests": requests.where(is_one_of(CreateRequest.request_id, "request_ids")),
         "get_books": books.where(is_one_of(Book.id, "ids")),
-        "get_versions": versions.where(is_one_of(Book.id, "ids")),
         "delete_books": delete(Book).where(is_one_of(Book.id, "ids")),
     }
 

@@ -6,6 +6,7 @@
 import asyncio
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any, TypeAlias
 
 import grpc
@@ -87,7 +88,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             # The handler writes its responses itself, through the context, which serializes them.
             respond = _respond(behaviour, receive, _unchanged)
             replaced["response_serializer"] = handler.response_serializer
-        wrapped = self._in_pipeline(method, respond, is_stream=is_stream)
+        is_watch = handler.response_streaming and not handler.request_streaming
+        wrapped = self._in_pipeline(method, respond, is_stream=is_stream, is_watch=is_watch)
         replaced["stream_stream" if handler.response_streaming else "stream_unary"] = wrapped
         return handler._replace(**replaced)  # type: ignore[no-any-return]  # a namedtuple in every release
 
@@ -97,7 +99,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
         return grpc.stream_stream_rpc_method_handler(self._in_pipeline(UNKNOWN_METHOD, reject, is_stream=False))
 
-    def _in_pipeline(self, method: str, respond: _Respond, *, is_stream: bool) -> Any:
+    def _in_pipeline(self, method: str, respond: _Respond, *, is_stream: bool, is_watch: bool = False) -> Any:
         run, hold = self._pipeline.run, self.held_responses.wait
 
         async def handle(requests: Any, context: Any) -> Any:
@@ -109,6 +111,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                     call,
                     lambda: respond(call, requests, context),
                     is_stream=is_stream,
+                    is_watch=is_watch,
                     is_rejected_by_drain=is_stream,
                 )
             except (BookstoreError, CallEnded) as error:
@@ -154,13 +157,14 @@ def _respond(behaviour: Any, receive: _Receive, serialize: _Serialize) -> _Respo
 
 def _write_each(behaviour: Any, receive: _Receive, serialize: _Serialize) -> _Respond:
     async def respond(call: Call, requests: Any, context: Any) -> None:
-        async for response in behaviour(await receive(call, requests, context), context):
-            data = serialize(response)
-            call.response_bytes += len(data)
-            try:
-                await context.write(data)
-            except grpc.aio.InternalError as failed:
-                raise CallEnded("CANCELLED") from failed  # the client has disconnected
+        async with aclosing(behaviour(await receive(call, requests, context), context)) as responses:
+            async for response in responses:
+                data = response if isinstance(response, bytes) else serialize(response)
+                call.response_bytes += len(data)
+                try:
+                    await context.write(data)
+                except grpc.aio.InternalError as failed:
+                    raise CallEnded("CANCELLED") from failed  # the client has disconnected
 
     return respond
 

@@ -12,6 +12,7 @@ from bookstore.v1 import books_pb2_grpc
 from bookstore_grpc.calls.admission import Admission
 from bookstore_grpc.calls.call import Check, Observer
 from bookstore_grpc.calls.pipeline import CallPipeline
+from bookstore_grpc.calls.watch_limit import WatchLimit
 from bookstore_grpc.compat import grpc_server
 from bookstore_grpc.limits import MESSAGE_MAX_BYTES
 from bookstore_grpc.rpc.health import Health
@@ -53,6 +54,7 @@ class Server:
         credentials: Callable[[], grpc.ServerCredentials] | None = None,
         has_reflection: bool = True,
         max_concurrent_calls: int = 500,
+        watch_limit: WatchLimit | None = None,
         max_call_seconds: float = 30,
         max_request_bytes: int = MESSAGE_MAX_BYTES,
         counts_received_calls: bool = False,
@@ -63,7 +65,11 @@ class Server:
         self._credentials = credentials
         self._admission = Admission(max_concurrent_calls=max_concurrent_calls)
         self.pipeline = CallPipeline(
-            checks=checks, observers=observers, admission=self._admission, max_call_seconds=max_call_seconds
+            checks=checks,
+            observers=observers,
+            admission=self._admission,
+            watch_limit=watch_limit,
+            max_call_seconds=max_call_seconds,
         )
         self._interceptor = CallInterceptor(self.pipeline, max_request_bytes=max_request_bytes)
         health = Health(("", BOOK_SERVICE.full_name))

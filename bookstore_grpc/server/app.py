@@ -12,6 +12,7 @@ import structlog
 
 from bookstore_grpc.calls.call import Check
 from bookstore_grpc.calls.rate_limit import RateLimit
+from bookstore_grpc.calls.watch_limit import WatchLimit
 from bookstore_grpc.dal.books import BookDAL, microseconds_now
 from bookstore_grpc.dal.database import Database
 from bookstore_grpc.dal.driver_errors import startup_errors
@@ -51,6 +52,9 @@ _SAMPLE_SECONDS = 1
 _HEARTBEAT_SECONDS = 1
 _MEMORY_TRIM_SECONDS = 10
 _WAL_CHECK_SECONDS = 5
+# Often, so that old changes are deleted in small numbers, and with pauses in which others write.
+_CHANGES_CHECK_SECONDS = 300
+_CHANGES_PAUSE_SECONDS = 0.1
 _ENTRIES_CHECK_SECONDS = 5
 # As long as a transaction, so that other writes have the database half of the time.
 _ENTRIES_PAUSE_SECONDS = 0.005
@@ -103,6 +107,7 @@ class Application:
         self._database = build_database(settings)
         self._span_export, self._traces = _build_tracing(settings, self._database)
         self._metrics = _build_metrics(settings)
+        self._oldest_change_time: int | None = None
         self._books = BookDAL(
             self._database,
             encode=entry_from_record,
@@ -145,6 +150,12 @@ class Application:
                 "old request ids", self._forget_old_request_ids, every_seconds=self._housekeeping_interval_seconds
             ),
             PeriodicTask(
+                "old changes",
+                self._forget_old_changes,
+                every_seconds=min(self._housekeeping_interval_seconds, _CHANGES_CHECK_SECONDS),
+                starts_at_once=True,
+            ),
+            PeriodicTask(
                 "search texts",
                 self._complete_search_texts,
                 every_seconds=self._housekeeping_interval_seconds,
@@ -169,6 +180,9 @@ class Application:
             credentials=certificates.server_credentials if certificates else None,
             has_reflection=settings.reflection == "on",
             max_concurrent_calls=settings.max_concurrent_calls,
+            watch_limit=WatchLimit(
+                max_watchers=settings.max_watchers, max_watchers_per_caller=settings.max_watchers_per_caller
+            ),
             max_call_seconds=settings.max_call_seconds,
             max_request_bytes=settings.max_message_bytes,
             counts_received_calls=self._metrics is not None,
@@ -277,6 +291,8 @@ class Application:
             calls_unhandled=self.server.backlog(),
             connections=self._database.connections_in_use(),
             wal_bytes=self._database.wal_bytes(),
+            watch_lag_changes=self._books.changes.lag,
+            oldest_change_at=(self._oldest_change_time or 0) / 1e6,
             certificate_expires_at=certificates.expires_at if certificates else None,
             refresh_failures=self._security.refresh_failures(),
             connections_closed={listener: closed.count for listener, closed in self._closed_counters.items()},
@@ -292,6 +308,16 @@ class Application:
     async def _forget_old_request_ids(self) -> None:
         while forgotten := await self._books.forget_old_create_requests():
             _log.debug("expired request ids deleted", count=forgotten)
+
+    async def _forget_old_changes(self) -> None:
+        kept_seconds = self._settings.changes_kept_hours * 3_600
+        count = 0
+        while forgotten := await self._books.forget_old_changes(kept_seconds=kept_seconds):
+            count += forgotten
+            await asyncio.sleep(_CHANGES_PAUSE_SECONDS)
+        if count:
+            _log.info("old changes deleted", count=count)
+        self._oldest_change_time = await self._books.changes.earliest_time()
 
     async def _complete_search_texts(self) -> None:
         completed, after = 0, 0

@@ -136,6 +136,24 @@ class Settings:
     rate_limit_burst: int = _setting(
         100, "How many calls a caller may make in a burst after a pause.", least=1, most=_INT32_MAX
     )
+    max_watchers: int = _setting(
+        1_000,
+        "How many watches of changes (WatchBooks) a process may serve; further ones are rejected.",
+        least=1,
+        most=_INT32_MAX,
+    )
+    max_watchers_per_caller: int = _setting(
+        100,
+        "How many of these one caller may have: a token's subject, a certificate's name, or otherwise an address.",
+        least=1,
+        most=_INT32_MAX,
+    )
+    changes_kept_hours: float = _setting(
+        72.0,
+        "How long the changes of books are kept for watchers that were away.",
+        least=1,
+        most=24 * 366,
+    )
     max_message_bytes: int = _setting(
         MESSAGE_MAX_BYTES,
         "The maximum size of a request. A batch of 1,000 books with the longest texts has 6.1 MB.",

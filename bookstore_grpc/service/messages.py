@@ -7,7 +7,7 @@ table `FIELDS`; what it says of each is looked up once, at import.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 from weakref import WeakKeyDictionary
 
@@ -24,13 +24,24 @@ from bookstore_grpc.dal.records import (
     BookTotal,
     BookUpdate,
     BookVersion,
+    Change,
+    ChangePage,
     Field,
     FieldType,
 )
+from bookstore_grpc.dal.watch import WatchStart
 from bookstore_grpc.errors import Rule, quoted
-from bookstore_grpc.limits import BATCH_MAX, ENCODED_BOOKS_MAX, PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX
+from bookstore_grpc.limits import (
+    BATCH_MAX,
+    CHECKPOINT_SECONDS_DEFAULT,
+    ENCODED_BOOKS_MAX,
+    ENCODED_CHANGES_MAX,
+    PAGE_SIZE_DEFAULT,
+    PAGE_SIZE_MAX,
+)
 from bookstore_grpc.service.validation import (
     Violations,
+    checkpoint_violation,
     count_violation,
     duplicate_violation,
     id_violation,
@@ -50,10 +61,33 @@ _PLAIN = [(name, at) for at, name in enumerate(BookRecord._fields) if FIELDS[nam
 _TIMES = [name for name in BookRecord._fields if FIELDS[name].type is FieldType.TIME]
 _times_of = attrgetter(*_TIMES)
 _ENCODED_TIMES_MAX = 1_024
-# The tag of the field `books`, whose values have a length: https://protobuf.dev/programming-guides/encoding/#structure.
-_ENTRY_TAG = bytes((books_pb2.ListBooksResponse.DESCRIPTOR.fields_by_name["books"].number << 3 | 2,))
+
+
+def _tag(message: type[Message], field: str) -> bytes:
+    """Return the tag of a field whose values have a length (https://protobuf.dev/programming-guides/encoding)."""
+    return bytes((message.DESCRIPTOR.fields_by_name[field].number << 3 | 2,))
+
+
+# Of the field `books` in all responses with books, and of `changes` in those with changes.
+_ENTRY_TAG = _tag(books_pb2.ListBooksResponse, "books")
+_BOOK_TAG = _tag(books_pb2.BookChange, "book")
+_PREVIOUS_BOOK_TAG = _tag(books_pb2.BookChange, "previous_book")
+_WATCH_STARTS: Mapping[int, WatchStart] = {
+    books_pb2.WatchBooksRequest.START_UNSPECIFIED: WatchStart.NOW,
+    books_pb2.WatchBooksRequest.NOW: WatchStart.NOW,
+    books_pb2.WatchBooksRequest.EARLIEST: WatchStart.EARLIEST,
+    books_pb2.WatchBooksRequest.EXISTING: WatchStart.EXISTING,
+}
 
 _INT32_MAX = 2**31 - 1
+
+
+class WatchRequest(NamedTuple):
+    """Where a watch without a resume token starts, and after how many seconds of silence it sends a checkpoint."""
+
+    start: WatchStart
+    checkpoint_seconds: float
+
 
 _encoded_pages: WeakKeyDictionary[BookPage, bytes] = WeakKeyDictionary()
 
@@ -143,12 +177,25 @@ def ids_from_batch_get_request(request: books_pb2.BatchGetBooksRequest) -> list[
     return list(request.ids)
 
 
-def page_size_from_request(request: books_pb2.ListBooksRequest) -> int:
-    """Decode how many books a page may hold."""
+def page_size_from_request(request: books_pb2.ListBooksRequest | books_pb2.ListBookChangesRequest) -> int:
+    """Decode how many books or changes a page may hold."""
     violations = Violations()
     violations.check("page_size", page_size_violation(request.page_size))
     violations.raise_if_any()
     return min(request.page_size or PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)
+
+
+def watch_from_request(request: books_pb2.WatchBooksRequest) -> WatchRequest:
+    """Decode where a watch starts, and how often it sends checkpoints."""
+    violations = Violations()
+    if request.start not in _WATCH_STARTS:
+        violations.add("start", Rule.OUT_OF_RANGE, f"is {request.start}, which is not a value of Start")
+    interval = request.checkpoint_interval
+    has_interval = request.HasField("checkpoint_interval")
+    seconds = interval.seconds + interval.nanos / 1e9 if has_interval else CHECKPOINT_SECONDS_DEFAULT
+    violations.check("checkpoint_interval", checkpoint_violation(seconds))
+    violations.raise_if_any()
+    return WatchRequest(_WATCH_STARTS[request.start], seconds)
 
 
 _DECODERS: Mapping[type[Message], Callable[[Any], object]] = {
@@ -162,6 +209,8 @@ _DECODERS: Mapping[type[Message], Callable[[Any], object]] = {
     books_pb2.BatchUpdateBooksRequest: updates_from_batch_update_request,
     books_pb2.BatchDeleteBooksRequest: versions_from_batch_delete_request,
     books_pb2.PurgeBooksRequest: filter_from_purge_request,
+    books_pb2.WatchBooksRequest: watch_from_request,
+    books_pb2.ListBookChangesRequest: page_size_from_request,
 }
 
 
@@ -212,6 +261,32 @@ def purge_response_from_purged(purged: Purged) -> books_pb2.PurgeBooksResponse:
     return books_pb2.PurgeBooksResponse(purge_count=purged.deleted, more_matching=purged.is_interrupted)
 
 
+def watch_response_from_page(page: ChangePage) -> bytes:
+    """Encode changes, or a checkpoint, as the bytes of a WatchBooksResponse."""
+    end = books_pb2.WatchBooksResponse(
+        resume_token=page.resume_token, continues=page.is_part, existing_sent=page.is_existing_sent
+    )
+    return b"".join(map(_entry_from_change, page.changes)) + end.SerializeToString()
+
+
+def changes_response_from_page(page: ChangePage) -> bytes:
+    """Encode changes as the bytes of a ListBookChangesResponse."""
+    end = books_pb2.ListBookChangesResponse(next_page_token=page.resume_token, more_changes=page.has_more)
+    return b"".join(map(_entry_from_change, page.changes)) + end.SerializeToString()
+
+
+@lru_cache(maxsize=ENCODED_CHANGES_MAX)
+def _entry_from_change(change: Change) -> bytes:
+    """Encode a change as one entry of the list in a response. Its books are entries with another tag."""
+    message = books_pb2.BookChange(type=int(change.type), number=change.number)  # type: ignore[arg-type]  # an enum's number
+    if change.time:
+        message.change_time.seconds, message.change_time.nanos = _time_parts(change.time)
+    encoded = message.SerializeToString() + _BOOK_TAG + entry_from_record(change.record)[1:]
+    if change.previous:
+        encoded += _PREVIOUS_BOOK_TAG + entry_from_record(change.previous)[1:]
+    return _ENTRY_TAG + _varint(len(encoded)) + encoded
+
+
 def _int32_from_total(total: BookTotal) -> tuple[int, bool]:
     """Return a total as the contract has it: as an int32 (AIP-158), and whether there are more."""
     size = min(total.size, _INT32_MAX)
@@ -260,7 +335,12 @@ def _fill_plain(message: books_pb2.Book, record: BookRecord) -> None:
 def _fill_times(message: books_pb2.Book, times: Sequence[int]) -> None:
     for name, microseconds in zip(_TIMES, times, strict=True):
         time = getattr(message, name)
-        time.seconds, time.nanos = microseconds // 1_000_000, microseconds % 1_000_000 * 1_000
+        time.seconds, time.nanos = _time_parts(microseconds)
+
+
+def _time_parts(microseconds: int) -> tuple[int, int]:
+    """Return the seconds and nanoseconds of a Timestamp."""
+    return microseconds // 1_000_000, microseconds % 1_000_000 * 1_000
 
 
 def _draft(request: books_pb2.CreateBookRequest, *, path: str, violations: Violations) -> BookDraft:

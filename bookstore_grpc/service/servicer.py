@@ -1,5 +1,7 @@
 """BookServicer: each method decodes, makes one call to the DAL and encodes. Errors are left to the call pipeline."""
 
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 from bookstore.v1 import books_pb2, books_pb2_grpc
@@ -80,6 +82,24 @@ class BookServicer(books_pb2_grpc.BookServiceServicer):
             return messages.purge_response_from_page(page)
         seconds = self._purge_seconds(context.time_remaining())
         return messages.purge_response_from_purged(await self._books.purge_books(filter, seconds=seconds))
+
+    async def WatchBooks(self, request: books_pb2.WatchBooksRequest, context: _Context) -> AsyncGenerator[_Encoded]:
+        start, checkpoint_seconds = messages.watch_from_request(request)
+        pages = self._books.watch_books(
+            filter=request.filter,
+            resume_token=request.resume_token,
+            start=start,
+            checkpoint_seconds=checkpoint_seconds,
+        )
+        async with aclosing(pages):
+            async for page in pages:
+                yield messages.watch_response_from_page(page)
+
+    async def ListBookChanges(self, request: books_pb2.ListBookChangesRequest, context: _Context) -> _Encoded:
+        page = await self._books.list_book_changes(
+            page_size=messages.page_size_from_request(request), page_token=request.page_token, filter=request.filter
+        )
+        return messages.changes_response_from_page(page)
 
     def _purge_seconds(self, remaining: float | None) -> float:
         """Return for how long a purge may delete books, so that its response is sent before the call's deadline."""

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from bookstore_grpc.errors import InvalidRequest, Rule, Violation
-from bookstore_grpc.limits import CONTROL_CHARACTER
+from bookstore_grpc.limits import CHECKPOINT_SECONDS_MAX, CHECKPOINT_SECONDS_MIN, CONTROL_CHARACTER
 
 # Unicode's White_Space property; Python's str.strip() would also take the control characters U+001C to U+001F.
 _WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
@@ -139,6 +139,14 @@ def purge_filter_violation(filter: str) -> Broken | None:
 def page_size_violation(page_size: int) -> Broken | None:
     """Check a page size; 0 is the default."""
     return Broken(Rule.OUT_OF_RANGE, f"is {page_size}, but must not be negative") if page_size < 0 else None
+
+
+def checkpoint_violation(seconds: float) -> Broken | None:
+    """Check the interval of a watch's checkpoints."""
+    if CHECKPOINT_SECONDS_MIN <= seconds <= CHECKPOINT_SECONDS_MAX:
+        return None
+    between = f"between {CHECKPOINT_SECONDS_MIN} and {CHECKPOINT_SECONDS_MAX}"
+    return Broken(Rule.OUT_OF_RANGE, f"is {seconds:g} seconds, not {between}")
 
 
 def _field_and_parents(violation: Violation) -> list[str]:

@@ -29,8 +29,7 @@ class CallLog:
     def call_ended(self, call: Call, outcome: Outcome) -> None:
         """Write the line of the call."""
         level, event = _level_and_event(call, outcome)
-        # Streams of other services, such as a health watch, are long-lived by design.
-        is_slow = outcome.seconds >= self._slow_call_seconds and call.method.startswith(_OWN_METHODS_PREFIX)
+        is_slow = outcome.seconds >= self._slow_call_seconds and _is_to_be_short(call)
         if is_slow:
             level = max(level, logging.WARNING)
         if not _log.is_enabled_for(level):
@@ -60,6 +59,11 @@ class CallLog:
         if outcome.status == "INTERNAL":
             fields["exc_info"] = outcome.error
         write_line(_log, level, event, fields)
+
+
+def _is_to_be_short(call: Call) -> bool:
+    """Return whether a call should not take long: neither a watch nor a stream of another service, as reflection's."""
+    return call.method.startswith(_OWN_METHODS_PREFIX) and not call.is_watch
 
 
 def _level_and_event(call: Call, outcome: Outcome) -> tuple[int, str]:

@@ -57,9 +57,11 @@ class Metrics:
         self._by_outcome: dict[tuple[str, str, str], Counter] = {}
         self._by_method: dict[str, tuple[Histogram, Counter, Counter]] = {}
 
-    def call_began(self, _call: Call) -> None:
+    def call_began(self, call: Call) -> None:
         """Count a call in progress."""
         self._in_flight.inc()
+        if call.is_watch:
+            self._watchers.labels(call.method).inc()
 
     def call_ended(self, call: Call, outcome: Outcome) -> None:
         """Count a call by method, status and reason. All unknown methods have the same name."""
@@ -77,7 +79,10 @@ class Metrics:
                 self._response_bytes.labels(call.method),
             )
         seconds, request_bytes, response_bytes = of_method
-        seconds.observe(outcome.seconds)
+        if call.is_watch:  # its duration says nothing about latency
+            self._watchers.labels(call.method).dec()
+        else:
+            seconds.observe(outcome.seconds)
         request_bytes.inc(call.request_bytes)
         response_bytes.inc(call.response_bytes)
         if isinstance(outcome.error, DatabaseUnavailable):
@@ -97,6 +102,8 @@ class Metrics:
         connections: Mapping[str, int],
         calls_unhandled: int = 0,
         wal_bytes: int | None = None,
+        watch_lag_changes: int = 0,
+        oldest_change_at: float | None = None,
         certificate_expires_at: float | None = None,
         refresh_failures: Mapping[str, int] | None = None,
         connections_closed: Mapping[str, int] | None = None,
@@ -109,6 +116,9 @@ class Metrics:
             self._connections.labels(pool).set(in_use)
         if wal_bytes is not None:
             self._wal_bytes.set(wal_bytes)
+        self._watch_lag.set(watch_lag_changes)
+        if oldest_change_at is not None:
+            self._oldest_change.set(oldest_change_at)
         if certificate_expires_at is not None:
             self._certificate.set(certificate_expires_at)
         _count_up(self._refresh_failures, self._seen_failures, refresh_failures or {})
@@ -131,6 +141,13 @@ class Metrics:
         )
         self._in_flight = Gauge(
             "bookstore_calls_in_flight", "Calls in progress.", multiprocess_mode="livesum", registry=registry
+        )
+        self._watchers = Gauge(
+            "bookstore_watchers",
+            "Watches in progress: endless streams, such as WatchBooks and watches of health.",
+            ["method"],
+            multiprocess_mode="livesum",
+            registry=registry,
         )
         self._rejected = Counter(
             "bookstore_calls_rejected",
@@ -177,6 +194,19 @@ class Metrics:
             "bookstore_sqlite_wal_bytes",
             "Size of SQLite's write-ahead log (WAL); 0 on other databases.",
             multiprocess_mode="livemax",  # the workers share the file
+            registry=registry,
+        )
+
+        self._watch_lag = Gauge(
+            "bookstore_watch_lag_changes",
+            "Changes that the slowest watch of a process has still to send, of those that the process has read.",
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
+        self._oldest_change = Gauge(
+            "bookstore_oldest_change_timestamp_seconds",
+            "When the oldest change that is kept was made, in Unix seconds; 0 without one.",
+            multiprocess_mode="livemax",  # the workers share the database
             registry=registry,
         )
 

@@ -1,0 +1,248 @@
+"""The log of changes: a row for each change, written in its transaction and numbered in the order of all commits.
+
+A transaction takes its numbers from the one row of the table `change_log`, whose lock it then holds until its commit.
+So whoever sees a number sees all lower ones too, and reading the log from a number on misses nothing
+(docs/decisions/0029-change-log.md).
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from itertools import takewhile
+from typing import Any, NamedTuple
+
+from sqlalchemy import ARRAY, BigInteger, Integer, SmallInteger, Text, bindparam, delete, select, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from bookstore_grpc.dal.database import Database
+from bookstore_grpc.dal.driver_reader import Rows
+from bookstore_grpc.dal.models import BookChange, ChangeLog, Query
+from bookstore_grpc.dal.packets import packets
+from bookstore_grpc.dal.records import BookRecord, Change, ChangeType
+from bookstore_grpc.dal.sqlite_insert import insert_changes
+from bookstore_grpc.errors import InvalidResumeToken, ResumeTokenExpired
+from bookstore_grpc.limits import BATCH_MAX, CHANGES_READ_MAX
+
+#: Why a resume token is invalid that was valid once.
+LOST = "is of changes that the database no longer has, as after a restore; start again without it"
+
+#: PostgreSQL notifies the listeners on this channel when a transaction with changes has committed.
+CHANNEL = "bookstore_changes"
+
+_COLUMNS = ("number", "remaining", "type", "change_time", "book", "previous_book")
+# The values of optional fields that a record of an older version lacks.
+_DEFAULTS = [""] * len(BookRecord._fields)
+
+_READ: Query = (
+    select(*(getattr(BookChange, name) for name in _COLUMNS))
+    .where(BookChange.number >= bindparam("from_number"))
+    .order_by(BookChange.number)
+    .limit(bindparam("limit"))
+)
+_HEAD_COLUMNS: Sequence[Any] = (ChangeLog.log_id, ChangeLog.last_number, BookChange.change_time)
+_HEAD: Query = select(*_HEAD_COLUMNS).join_from(
+    ChangeLog, BookChange, BookChange.number == ChangeLog.last_number, isouter=True
+)
+_PLACE_COLUMNS: Sequence[Any] = (BookChange.number, BookChange.change_time)
+_EARLIEST: Query = select(*_PLACE_COLUMNS).order_by(BookChange.number).limit(1)
+_OLDEST: Query = select(*_PLACE_COLUMNS).order_by(BookChange.number).limit(BATCH_MAX)
+_DELETE = delete(BookChange).where(BookChange.number <= bindparam("last_expired"))
+
+_TAKE_NUMBERS = "UPDATE change_log SET last_number = last_number + ? RETURNING last_number"
+_TAKE_NUMBERS_ON_MARIADB = "UPDATE change_log SET last_number = LAST_INSERT_ID(last_number + %s)"
+# `LAST_INSERT_ID()` is then the number of the last change of the transaction.
+_ROW_ON_MARIADB = "(LAST_INSERT_ID() - %s, %s, %s, %s, %s, %s)"
+_INSERT_ON_MARIADB = f"INSERT INTO book_changes ({', '.join(_COLUMNS)}) VALUES "  # noqa: S608  constants
+_LOG_ON_POSTGRESQL = text(
+    f"""
+    WITH counter AS (
+        UPDATE change_log SET last_number = last_number + cardinality(:remaining)
+        RETURNING last_number - cardinality(:remaining) AS before
+    ), logged AS (
+        INSERT INTO book_changes ({", ".join(_COLUMNS)})
+        SELECT before + position, remaining, type, change_time, book, previous_book
+        FROM counter, unnest(:remaining, :type, :change_time, :book, :previous_book)
+            WITH ORDINALITY AS given (remaining, type, change_time, book, previous_book, position)
+    )
+    SELECT pg_notify('{CHANNEL}', '')
+    """  # noqa: S608  constants
+).bindparams(
+    bindparam("remaining", type_=ARRAY(Integer)),
+    bindparam("type", type_=ARRAY(SmallInteger)),
+    bindparam("change_time", type_=ARRAY(BigInteger)),
+    bindparam("book", type_=ARRAY(Text)),
+    bindparam("previous_book", type_=ARRAY(Text)),
+)
+
+
+class Position(NamedTuple):
+    """A change in the log, by its number, or with 0 the start of the log.
+
+    `time` is that of the change. It tells whether the log still has this change under the number: a database that lost
+    commits, in a failover or as it was restored, gives their numbers to others. It is 0 if it is not known.
+    """
+
+    number: int
+    time: int
+
+    @classmethod
+    def of(cls, change: Change) -> "Position":
+        """Return the position of a change."""
+        return cls(change.number, change.time)
+
+
+class Head(NamedTuple):
+    """The id of the log, and the position of its last change."""
+
+    log_id: str
+    position: Position
+
+
+def text_from_record(record: BookRecord) -> str:
+    """Return a book as the log stores it: the values of its fields, in their order, as JSON."""
+    return json.dumps(record, ensure_ascii=False, separators=(",", ":"))
+
+
+def record_from_text(text: str) -> BookRecord:
+    """Return a book from the log, without fields that a newer version has added, and with those that an older lacks."""
+    values = json.loads(text)
+    return BookRecord._make([*values, *_DEFAULTS[len(values) :]][: len(BookRecord._fields)])
+
+
+async def log_changes(connection: AsyncConnection, calls: Iterable[Sequence[Change]]) -> None:
+    """Write the changes of each call to the log. Must be the last statement of the transaction, which takes a lock.
+
+    The numbers in the changes are ignored.
+    """
+    rows = [
+        {
+            "remaining": remaining,
+            "type": int(change.type),
+            "change_time": change.time,
+            "book": text_from_record(change.record),
+            "previous_book": change.previous and text_from_record(change.previous),
+        }
+        for changes in calls
+        for remaining, change in zip(reversed(range(len(changes))), changes, strict=True)
+    ]
+    if rows:
+        await _LOGGERS[connection.dialect.name](connection, rows)
+
+
+async def _log_on_sqlite(connection: AsyncConnection, rows: Sequence[dict[str, Any]]) -> None:
+    (last,) = (await connection.exec_driver_sql(_TAKE_NUMBERS, (len(rows),))).one()
+    first = last - len(rows) + 1
+    await insert_changes(connection, [(number, *row.values()) for number, row in enumerate(rows, first)])
+
+
+async def _log_on_postgresql(connection: AsyncConnection, rows: Sequence[dict[str, Any]]) -> None:
+    await connection.execute(_LOG_ON_POSTGRESQL, {name: [row[name] for row in rows] for name in _COLUMNS[1:]})
+
+
+async def _log_on_mariadb(connection: AsyncConnection, rows: Sequence[dict[str, Any]]) -> None:
+    """Send the UPDATE in one round trip with the first INSERT."""
+    left = len(rows)
+    for packet in packets(connection, rows):
+        values: list[object] = []
+        for row in packet:
+            left -= 1
+            values += [left, *row.values()]
+        statement = _INSERT_ON_MARIADB + ", ".join([_ROW_ON_MARIADB] * len(packet))
+        if left + len(packet) == len(rows):
+            statement = f"BEGIN NOT ATOMIC {_TAKE_NUMBERS_ON_MARIADB}; {statement}; END"
+            values.insert(0, len(rows))
+        await connection.exec_driver_sql(statement, tuple(values))
+
+
+_LOGGERS = {"sqlite": _log_on_sqlite, "postgresql": _log_on_postgresql, "mariadb": _log_on_mariadb}
+
+
+class ChangeReader:
+    """Reads and trims the log of a database. Every method may raise `DatabaseUnavailable`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def head(self) -> Head:
+        """Return the id of the log and its last position."""
+        ((log_id, number, time),) = await self._database.read(_HEAD)
+        return Head(log_id, Position(number, time or 0))
+
+    async def earliest(self) -> Position:
+        """Return the position before the earliest change that is kept."""
+        rows = await self._database.read(_EARLIEST)
+        return Position(rows[0][0] - 1 if rows else 0, 0)
+
+    async def earliest_time(self) -> int | None:
+        """Return when the earliest change that is kept was made, in microseconds since 1970, or None without one."""
+        rows = await self._database.read(_EARLIEST)
+        return rows[0][1] if rows else None
+
+    async def read_after(self, position: Position) -> Sequence[Change]:
+        """Return the next changes after a position: those of whole calls, at least of one if there is one.
+
+        Raises `ResumeTokenExpired` if some are no longer kept, and `InvalidResumeToken` if the log does not have the
+        change at the position any more.
+        """
+        rows = await self._rows_after(position, limit=CHANGES_READ_MAX)
+        return [_change(row) for row in _rows_of_whole_calls(rows)]
+
+    async def verify(self, position: Position) -> None:
+        """Raise what `read_after` would."""
+        await self._rows_after(position, limit=1)
+
+    async def trim(self, *, before: int) -> int:
+        """Delete changes made before a time in microseconds since 1970, and return how many; 0 when none are left.
+
+        At most `BATCH_MAX`, because on SQLite all other writes wait in the meantime. The newest change is kept.
+        """
+        rows = await self._database.read(_OLDEST)
+        expired = list(takewhile(lambda row: row[1] < before, rows[:-1]))
+        if not expired:
+            return 0
+        last_expired = expired[-1][0]
+
+        async def work(connection: AsyncConnection) -> int:
+            return (await connection.execute(_DELETE, {"last_expired": last_expired})).rowcount
+
+        return await self._database.write(work)
+
+    async def _rows_after(self, position: Position, *, limit: int) -> Rows:
+        # From the position itself, to see whether the log still has its change: the newest one is always kept.
+        rows = await self._database.read(_READ, {"from_number": position.number, "limit": limit})
+        return _verified(position, rows)
+
+
+def _verified(position: Position, rows: Rows) -> Rows:
+    """Return the rows after the position."""
+    if not rows:
+        if position.number:
+            raise InvalidResumeToken(LOST)
+        return rows
+    number, _remaining, _type, time, *_ = rows[0]
+    if number == position.number:
+        if position.time and time != position.time:
+            raise InvalidResumeToken(LOST)
+        return rows[1:]
+    if number > position.number + 1:
+        raise ResumeTokenExpired
+    return rows
+
+
+def _rows_of_whole_calls(rows: Rows) -> Rows:
+    """Return the rows up to the last end of a call, or all if there is none."""
+    if len(rows) < CHANGES_READ_MAX - 1:
+        return rows
+    ends = (index for index in reversed(range(len(rows))) if not rows[index][1])
+    return rows[: next(ends, len(rows) - 1) + 1]
+
+
+def _change(row: Sequence[Any]) -> Change:
+    number, remaining, type_, time, book, previous = row
+    return Change(
+        ChangeType(type_),
+        record_from_text(book),
+        previous and record_from_text(previous),
+        time=time,
+        number=number,
+        remaining=remaining,
+    )

@@ -1,0 +1,1 @@
+"""The operations on the log of changes: watch, list and trim."""
