@@ -89,7 +89,8 @@ class BookDAL:
 
     `encode` is what pages have of each book instead of its record, and on SQLite is stored with it, so that a page is
     read without encoding it (docs/decisions/0028-stored-entries.md). `on_batch_committed` is called after each commit
-    with the number of calls that it served. `observer` is notified of every read and write transaction.
+    with the number of calls that it served, `on_changes_committed` after each that may have changed books. `observer`
+    is notified of every read and write transaction.
 
     Every method may raise `DatabaseUnavailable`. A write that raises it has not happened, or its outcome is unknown; a
     create with an idempotency key can be retried safely.
@@ -102,12 +103,13 @@ class BookDAL:
         encode: Encode | None = None,
         clock: Callable[[], int] = microseconds_now,
         on_batch_committed: Callable[[int], None] | None = None,
+        on_changes_committed: Callable[[], None] | None = None,
         observer: DatabaseObserver | None = None,
     ) -> None:
         self._database = database
         self._encode = encode
         #: The feed of changes, for its figures.
-        self.changes = ChangeFeed(database)
+        self.changes = ChangeFeed(database, on_committed=on_changes_committed)
         self._pages = PageReader(database, encode=encode, observed=self._observed)
         self._clock = clock
         self._on_batch_committed = on_batch_committed
@@ -209,7 +211,7 @@ class BookDAL:
         try:
             return await purge.run(is_over=lambda: time.monotonic() >= ends_at)
         finally:
-            self.changes.changes_committed()
+            self.changes.committed()
 
     def watch_books(
         self, *, filter: str, resume_token: str = "", start: WatchStart = WatchStart.NOW, checkpoint_seconds: float
@@ -306,7 +308,7 @@ class BookDAL:
 
     def _on_batch_end(self, batch: BatchEnd[Operation]) -> None:
         if batch.error is None:
-            self.changes.changes_committed()
+            self.changes.committed()
             if self._on_batch_committed:
                 self._on_batch_committed(len(batch.operations))
         if self._observer:

@@ -18,15 +18,19 @@ _READS_MAX = 10
 
 
 class ChangeFeed:
-    """The changes of a database, for the watchers of this process. Every method may raise `DatabaseUnavailable`."""
+    """The changes of a database, for the watchers of this process. Every method may raise `DatabaseUnavailable`.
 
-    def __init__(self, database: Database) -> None:
+    `on_committed` is called after each commit of changes by this process.
+    """
+
+    def __init__(self, database: Database, *, on_committed: Callable[[], None] | None = None) -> None:
         self._database = database
         self._reader = ChangeReader(database)
         self._tails = ChangeTails(self._reader, lambda: ChangeSignals(database))
         self._watches: set[Watch] = set()
-        #: Lets the watchers see at once what this process has committed.
-        self.changes_committed = self._tails.changes_committed
+        self._on_committed = on_committed
+        #: Lets the watchers see at once what another process has committed.
+        self.others_committed = self._tails.changes_committed
         self.trim = self._reader.trim
         self.earliest_time = self._reader.earliest_time
 
@@ -41,6 +45,12 @@ class ChangeFeed:
         if not self._watches:
             return 0
         return max(0, self._tails.number - min(watch.number for watch in self._watches))
+
+    def committed(self) -> None:
+        """Let all watchers see at once what this process has committed."""
+        self._tails.changes_committed()
+        if self._on_committed:
+            self._on_committed()
 
     async def watch(
         self, *, filter: str, resume_token: str, start: WatchStart, checkpoint_seconds: float

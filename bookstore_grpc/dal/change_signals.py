@@ -3,14 +3,18 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 from bookstore_grpc.dal.change_log import CHANNEL
 from bookstore_grpc.dal.database import Database
 from bookstore_grpc.dal.postgresql_listener import PostgresqlListener
+from bookstore_grpc.dal.sqlite_reader import Version
+from bookstore_grpc.errors import DatabaseUnavailable
 
-# SQLite is asked whether anybody has committed, which takes microseconds, MariaDB for new changes.
-_POLL_SECONDS = 0.025
+# Polling is for the commits of other servers: those of this one, and of its other workers, are signalled at once.
+# SQLite is asked whether anybody has committed, which takes microseconds; the others are asked for new changes.
+_POLL_SECONDS_ON_SQLITE = 0.04
+_POLL_SECONDS = 0.1
 # Behind PostgreSQL's notifications, which may be lost with their connection.
 _POLL_SECONDS_WHILE_NOTIFIED = 1
 # Polls that found changes of which PostgreSQL has not notified this process. One may be just ahead of its notification.
@@ -23,8 +27,10 @@ class ChangeSignals:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._version = None if not database.is_embedded else object()
-        self._signalled = asyncio.Event()
+        self._version: Version | None = None
+        self._woken = asyncio.Event()
+        self._is_signalled = False
+        self._timer: asyncio.TimerHandle | None = None
         self._listener = (
             PostgresqlListener(database, CHANNEL, self.changes_committed) if database.dialect == "postgresql" else None
         )
@@ -33,7 +39,8 @@ class ChangeSignals:
 
     def changes_committed(self) -> None:
         """Signal that there may be new changes."""
-        self._signalled.set()
+        self._is_signalled = True
+        self._woken.set()
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[None]:
@@ -48,17 +55,14 @@ class ChangeSignals:
         """Wait for a signal, or until the log is to be read without one. Returns whether there was a signal."""
         if self._listener:
             await self._listen(self._listener)
-        is_notified = self._listener is not None and self._listener.is_listening
-        while not self._signalled.is_set():
-            if self._database.is_embedded and self._is_other_version():
-                break
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_POLL_SECONDS_WHILE_NOTIFIED if is_notified else _POLL_SECONDS):
-                    await self._signalled.wait()
-            if not self._database.is_embedded:
-                break
-        was_signalled = self._signalled.is_set()
-        self._signalled.clear()
+        self._poll_again()
+        try:
+            await self._woken.wait()
+        finally:
+            if self._timer:
+                self._timer.cancel()
+        was_signalled, self._is_signalled = self._is_signalled, False
+        self._woken.clear()
         return was_signalled
 
     async def changes_missed(self) -> None:
@@ -68,9 +72,27 @@ class ChangeSignals:
             self._missed = 0
             await self._listener.stop()
 
+    def _poll_again(self) -> None:
+        # A timer costs a third of a task that waits with a timeout.
+        self._timer = asyncio.get_running_loop().call_later(self._poll_seconds(), self._poll)
+
+    def _poll_seconds(self) -> float:
+        if self._database.is_embedded:
+            return _POLL_SECONDS_ON_SQLITE
+        return _POLL_SECONDS_WHILE_NOTIFIED if self._listener and self._listener.is_listening else _POLL_SECONDS
+
+    def _poll(self) -> None:
+        if not self._database.is_embedded or self._is_other_version():
+            self._woken.set()
+        else:
+            self._poll_again()
+
     def _is_other_version(self) -> bool:
         """Return whether anybody has committed to SQLite since the last time, or may have."""
-        version = self._database.version()
+        try:
+            version = self._database.version()
+        except DatabaseUnavailable:
+            return True  # reading the log will raise it
         is_other = version is None or version != self._version
         self._version = version
         return is_other
@@ -80,4 +102,4 @@ class ChangeSignals:
             return
         self._listen_at = time.monotonic() + _LISTEN_AGAIN_SECONDS
         await listener.start()
-        self._signalled.set()  # for the changes before it listened
+        self.changes_committed()  # for the changes before it listened

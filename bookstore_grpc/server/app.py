@@ -1,6 +1,7 @@
 """The composition root: builds the objects of a serving process from its settings, and lists its components."""
 
 import asyncio
+import math
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -30,8 +31,9 @@ from bookstore_grpc.server.connection_bounds import connection_bounds
 from bookstore_grpc.server.memory import MemoryTrimmer
 from bookstore_grpc.server.security import build_security
 from bookstore_grpc.server.settings import Settings
+from bookstore_grpc.server.supervisor_channel import SupervisorChannel
 from bookstore_grpc.server.verification import plaintext_addresses
-from bookstore_grpc.server.worker_messages import Heartbeat, Message, Serving
+from bookstore_grpc.server.worker_messages import ChangesCommitted, Heartbeat, Serving
 from bookstore_grpc.service.messages import entry_from_record, validate_request
 from bookstore_grpc.service.servicer import BOOK_SERVICE, BookServicer
 from bookstore_grpc.telemetry.call_log import CallLog
@@ -50,6 +52,8 @@ _CLOSE_SECONDS_WHEN_CANCELLED = 0.5
 _STATEMENT_MARGIN_SECONDS = 1
 _SAMPLE_SECONDS = 1
 _HEARTBEAT_SECONDS = 1
+# Between two signals to the other workers that books have changed.
+_SIGNAL_SECONDS = 0.01
 _MEMORY_TRIM_SECONDS = 10
 _WAL_CHECK_SECONDS = 5
 # Often, so that old changes are deleted in small numbers, and with pauses in which others write.
@@ -59,8 +63,6 @@ _ENTRIES_CHECK_SECONDS = 5
 # As long as a transaction, so that other writes have the database half of the time.
 _ENTRIES_PAUSE_SECONDS = 0.005
 
-SendMessage = Callable[[Message], None]
-
 
 @asynccontextmanager
 async def running_server(
@@ -68,21 +70,21 @@ async def running_server(
     *,
     clock: Callable[[], int] = microseconds_now,
     housekeeping_interval_seconds: float = 3_600,
-    send_to_supervisor: SendMessage | None = None,
+    supervisor: SupervisorChannel | None = None,
 ) -> AsyncIterator[Server]:
     """Start a server, and drain it at the end. `clock` returns microseconds since 1970-01-01T00:00:00Z.
 
-    With `send_to_supervisor` the supervisor has already verified the settings and reserved the addresses, and it logs
+    With `supervisor`, that process has already verified the settings and reserved the addresses, and it logs
     `serving` for all workers. Raises `StartupError` if the service cannot start with these settings.
     """
-    if send_to_supervisor is None:
+    if supervisor is None:
         settings.verify()
         warn_of_plaintext(plaintext_addresses(settings))
     application = Application(
         settings,
         clock=clock,
         housekeeping_interval_seconds=housekeeping_interval_seconds,
-        send_to_supervisor=send_to_supervisor,
+        supervisor=supervisor,
     )
     async with running(application.components()):
         yield application.server
@@ -97,11 +99,11 @@ class Application:
         *,
         clock: Callable[[], int],
         housekeeping_interval_seconds: float,
-        send_to_supervisor: SendMessage | None,
+        supervisor: SupervisorChannel | None,
     ) -> None:
         self._settings = settings
         self._housekeeping_interval_seconds = housekeeping_interval_seconds
-        self._send_to_supervisor = send_to_supervisor
+        self._supervisor = supervisor
         bounds = connection_bounds(settings, raise_descriptor_limit())
         self._security = build_security(settings)
         self._database = build_database(settings)
@@ -113,8 +115,11 @@ class Application:
             encode=entry_from_record,
             clock=clock,
             on_batch_committed=self._metrics.batch_committed if self._metrics else None,
+            on_changes_committed=_Throttled(partial(supervisor.send, ChangesCommitted())) if supervisor else None,
             observer=self._traces,
         )
+        if supervisor:
+            supervisor.on_changes_committed = self._books.changes.others_committed
         servicer = BookServicer(self._books, max_call_seconds=settings.max_call_seconds)
         self._idle_connections = IdleConnectionEviction(bounds.grpc)
         self._closed_counters = {"grpc": self._idle_connections.closed}
@@ -135,7 +140,7 @@ class Application:
             Step(start=self._prepare_tables),
             self._http,
             # Starts before the gRPC server, and so stops after it: heartbeats continue during the drain.
-            _Heartbeats(self._send_to_supervisor, self.server) if self._send_to_supervisor else None,
+            _Heartbeats(self._supervisor, self.server) if self._supervisor else None,
             Step(start=partial(self.server.start, self._settings.listen), stop=self._drain),
             Step(start=self._announce),
             PeriodicTask("connections", self._close_idle_connections, every_seconds=CHECK_SECONDS),
@@ -187,7 +192,7 @@ class Application:
             max_request_bytes=settings.max_message_bytes,
             counts_received_calls=self._metrics is not None,
             options=server_options(
-                settings, shares_ports=self._send_to_supervisor is not None, max_connections=max_connections
+                settings, shares_ports=self._supervisor is not None, max_connections=max_connections
             ),
         )
 
@@ -220,11 +225,11 @@ class Application:
             address,
             limit=self._connection_limit("http", max_connections),
             tls=security.certificates.tls_context() if security.certificates else None,
-            shares_port=self._send_to_supervisor is not None,
+            shares_port=self._supervisor is not None,
         )
 
     def _build_metrics_endpoint(self, *, max_connections: int) -> "HttpServer | None":
-        if self._metrics is None or self._send_to_supervisor is not None:  # the supervisor serves them for all workers
+        if self._metrics is None or self._supervisor is not None:  # the supervisor serves them for all workers
             return None
         from bookstore_grpc.telemetry.endpoints import Endpoints, endpoints_server
 
@@ -273,10 +278,10 @@ class Application:
             http=self._http.bound_address if self._http else "",
         )
         self.server.http_address = serving.http
-        if self._send_to_supervisor:
+        if self._supervisor:
             if self._channelz:
                 _log.info("serving channelz", address=self._channelz.value)
-            self._send_to_supervisor(serving)
+            self._supervisor.send(serving)
             return
         metrics = {"metrics": self._metrics_endpoint.bound_address} if self._metrics_endpoint else {}
         channelz = {"channelz": self._channelz.value} if self._channelz else {}
@@ -336,11 +341,35 @@ class Application:
             _log.info("entries of books stored", count=count)
 
 
+class _Throttled:
+    """Does something at once, or if it was just done a moment later, once for all calls in the meantime."""
+
+    def __init__(self, act: Callable[[], None]) -> None:
+        self._act = act
+        self._done_at = -math.inf
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __call__(self) -> None:
+        if self._timer:
+            return
+        loop = asyncio.get_running_loop()
+        wait_seconds = self._done_at + _SIGNAL_SECONDS - loop.time()
+        if wait_seconds <= 0:
+            self._do()
+        else:
+            self._timer = loop.call_later(wait_seconds, self._do)
+
+    def _do(self) -> None:
+        self._timer = None
+        self._done_at = asyncio.get_running_loop().time()
+        self._act()
+
+
 class _Heartbeats:
     """Sends the supervisor a heartbeat every second, and at the stop a last one, which reports the drain."""
 
-    def __init__(self, send: SendMessage, server: Server) -> None:
-        self._send = send
+    def __init__(self, supervisor: SupervisorChannel, server: Server) -> None:
+        self._send = supervisor.send
         self._server = server
         self._task = PeriodicTask("heartbeats", self._send_one, every_seconds=_HEARTBEAT_SECONDS)
         self.start = self._task.start

@@ -15,9 +15,10 @@ from bookstore_grpc.dal import migrations
 from bookstore_grpc.dal import sqlite_backup as backup
 from bookstore_grpc.dal.database_url import parse_database_url
 from bookstore_grpc.dal.driver_errors import startup_errors
-from bookstore_grpc.server.app import SendMessage, build_database, close_database, running_server
+from bookstore_grpc.server.app import build_database, close_database, running_server
 from bookstore_grpc.server.settings import Settings
 from bookstore_grpc.server.signals import ignore_sighup
+from bookstore_grpc.server.supervisor_channel import SupervisorChannel
 from bookstore_grpc.telemetry.logs import flush_logs
 
 _log = structlog.stdlib.get_logger("bookstore_grpc.server.commands")
@@ -40,10 +41,10 @@ async def serve(settings: Settings) -> None:
         await _exit_if_anything_hangs()
 
 
-async def serve_as_worker(settings: Settings, stop: asyncio.Event, *, send_to_supervisor: SendMessage) -> None:
+async def serve_as_worker(settings: Settings, stop: asyncio.Event, *, supervisor: SupervisorChannel) -> None:
     """Serve on the addresses reserved by a supervisor until `stop` is set, then drain. Raises `StartupError`."""
     log_drain = partial(_log.debug, "worker draining")
-    await _serve_until(stop, settings, log_drain=log_drain, send_to_supervisor=send_to_supervisor)
+    await _serve_until(stop, settings, log_drain=log_drain, supervisor=supervisor)
     _log.debug("worker stopped")
     await _exit_if_anything_hangs()
 
@@ -87,14 +88,14 @@ async def _serve_until(
     settings: Settings,
     *,
     log_drain: Callable[..., object],
-    send_to_supervisor: SendMessage | None = None,
+    supervisor: SupervisorChannel | None = None,
 ) -> bool:
     """Start, serve until `stop` is set, and drain. Returns False if `stop` cancelled the start."""
     has_served = False
 
     async def serve_and_drain() -> None:
         nonlocal has_served
-        async with running_server(settings, send_to_supervisor=send_to_supervisor):
+        async with running_server(settings, supervisor=supervisor):
             has_served = True
             await stop.wait()
             log_drain(grace_seconds=settings.drain_seconds)

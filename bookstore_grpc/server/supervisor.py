@@ -29,6 +29,7 @@ from bookstore_grpc.server.settings import Settings
 from bookstore_grpc.server.signals import ignore_sighup
 from bookstore_grpc.server.verification import plaintext_addresses
 from bookstore_grpc.server.worker_messages import (
+    ChangesCommitted,
     Heartbeat,
     Message,
     ModuleMissing,
@@ -79,6 +80,7 @@ class _Worker:
     """A worker process, and its last heartbeat."""
 
     process: "subprocess.Popen[bytes]"
+    writer: asyncio.StreamWriter
     reported: str = "starting"
     why_no_writes: str = ""
     missed_heartbeats: int = 0
@@ -92,6 +94,11 @@ class _Worker:
         if self.is_unresponsive:
             return f"unresponsive: no heartbeat for {_MISSED_HEARTBEATS_MOST * _CHECK_SECONDS} s"
         return self.reported
+
+    def send(self, line: bytes) -> None:
+        """Send a line, unless the worker has not read the last one, which then tells it the same."""
+        if not self.writer.transport.get_write_buffer_size():
+            self.writer.write(line)
 
     def check_heartbeat(self) -> bool:
         """Count one more check without a heartbeat. Returns whether this made the worker unresponsive."""
@@ -240,7 +247,7 @@ class _Supervisor:
                 return None, 0
             try:
                 variables = self._metrics.variables() if self._metrics else {}
-                worker = self._workers[index] = _Worker(_start(index, theirs, variables))
+                worker = self._workers[index] = _Worker(_start(index, theirs, variables), writer)
             except StartupError as error:
                 return StartFailed(error.message), 1
             except OSError as error:
@@ -250,6 +257,9 @@ class _Supervisor:
             with suppress(ConnectionError):
                 async for line in reader:
                     message = decode(line)
+                    if isinstance(message, ChangesCommitted):
+                        self._send_to_others(index, line)
+                        continue
                     if isinstance(message, Heartbeat):
                         self._on_heartbeat(index, message)
                         continue
@@ -261,6 +271,11 @@ class _Supervisor:
             if self._metrics:
                 self._metrics.forget(worker.process.pid)
         return last, status
+
+    def _send_to_others(self, index: int, line: bytes) -> None:
+        for other, worker in self._workers.items():
+            if other != index and worker.reported != "starting":
+                worker.send(line)
 
     def _on_heartbeat(self, index: int, heartbeat: Heartbeat) -> None:
         worker = self._workers[index]

@@ -8,14 +8,14 @@ import asyncio
 import os
 import signal
 import sys
-from contextlib import suppress
 
 import structlog
 
 from bookstore_grpc.errors import StartupError
 from bookstore_grpc.server.settings import Settings
 from bookstore_grpc.server.signals import ignore_sighup
-from bookstore_grpc.server.worker_messages import Message, ModuleMissing, StartFailed, decode_settings, encode
+from bookstore_grpc.server.supervisor_channel import SupervisorChannel
+from bookstore_grpc.server.worker_messages import ModuleMissing, StartFailed, decode_settings
 from bookstore_grpc.telemetry.logs import configure_logging
 
 _log = structlog.stdlib.get_logger("bookstore_grpc.server.worker")
@@ -31,18 +31,18 @@ def main(index: int) -> int:
     line = sys.stdin.readline()
     if not line:
         return 0  # the supervisor has already ended
-    # If the supervisor does not read, messages are dropped instead of blocking.
     os.set_blocking(sys.stdin.fileno(), False)
+    supervisor = SupervisorChannel(sys.stdin.fileno())
     settings = decode_settings(line)
     configure_logging(level=settings.log_level, log_format=settings.log_format, worker=index)
     try:
         import uvloop
 
-        uvloop.run(_serve_until_stopped(settings))
+        uvloop.run(_serve_until_stopped(settings, supervisor))
     except StartupError as error:
-        _send(StartFailed(error.message))
+        supervisor.send(StartFailed(error.message))
     except ModuleNotFoundError as error:
-        _send(ModuleMissing(str(error.name)))
+        supervisor.send(ModuleMissing(str(error.name)))
     except Exception:
         _log.exception("worker failed")
     else:
@@ -50,33 +50,28 @@ def main(index: int) -> int:
     return 1
 
 
-async def _serve_until_stopped(settings: Settings) -> None:
+async def _serve_until_stopped(settings: Settings, supervisor: SupervisorChannel) -> None:
     from bookstore_grpc.server.commands import serve_as_worker
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    channel = sys.stdin.fileno()
 
-    def on_end_of_supervisor() -> None:
-        _log.warning("supervisor ended")
-        loop.remove_reader(channel)
-        stop.set()
+    def receive() -> None:
+        if not supervisor.receive():
+            _log.warning("supervisor ended")
+            loop.remove_reader(supervisor.descriptor)
+            stop.set()
 
-    loop.add_reader(channel, on_end_of_supervisor)
+    loop.add_reader(supervisor.descriptor, receive)
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     ignore_sighup()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
     try:
-        await serve_as_worker(settings, stop, send_to_supervisor=_send)
+        await serve_as_worker(settings, stop, supervisor=supervisor)
     finally:
-        loop.remove_reader(channel)
+        loop.remove_reader(supervisor.descriptor)
         loop.remove_signal_handler(signal.SIGTERM)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the process is already ending
-
-
-def _send(message: Message) -> None:
-    with suppress(OSError):
-        os.write(sys.stdin.fileno(), encode(message))
 
 
 if __name__ == "__main__":

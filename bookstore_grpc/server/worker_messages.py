@@ -1,4 +1,7 @@
-"""The messages between the supervisor and its workers: one JSON object per line, over the socket between them."""
+"""The messages between the supervisor and its workers: one JSON object per line, over the socket between them.
+
+All are from a worker to the supervisor, but for its settings, and for `ChangesCommitted`, which it also receives.
+"""
 
 import json
 from dataclasses import asdict, dataclass
@@ -50,9 +53,16 @@ class ModuleMissing:
     module: str
 
 
-Message = Serving | Heartbeat | StartFailed | ModuleMissing
+@dataclass(frozen=True)
+class ChangesCommitted:
+    """The worker has committed changes of books. The supervisor sends it on to all others, for their watchers."""
 
-_TYPES: dict[str, type[Message]] = {kind.__name__: kind for kind in (Serving, Heartbeat, StartFailed, ModuleMissing)}
+
+Message = Serving | Heartbeat | StartFailed | ModuleMissing | ChangesCommitted
+
+_TYPES: dict[str, type[Message]] = {
+    kind.__name__: kind for kind in (Serving, Heartbeat, StartFailed, ModuleMissing, ChangesCommitted)
+}
 
 
 def encode(message: Message) -> bytes:
