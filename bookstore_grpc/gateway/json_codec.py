@@ -5,14 +5,17 @@ protobuf's own parser stops at the first violation, and describes it in terms of
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import cache
 from typing import Any
 
 import orjson
 from google.protobuf import json_format
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -22,6 +25,7 @@ from bookstore_grpc.service.validation import Violations, count_violation
 
 _WELL_KNOWN = "google.protobuf."
 _WHOLE_NUMBER = re.compile("-?[0-9]{1,20}")
+_DURATION = re.compile(r"-?[0-9]{1,20}(\.[0-9]{1,9})?s")
 _SHOWN_MAX_CHARACTERS = 100
 _EPOCH = datetime(1970, 1, 1)  # in UTC, as all timestamps are
 
@@ -113,7 +117,10 @@ def _converter(field: FieldDescriptor) -> _Convert | None:
             fill_message(child, value, path, violations)
 
         return set_message
-    read = _READERS.get(field.type)
+    if field.message_type is not None:
+        is_duration = field.message_type.full_name == Duration.DESCRIPTOR.full_name
+        return _set_duration(name) if is_duration and not is_repeated else None
+    read = _enum_reader(field.enum_type) if field.enum_type is not None else _READERS.get(field.type)
     if read is None:
         return None
 
@@ -129,13 +136,34 @@ def _converter(field: FieldDescriptor) -> _Convert | None:
         except _Unreadable as unreadable:
             violations.add(path, Rule.INVALID_TYPE, str(unreadable))
         except ValueError:  # raised by the message: a whole number that is out of range
-            violations.add(path, Rule.OUT_OF_RANGE, f"is {quoted(str(value))}, which does not fit into its type")
+            violations.add(path, Rule.OUT_OF_RANGE, _out_of_range(value))
         else:
             return
         if is_repeated:  # a placeholder, so that later entries keep the index of their field path
             set_value(message, "" if field.type == FieldDescriptor.TYPE_STRING else 0)
 
     return set_scalar
+
+
+def _set_duration(name: str) -> _Convert:
+    """Return the function that sets the duration of this name from seconds as text, such as `1.5s`."""
+
+    def set_duration(message: Any, value: Any, path: str, violations: Violations) -> None:
+        if not isinstance(value, str) or not _DURATION.fullmatch(value):
+            violations.add(path, Rule.INVALID_TYPE, "must be a duration in seconds, such as 1.5s")
+            return
+        duration = getattr(message, name)
+        duration.SetInParent()
+        try:
+            duration.FromJsonString(value)
+        except ValueError:  # more than ten thousand years
+            violations.add(path, Rule.OUT_OF_RANGE, _out_of_range(value))
+
+    return set_duration
+
+
+def _out_of_range(value: Any) -> str:
+    return f"is {quoted(str(value))}, which does not fit into its type"
 
 
 class _Unreadable(Exception):
@@ -156,8 +184,29 @@ def _text(value: Any) -> str:
     raise _Unreadable("must be a string")
 
 
+def _truth(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise _Unreadable("must be true or false")
+
+
+def _enum_reader(enum: EnumDescriptor) -> Callable[[Any], int]:
+    """Return the function that reads a value of an enum: its name or, as in every JSON of proto3, its number."""
+
+    def read(value: Any) -> int:
+        if isinstance(value, str) and value in enum.values_by_name:
+            return enum.values_by_name[value].number
+        with suppress(_Unreadable):
+            if (number := _whole_number(value)) in enum.values_by_number:
+                return number
+        raise _Unreadable(f"must be one of {', '.join(enum.values_by_name)}")
+
+    return read
+
+
 _READERS: Mapping[int, Callable[[Any], Any]] = {
     FieldDescriptor.TYPE_STRING: _text,
+    FieldDescriptor.TYPE_BOOL: _truth,
     FieldDescriptor.TYPE_INT32: _whole_number,
     FieldDescriptor.TYPE_INT64: _whole_number,
     FieldDescriptor.TYPE_UINT32: _whole_number,
@@ -167,8 +216,9 @@ _READERS: Mapping[int, Callable[[Any], Any]] = {
 
 _Write = Callable[[Any], Any]
 
+# No function means unchanged.
 _WRITERS: Mapping[int, _Write | None] = {
-    FieldDescriptor.TYPE_STRING: None,  # as is
+    FieldDescriptor.TYPE_STRING: None,
     FieldDescriptor.TYPE_BOOL: None,
     FieldDescriptor.TYPE_INT32: None,
     FieldDescriptor.TYPE_UINT32: None,
@@ -189,8 +239,8 @@ def _object(message: Message) -> Mapping[str, Any]:
     return written
 
 
-def _objects(messages: Iterable[Message]) -> list[Mapping[str, Any]]:
-    return [_object(message) for message in messages]
+def _own_form(value: Any) -> Any:
+    return value.ToJsonString()
 
 
 def _time(value: Any) -> str:
@@ -202,21 +252,41 @@ def _time(value: Any) -> str:
     return f"{time}.{value.nanos // 1_000_000:03d}Z" if value.nanos else f"{time}Z"
 
 
+_WELL_KNOWN_WRITERS: Mapping[str, _Write] = {
+    Timestamp.DESCRIPTOR.full_name: _time,
+    Duration.DESCRIPTOR.full_name: _own_form,
+    FieldMask.DESCRIPTOR.full_name: _own_form,
+}
+
+
 @cache
 def _writers(message: Descriptor) -> Mapping[int, tuple[str, _Write | None]] | None:
-    """Return the JSON name and the encoding function of each field by its number; no function means unchanged.
+    """Return the JSON name and the encoding function of each field by its number.
 
     Returns None if a field has another type. Such messages are left to protobuf's function.
     """
-    writers: dict[int, tuple[str, _Write | None]] = {}
-    for field in message.fields:
-        kind = field.message_type
-        if kind is None and field.type in _WRITERS and not field.is_repeated:
-            writers[field.number] = field.json_name, _WRITERS[field.type]
-        elif kind is not None and kind.full_name == Timestamp.DESCRIPTOR.full_name and not field.is_repeated:
-            writers[field.number] = field.json_name, _time
-        elif _is_object(field):
-            writers[field.number] = field.json_name, _objects if field.is_repeated else _object
-        else:
-            return None
-    return writers
+    try:
+        return {field.number: (field.json_name, _writer(field)) for field in message.fields}
+    except KeyError:
+        return None
+
+
+def _writer(field: FieldDescriptor) -> _Write | None:
+    """Return the encoding function of a field. Raises `KeyError` for types that are left to protobuf's function."""
+    if field.message_type is not None:
+        write: _Write | None = _object if _is_object(field) else _WELL_KNOWN_WRITERS[field.message_type.full_name]
+    elif field.enum_type is not None:
+        write = _enum_writer(field.enum_type)
+    else:
+        write = _WRITERS[field.type]
+    return _list_writer(write) if field.is_repeated else write
+
+
+def _enum_writer(enum: EnumDescriptor) -> _Write:
+    """Return the function that writes a value of an enum: its name, or its number if it has none."""
+    names = {number: value.name for number, value in enum.values_by_number.items()}
+    return lambda number: names.get(number, number)
+
+
+def _list_writer(write: _Write | None) -> _Write:
+    return list if write is None else lambda values: [write(value) for value in values]
