@@ -64,6 +64,8 @@ JSON_VIOLATIONS_MAX = 1_000
 # Cached JSON responses of one RPC: most have 16 KB, a page of a thousand books has 200 KB.
 JSON_RESPONSE_CACHE_MAX = 32
 JSON_RESPONSE_CACHE_ENTRY_MAX_BYTES = 256 * 1024
+# Cached events of one streaming RPC: streams that run at the same time have the same ones.
+EVENT_CACHE_MAX = 32
 
 # Searches in the bulkhead's queue. Each is one of the concurrent calls, of which there are 500 by default.
 SEARCHES_WAITING_MAX = 100

@@ -191,7 +191,7 @@ class _Connection(HttpToolsProtocol):
         super().connection_made(transport)
         self.is_made = True
         self._limited.close = transport.abort
-        self._caller = Caller(transport.get_extra_info("peercert"))
+        self._caller = Caller(transport.get_extra_info("peercert"), abort=transport.abort)
         self._overhead_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
         self._unread_timer: asyncio.TimerHandle | None = None

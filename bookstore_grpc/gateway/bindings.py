@@ -1,7 +1,7 @@
 """Bindings of HTTP requests to RPCs for transcoding, from the `google.api.http` options in a service's descriptors.
 
 The rules are those of google/api/http.proto. Options that no RPC here needs are an error instead of being ignored:
-`response_body`, and bindings of streaming RPCs.
+`response_body`, and bindings of RPCs whose requests are a stream.
 """
 
 import re
@@ -29,6 +29,11 @@ class Binding(NamedTuple):
     def call(self) -> str:
         """The full name of the gRPC method, such as `/bookstore.v1.BookService/GetBook`."""
         return f"/{self.method.containing_service.full_name}/{self.method.name}"
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether the RPC returns a stream of responses."""
+        return self.method.server_streaming
 
     @property
     def path_fields(self) -> tuple[str, ...]:
@@ -99,8 +104,8 @@ def _bindings_of_method(method: MethodDescriptor) -> Iterator[Binding]:
         kind = each.WhichOneof("pattern")
         if kind is None:
             continue  # an RPC without an HTTP form
-        if each.response_body or method.client_streaming or method.server_streaming:
-            raise ValueError(f"{method.full_name}: neither response_body nor streaming is supported.")
+        if each.response_body or method.client_streaming:
+            raise ValueError(f"{method.full_name}: neither response_body nor a stream of requests is supported.")
         verb, path = (each.custom.kind, each.custom.path) if kind == "custom" else (kind.upper(), getattr(each, kind))
         yield Binding(method, verb, path, each.body)
 

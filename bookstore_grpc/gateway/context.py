@@ -21,7 +21,8 @@ class HttpContext:
         self.path: str = scope["path"]
         self.query: bytes = scope["query_string"]
         # HEAD is handled as GET; the HTTP server omits the body.
-        self.verb: str = "GET" if scope["method"] == "HEAD" else scope["method"]
+        self.is_head: bool = scope["method"] == "HEAD"
+        self.verb: str = "GET" if self.is_head else scope["method"]
 
     def header(self, name: str) -> str | None:
         """Return the first header of a name, or None."""
@@ -41,6 +42,10 @@ class HttpContext:
             task.uncancel()
         finally:
             self._caller.task = None
+
+    def abort(self) -> None:
+        """Close the connection immediately, whatever is unsent."""
+        self._caller.abort()
 
     @property
     def is_json(self) -> bool:

@@ -20,6 +20,7 @@ ANY = "*"  # matches any etag in If-Match and If-None-Match
 
 _BOOLS = {"true": True, "false": False}
 _ETAG = "etag"
+RESUME_TOKEN = "resume_token"  # noqa: S105  the name of a field
 
 Path = tuple[FieldDescriptor, ...]
 
@@ -29,7 +30,8 @@ class RequestDecoder:
 
     The query may have the fields that are neither in the path nor in the body. `If-Match` sets the etag of the request,
     or otherwise of the resource in its body. PATCH without a mask changes the fields that are present in the body, even
-    if null (RFC 7396), and PUT replaces the whole resource (RFC 9110, 9.3.4).
+    if null (RFC 7396), and PUT replaces the whole resource (RFC 9110, 9.3.4). `Last-Event-ID` sets the resume token of
+    a stream, also if the query has one: a browser repeats the query when it resumes.
     """
 
     def __init__(self, binding: Binding) -> None:
@@ -44,6 +46,7 @@ class RequestDecoder:
         self._path_fields = [field_path(self._message, name) for name in binding.path_fields]
         self._mask = next((field for field in self._message.fields if is_mask(field)), None)
         self._etag = etag_path(binding)
+        self._is_resumable = is_resumable(binding)
 
     @property
     def takes_body(self) -> bool:
@@ -56,6 +59,7 @@ class RequestDecoder:
         path_values: Sequence[str],
         query: bytes,
         if_match: str | None,
+        last_event_id: str | None,
         body: bytes,
         violations: Violations,
     ) -> Message:
@@ -72,6 +76,8 @@ class RequestDecoder:
             _decode_path_value(request, path, text, violations)
         if if_match not in (None, ANY) and self._etag:
             self._decode_etag(request, self._etag, etag_from_header(if_match), violations)
+        if last_event_id and self._is_resumable:
+            setattr(request, RESUME_TOKEN, last_event_id)
         return request
 
     def _decode_body(self, request: Message, body: bytes, violations: Violations) -> None:
@@ -149,6 +155,12 @@ def etag_path(binding: Binding) -> Path | None:
         except KeyError:
             continue
     return None
+
+
+def is_resumable(binding: Binding) -> bool:
+    """Return whether the RPC is a stream that continues after the `resume_token` of a response."""
+    field = binding.method.input_type.fields_by_name.get(RESUME_TOKEN)
+    return binding.is_stream and field is not None and field.type == FieldDescriptor.TYPE_STRING
 
 
 def field_path(message: Descriptor, name: str) -> Path:

@@ -32,8 +32,8 @@ Header = tuple[bytes, bytes]
 _JSON = (b"content-type", b"application/json")
 # A response is for one caller, and caches must revalidate it by its etag.
 _UNCACHED = (b"cache-control", b"private, no-cache")
-_NOSNIFF = (b"x-content-type-options", b"nosniff")
-_HEADERS: tuple[Header, ...] = (_JSON, _UNCACHED, _NOSNIFF)
+NOSNIFF = (b"x-content-type-options", b"nosniff")
+_HEADERS: tuple[Header, ...] = (_JSON, _UNCACHED, NOSNIFF)
 
 # HTTP statuses by the name of the status code, from the comments of google/rpc/code.proto.
 STATUSES: Mapping[str, int] = {

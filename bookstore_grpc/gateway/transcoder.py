@@ -4,7 +4,8 @@ Requests with an unknown path or verb run in the pipeline too, so that unauthent
 response, and operators see the request.
 """
 
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+from contextlib import aclosing
 from functools import partial
 from typing import Any
 
@@ -26,6 +27,7 @@ from bookstore_grpc.errors import (
 from bookstore_grpc.gateway.bindings import Binding, Route, Routes, bindings, location_of_new
 from bookstore_grpc.gateway.body import Body
 from bookstore_grpc.gateway.context import HttpContext
+from bookstore_grpc.gateway.event_stream import KEEP_ALIVE_SECONDS, EventEncoder, EventStream
 from bookstore_grpc.gateway.host_check import HostCheck
 from bookstore_grpc.gateway.requests import RequestDecoder
 from bookstore_grpc.gateway.responses import Response, ResponseEncoder, response_from_error
@@ -39,20 +41,22 @@ Validate = Callable[[Message], object]
 
 
 class _Endpoint:
-    """One binding, and the method that it calls."""
+    """One binding, and the method that it calls. The `behaviour` of a stream returns an async generator."""
 
     def __init__(self, servicer: Any, binding: Binding, *, location: Binding | None) -> None:
         self.method = binding.call
-        self.behaviour: Callable[[Any, Any], Awaitable[Any]] = getattr(servicer, binding.method.name)
+        self.behaviour: Callable[[Any, Any], Any] = getattr(servicer, binding.method.name)
         self.decoder = RequestDecoder(binding)
         self.encoder = ResponseEncoder(binding, location=location)
+        self.events = EventEncoder(binding.method) if binding.is_stream else None
 
 
 class JsonApi:
     """An ASGI application that serves the RPCs of a service by its `google.api.http` options.
 
     Every request runs in the `pipeline`. With `hosts` only requests to these host names and to the loopback's are
-    served. `validate` finds the remaining violations of a request that is already invalid as JSON.
+    served. `validate` finds the remaining violations of a request that is already invalid as JSON. Streams without a
+    response send a comment every `keep_alive_seconds`.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class JsonApi:
         max_request_bytes: int,
         validate: Validate | None = None,
         hosts: Collection[str] | None = None,
+        keep_alive_seconds: float = KEEP_ALIVE_SECONDS,
     ) -> None:
         found = bindings(service)
         self._routes = Routes(found)
@@ -74,6 +79,7 @@ class JsonApi:
         self._max_request_bytes = max_request_bytes
         self._validate = validate
         self._host_check = None if hosts is None else HostCheck(hosts)
+        self._keep_alive_seconds = keep_alive_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -83,11 +89,19 @@ class JsonApi:
         binding = route.bindings.get(context.verb) if route else None
         endpoint = self._endpoints[binding] if binding else None
         call = new_call(endpoint.method if endpoint else UNKNOWN_METHOD, context)
+        # HEAD has no events to stream, so that it is bounded as a unary call is.
+        is_stream = endpoint is not None and endpoint.events is not None and not context.is_head
+        stream = EventStream(
+            send, request_id=call.request_id, keep_alive_seconds=self._keep_alive_seconds, abort=context.abort
+        )
         response = None
         with context.ended_with_caller():
             try:
                 response = await self._pipeline.run(
-                    call, partial(self._handle, context, route, endpoint, body, call), is_rejected_by_drain=True
+                    call,
+                    partial(self._handle, context, route, endpoint, body, call, stream=stream),
+                    is_stream=is_stream,
+                    is_rejected_by_drain=True,
                 )
             except BookstoreError as error:
                 response = response_from_error(error, request_id=call.request_id)
@@ -95,6 +109,9 @@ class JsonApi:
                     response = response.with_header("allow", ", ".join(_verbs(route)))
             except CallEnded:
                 pass
+        if stream.is_started:
+            await stream.end(error=response.body if response else None)
+            return
         if response is None:
             return  # the client has disconnected
         response = response.with_header(REQUEST_ID_KEY, call.request_id)
@@ -103,8 +120,16 @@ class JsonApi:
         await response.send(send)
 
     async def _handle(
-        self, context: HttpContext, route: Route | None, endpoint: _Endpoint | None, body: Body, call: Call
-    ) -> Response:
+        self,
+        context: HttpContext,
+        route: Route | None,
+        endpoint: _Endpoint | None,
+        body: Body,
+        call: Call,
+        *,
+        stream: EventStream,
+    ) -> Response | None:
+        """Return the response of a unary call. Streamed responses are sent here, and None is returned at their end."""
         if self._host_check:
             self._host_check.check(context.header("host"))
         if route is None or endpoint is None:
@@ -119,6 +144,9 @@ class JsonApi:
         elif body.is_announced:
             raise MalformedMessage(endpoint.method, "this request must not have a body")
         request = self._decode(endpoint, route.values, context, data)
+        if endpoint.events:
+            await _send_events(endpoint.behaviour(request, context), context, call, endpoint.events, stream)
+            return None
         message = await endpoint.behaviour(request, context)
         response = endpoint.encoder.encode(message, if_none_match=context.header("if-none-match"))
         call.response_bytes = len(response.body)
@@ -135,6 +163,7 @@ class JsonApi:
             path_values=path_values,
             query=context.query,
             if_match=context.header("if-match"),
+            last_event_id=context.header("last-event-id"),
             body=data,
             violations=violations,
         )
@@ -146,6 +175,22 @@ class JsonApi:
                 violations.add_for_other_fields(error.violations)
         violations.raise_if_any()
         return request
+
+
+async def _send_events(
+    responses: AsyncGenerator[Any, None], context: HttpContext, call: Call, encoder: EventEncoder, stream: EventStream
+) -> None:
+    """Send each response as an event. For HEAD, send the head as soon as there is a response, and end the responses."""
+    async with aclosing(responses):
+        if context.is_head:
+            await anext(responses, None)
+        else:
+            async with stream.kept_alive():
+                async for response in responses:
+                    event = encoder.encode(response)
+                    await stream.write(event)
+                    call.response_bytes += len(event)
+        await stream.start()
 
 
 def _unknown(context: HttpContext, route: Route | None) -> MethodUnknown:

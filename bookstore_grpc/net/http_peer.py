@@ -1,7 +1,7 @@
 """The client of an HTTP connection, as its requests see it."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 # The key of the `Caller` in the `state` of a request's ASGI scope.
@@ -11,11 +11,13 @@ CALLER = "caller"
 class Caller:
     """The client's certificate, in the form of `ssl`, and whether the client has disconnected.
 
-    `task`, which handles the client's current request, is cancelled when the client disconnects.
+    `task`, which handles the client's current request, is cancelled when the client disconnects. `abort` closes the
+    connection immediately, whatever is unsent.
     """
 
-    def __init__(self, certificate: Mapping[str, Any] | None) -> None:
+    def __init__(self, certificate: Mapping[str, Any] | None, *, abort: Callable[[], object]) -> None:
         self.certificate = certificate or {}
+        self.abort = abort
         self.is_disconnected = False
         self.task: asyncio.Task[Any] | None = None
 

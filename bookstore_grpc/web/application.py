@@ -9,12 +9,21 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from bookstore_grpc.calls.pipeline import CallPipeline
+from bookstore_grpc.gateway.event_stream import KEEP_ALIVE_SECONDS
 from bookstore_grpc.gateway.transcoder import JsonApi, Validate
 from bookstore_grpc.net.asgi import Application
 from bookstore_grpc.web.pages import page_routes
 
 _VERBS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
-_REQUEST_HEADERS = ["Authorization", "Content-Type", "If-Match", "If-None-Match", "X-Request-Id", "Traceparent"]
+_REQUEST_HEADERS = [
+    "Authorization",
+    "Content-Type",
+    "If-Match",
+    "If-None-Match",
+    "Last-Event-ID",
+    "X-Request-Id",
+    "Traceparent",
+]
 _RESPONSE_HEADERS = ["ETag", "Location", "Retry-After", "X-Request-Id"]
 
 
@@ -28,6 +37,7 @@ def http_application(
     hosts: Collection[str] | None,
     validate: Validate | None = None,
     needs_token: bool = False,
+    keep_alive_seconds: float = KEEP_ALIVE_SECONDS,
 ) -> Application:
     """Return the ASGI application.
 
@@ -44,6 +54,12 @@ def http_application(
     application = Starlette(routes=page_routes(needs_token=needs_token), middleware=[cors] if origins else [])
     application.router.redirect_slashes = False
     application.router.default = JsonApi(
-        servicer, service, pipeline=pipeline, max_request_bytes=max_request_bytes, validate=validate, hosts=hosts
+        servicer,
+        service,
+        pipeline=pipeline,
+        max_request_bytes=max_request_bytes,
+        validate=validate,
+        hosts=hosts,
+        keep_alive_seconds=keep_alive_seconds,
     )
     return application

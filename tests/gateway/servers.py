@@ -7,6 +7,7 @@ from typing import Any
 
 from google.protobuf.descriptor import ServiceDescriptor
 
+from bookstore_grpc.gateway.event_stream import KEEP_ALIVE_SECONDS
 from bookstore_grpc.limits import HTTP_CONNECTIONS_MAX, MESSAGE_MAX_BYTES
 from bookstore_grpc.net.address import Address
 from bookstore_grpc.net.connection_limit import ConnectionLimit
@@ -36,12 +37,19 @@ async def http_server_with(
     *,
     max_request_bytes: int = MESSAGE_MAX_BYTES,
     limit: ConnectionLimit | None = None,
+    keep_alive_seconds: float = KEEP_ALIVE_SECONDS,
     **options: Any,
 ) -> AsyncIterator[Server]:
     """Serve with any servicer of any service, whose calls run in the pipeline of a server."""
     async with server_with(servicer, **options) as server:
         application = http_application(
-            servicer, service, pipeline=server.pipeline, max_request_bytes=max_request_bytes, origins=(), hosts=None
+            servicer,
+            service,
+            pipeline=server.pipeline,
+            max_request_bytes=max_request_bytes,
+            origins=(),
+            hosts=None,
+            keep_alive_seconds=keep_alive_seconds,
         )
         limit = limit or ConnectionLimit(HTTP_CONNECTIONS_MAX, name="http")
         http = HttpServer(application, Address.parse(FREE_PORT), limit=limit)

@@ -1,5 +1,7 @@
 """Another service, made of descriptors alone, with the other forms of `google.api.http`."""
 
+import asyncio
+from collections.abc import AsyncIterator, Collection
 from typing import Any
 
 from google.api import annotations_pb2
@@ -35,17 +37,30 @@ RULES: dict[str, tuple[str, str, HttpRule]] = {
         HttpRule(custom=CustomHttpPattern(kind="LOCK", path="/v1/{name=shelves/*}")),
     ),
     "MoveShelf": ("ShelfRequest", "Shelf", HttpRule()),
+    "WatchShelves": (
+        "WatchShelvesRequest",
+        "ShelfChange",
+        HttpRule(get="/v1/shelves:watch", additional_bindings=[HttpRule(post="/v1/{name=shelves/*}:watch", body="*")]),
+    ),
+    "CountShelves": ("ShelfRequest", "Shelf", HttpRule(get="/v1/shelves:count")),
 }
 
 
-def shelf_service(rules: dict[str, tuple[str, str, HttpRule]] = RULES, *, streams: bool = False) -> ServiceDescriptor:
-    """Make the service in a pool of its own."""
+def shelf_service(
+    rules: dict[str, tuple[str, str, HttpRule]] = RULES,
+    *,
+    streams: Collection[str] = ("WatchShelves", "CountShelves"),
+    streams_of_requests: Collection[str] = (),
+) -> ServiceDescriptor:
+    """Make the service in a pool of its own; `streams` are the methods that return several responses."""
     file = FileDescriptorProto(name="shelves.proto", package="shelves.v1", syntax="proto3")
     file.message_type.extend(
         [
             _message("Shelf", name="string", room="int64"),
             _message("ShelfRequest", name="string", gently="bool", times="int64"),
             _message("CreateShelfRequest", shelf=".shelves.v1.Shelf"),
+            _message("WatchShelvesRequest", name="string", resume_token="string"),
+            _message("ShelfChange", shelf=".shelves.v1.Shelf", resume_token="string"),
         ]
     )
     service = file.service.add(name="Shelves")
@@ -54,7 +69,8 @@ def shelf_service(rules: dict[str, tuple[str, str, HttpRule]] = RULES, *, stream
             name=name,
             input_type=f".shelves.v1.{request}",
             output_type=f".shelves.v1.{response}",
-            server_streaming=streams,
+            server_streaming=name in streams,
+            client_streaming=name in streams_of_requests,
         )
         if rule.WhichOneof("pattern"):
             method.options.Extensions[annotations_pb2.http].CopyFrom(rule)  # type: ignore[index]  # as in bindings.py
@@ -64,10 +80,19 @@ def shelf_service(rules: dict[str, tuple[str, str, HttpRule]] = RULES, *, stream
 
 
 class Librarian(BookServicer):
-    """Responds with the request."""
+    """Responds with the request.
+
+    WatchShelves streams what a test puts into `responses`: a message or its bytes, an error to raise, or None for the
+    end. CountShelves streams as many shelves as the request has `times`.
+    """
 
     def __init__(self, service: ServiceDescriptor) -> None:
         self._shelf = GetMessageClass(service.methods_by_name["GetShelf"].output_type)
+        self.change = GetMessageClass(service.methods_by_name["WatchShelves"].output_type)
+        self.responses: asyncio.Queue[Any] = asyncio.Queue()
+        self.requests: list[Any] = []
+        self.begun = asyncio.Semaphore(0)
+        self.ended = asyncio.Semaphore(0)
 
     async def GetShelf(self, request: Any, _context: Any) -> Any:  # noqa: N802  the contract's name
         return self._shelf(name=request.name, room=1)
@@ -83,6 +108,21 @@ class Librarian(BookServicer):
 
     async def LockShelf(self, request: Any, _context: Any) -> Any:  # noqa: N802
         return self._shelf(name=f"{request.name} locked{' gently' if request.gently else ''}", room=request.times)
+
+    async def WatchShelves(self, request: Any, _context: Any) -> AsyncIterator[Any]:  # noqa: N802
+        self.requests.append(request)
+        self.begun.release()
+        try:
+            while (response := await self.responses.get()) is not None:
+                if isinstance(response, Exception):
+                    raise response
+                yield response
+        finally:
+            self.ended.release()
+
+    async def CountShelves(self, request: Any, _context: Any) -> AsyncIterator[Any]:  # noqa: N802
+        for number in range(request.times):
+            yield self._shelf(room=number + 1)
 
 
 def _message(name_of_message: str, /, **fields: str) -> DescriptorProto:

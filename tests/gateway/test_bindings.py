@@ -28,6 +28,8 @@ def test_every_rpc_of_the_contract_can_be_called() -> None:
         ("BatchUpdateBooks", "POST", "/v1/books:batchUpdate", "*"),
         ("BatchDeleteBooks", "POST", "/v1/books:batchDelete", "*"),
         ("PurgeBooks", "POST", "/v1/books:purge", "*"),
+        ("WatchBooks", "GET", "/v1/books:watch", ""),
+        ("ListBookChanges", "GET", "/v1/books:changes", ""),
     }
     assert {name for name, *_ in found} == {method.name for method in BOOK_SERVICE.methods}
 
@@ -114,20 +116,23 @@ async def test_an_rpc_without_the_option_is_for_grpc_alone(service: ServiceDescr
 @pytest.mark.parametrize(
     ("rule", "streams", "sentence"),
     [
-        (HttpRule(get="/v1/shelf", response_body="name"), False, r"shelves\.v1\.Shelves\.GetShelf: neither"),
-        (HttpRule(get="/v1/shelf"), True, r"shelves\.v1\.Shelves\.GetShelf: neither"),
-        (HttpRule(get="/v1/shelf", additional_bindings=[HttpRule(get="/v1/shelf")]), False, "another"),
+        (HttpRule(get="/v1/shelf", response_body="name"), (), r"shelves\.v1\.Shelves\.GetShelf: neither"),
+        (HttpRule(get="/v1/shelf"), ("GetShelf",), r"shelves\.v1\.Shelves\.GetShelf: neither"),
+        (HttpRule(get="/v1/shelf", additional_bindings=[HttpRule(get="/v1/shelf")]), (), "another"),
     ],
-    ids=["response_body", "stream", "bound twice"],
+    ids=["response_body", "stream of requests", "bound twice"],
 )
-def test_an_unsupported_binding_is_rejected_at_the_start(rule: HttpRule, streams: bool, sentence: str) -> None:
-    service = shelf_service({"GetShelf": ("ShelfRequest", "Shelf", rule)}, streams=streams)
+def test_an_unsupported_binding_is_rejected_at_the_start(
+    rule: HttpRule, streams: tuple[str, ...], sentence: str
+) -> None:
+    service = shelf_service({"GetShelf": ("ShelfRequest", "Shelf", rule)}, streams_of_requests=streams)
     with pytest.raises(ValueError, match=sentence):
         Routes(bindings(service))
 
 
-def test_a_stream_that_is_for_grpc_alone_is_let_be() -> None:
-    assert bindings(shelf_service({"MoveShelf": RULES["MoveShelf"]}, streams=True)) == ()
+def test_a_stream_of_requests_that_is_for_grpc_alone_is_let_be() -> None:
+    service = shelf_service({"MoveShelf": RULES["MoveShelf"]}, streams_of_requests=["MoveShelf"])
+    assert bindings(service) == ()
 
 
 def test_a_path_is_made_of_the_values_that_it_is_parsed_into() -> None:

@@ -29,13 +29,19 @@ texts = st.text(max_size=20)
 
 
 def decode(
-    name: str, *path_values: str, query: str | bytes = b"", if_match: str | None = None, body: Any = b""
+    name: str,
+    *path_values: str,
+    query: str | bytes = b"",
+    if_match: str | None = None,
+    last_event_id: str | None = None,
+    body: Any = b"",
 ) -> Message:
     violations = Violations()
     request = DECODERS[name].decode(
         path_values=path_values,
         query=query.encode() if isinstance(query, str) else query,
         if_match=if_match,
+        last_event_id=last_event_id,
         body=body if isinstance(body, bytes) else orjson.dumps(body),
         violations=violations,
     )
@@ -221,10 +227,54 @@ def test_violations_in_path_query_header_and_body_are_reported_at_once() -> None
 def test_a_request_of_another_service_may_have_its_fields_in_the_query() -> None:
     request = decode("LOCK LockShelf", "shelves/top", query="gently=true&times=3")
     assert json_format.MessageToDict(request) == {"name": "shelves/top", "gently": True, "times": "3"}
-    assert violations_of("LOCK LockShelf", "shelves/top", query="gently=yes") == {"gently": "has the wrong type"}
+    assert violations_of("LOCK LockShelf", "shelves/top", query="gently=yes") == {"gently": "must be true or false"}
 
 
 def test_a_body_without_a_mask_in_the_request_sets_none() -> None:
     assert decode("POST CreateBook", body={"name": "N"}, query="requestId=r") == books_pb2.CreateBookRequest(
         book=books_pb2.Book(name="N"), request_id="r"
     )
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "filter=id+%3E+1&start=EXISTING&checkpointInterval=1.5s",
+        "filter=id+%3E+1&start=3&checkpoint_interval=1.500s",
+    ],
+)
+def test_an_enum_and_a_duration_may_be_in_a_query(query: str) -> None:
+    expected = books_pb2.WatchBooksRequest(filter="id > 1", start=books_pb2.WatchBooksRequest.EXISTING)
+    expected.checkpoint_interval.FromMilliseconds(1_500)
+    assert decode("GET WatchBooks", query=query) == expected
+
+
+def test_an_unknown_value_of_an_enum_is_rejected_with_those_that_are_known() -> None:
+    for unknown in ("existing", "", "7", "-1", "1.5", "NOW,EARLIEST"):
+        assert violations_of("GET WatchBooks", query=urlencode({"start": unknown})) == {
+            "start": "must be one of START_UNSPECIFIED, NOW, EARLIEST, EXISTING"
+        }
+
+
+@pytest.mark.parametrize("text", ["10", "", "s", "10 s", "1_0s", "10m", "PT10S", "1.0000000001s", "+1s", "1e3s"])
+def test_text_that_is_not_a_duration_is_rejected_with_an_example(text: str) -> None:
+    found = violations_of("GET WatchBooks", query=urlencode({"checkpointInterval": text}))
+    assert found == {"checkpoint_interval": "must be a duration in seconds, such as 1.5s"}
+
+
+def test_a_duration_too_long_for_its_type_is_rejected() -> None:
+    found = violations_of("GET WatchBooks", query=f"checkpointInterval={10**12}s")
+    assert "does not fit into its type" in found["checkpoint_interval"]
+
+
+def test_the_last_event_of_a_browser_is_the_token_to_resume_with_before_that_of_the_query() -> None:
+    for query in ("", "resumeToken=of-the-query", "resume_token=of-the-query"):
+        request = decode("GET WatchBooks", query=query, last_event_id="of-the-event")
+        assert request == books_pb2.WatchBooksRequest(resume_token="of-the-event")
+    request = decode("GET WatchBooks", query="resumeToken=of-the-query", last_event_id="")
+    assert request == books_pb2.WatchBooksRequest(resume_token="of-the-query")
+
+
+def test_the_last_event_means_nothing_to_what_is_no_stream() -> None:
+    assert decode("GET ListBooks", last_event_id="1") == books_pb2.ListBooksRequest()
+    assert json_format.MessageToDict(decode("GET CountShelves", last_event_id="1")) == {}
