@@ -27,7 +27,9 @@ from bookstore_grpc.net.http_peer import CALLER, Caller
 STOP_SECONDS = 1
 
 _HEAD_SECONDS = 10
+# A client must read this much of a response in this time, or its rest.
 _UNREAD_SECONDS = 60
+_READ_MIN_BYTES = 1024 * 1024
 _BACKLOG = 2_048
 # Connections accepted in one step of the event loop; the descriptors that may be open beyond the limit.
 _ACCEPT_BATCH = 16
@@ -296,7 +298,16 @@ class _Connection(HttpToolsProtocol):
 
     def _bound_unread(self) -> None:
         if self._unread_timer is None:
-            self._unread_timer = self.loop.call_later(_UNREAD_SECONDS, self.transport.abort)
+            unread_bytes = self.transport.get_write_buffer_size()
+            self._unread_timer = self.loop.call_later(_UNREAD_SECONDS, self._abort_unless_read, unread_bytes)
+
+    def _abort_unless_read(self, unread_bytes: int) -> None:
+        """Close the connection, unless the client reads: of these bytes, which were unread, enough are not any more."""
+        self._unread_timer = None
+        if unread_bytes - self.transport.get_write_buffer_size() >= _READ_MIN_BYTES:
+            self._bound_unread()
+        else:
+            self.transport.abort()
 
     def _end_unread(self) -> None:
         if self._unread_timer is not None:
