@@ -101,6 +101,7 @@ class JsonApi:
                     call,
                     partial(self._handle, context, route, endpoint, body, call, stream=stream),
                     is_stream=is_stream,
+                    is_watch=is_stream,
                     is_rejected_by_drain=True,
                 )
             except BookstoreError as error:

@@ -160,6 +160,16 @@ async def test_an_error_after_it_is_the_last_event(
     assert len(last.fields["data"]) < ERROR_MAX_BYTES
 
 
+async def test_a_stream_takes_longer_than_other_calls_may(librarian: Librarian) -> None:
+    options: dict[str, Any] = {"keep_alive_seconds": 0.1, "max_call_seconds": 0.3, "max_concurrent_calls": 1}
+    async with (
+        http_server_with(librarian, shelf_service(), **options) as server,
+        watching(server.http_address, WATCH) as response,
+    ):
+        assert all([(await response.event()).is_comment for _ in range(5)])
+        assert (await ask(server.http_address, "GET", "/v1/shelves/top")).status == 200  # it takes no call's place
+
+
 async def test_a_stream_without_responses_is_empty(librarian: Librarian, address: str) -> None:
     librarian.responses.put_nowait(None)
     async with watching(address, WATCH) as response:
