@@ -16,6 +16,7 @@ from bookstore_grpc.errors import (
     MethodUnknown,
     RequestTooLarge,
     ResourceExhausted,
+    ResumeTokenExpired,
     ServerDraining,
     Unauthenticated,
     Unavailable,
@@ -60,6 +61,7 @@ STATUSES_BY_REASON: Mapping[str, int] = {
     HostUnknown.reason: 403,
     MethodUnknown.reason: 404,
     VerbNotAllowed.reason: 405,
+    ResumeTokenExpired.reason: 410,
     RequestTooLarge.reason: 413,
     MediaTypeUnsupported.reason: 415,
 }

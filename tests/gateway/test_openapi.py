@@ -110,6 +110,11 @@ def test_all_that_the_contract_says_of_fields_is_there() -> None:
             description = comments.of(field.full_name).description
             assert description, field.full_name
             assert json.dumps(description)[1:-1] in text, field.full_name
+        for enum in message.enum_types:
+            for value in enum.values:
+                description = comments.of(f"{enum.full_name}.{value.name}").description
+                assert description, value.name
+                assert json.dumps(f"* `{value.name}`: {description}")[1:-1] in text, value.name
 
 
 def test_every_reason_that_a_call_over_http_can_end_with_stands_under_its_status() -> None:
@@ -162,6 +167,8 @@ def test_what_http_adds_is_at_the_operations_that_it_is_for() -> None:
         "BatchUpdateBooks": (False, False, False, True, set()),
         "BatchDeleteBooks": (False, False, False, True, set()),
         "PurgeBooks": (False, False, False, True, set()),
+        "WatchBooks": (False, False, False, False, {"Last-Event-ID"}),
+        "ListBookChanges": (False, False, False, False, set()),
     }
     for operation in by_id().values():
         for status, response in operation["responses"].items():
@@ -169,6 +176,16 @@ def test_what_http_adds_is_at_the_operations_that_it_is_for() -> None:
             assert ("Retry-After" in headers) == (status in {"429", "503"})
             assert ("WWW-Authenticate" in headers) == (status == "401")
             assert ("X-Request-Id" in headers) == (status != "431")  # no call has come of that
+
+
+def test_a_stream_has_its_responses_as_the_data_of_events() -> None:
+    (success,) = [response for name, response in by_id()["WatchBooks"]["responses"].items() if name.startswith("2")]
+    message = {"$ref": "#/components/schemas/WatchBooksResponse"}
+    assert success["content"] == {"text/event-stream": {"schema": message}}
+    for word in ("Server-Sent Events", "`id`", "`error`", "15 seconds"):
+        assert word in success["description"]
+    start = next(p for p in by_id()["WatchBooks"]["parameters"] if p.get("name") == "start")
+    assert start["schema"] == {"type": "string", "enum": ["START_UNSPECIFIED", "NOW", "EARLIEST", "EXISTING"]}
 
 
 def test_requests_allow_no_other_fields_and_responses_do() -> None:
@@ -198,7 +215,9 @@ async def test_the_examples_are_valid_requests(site: str) -> None:
         given = {p["name"]: p["example"] for p in operation["parameters"] if "example" in p}
         query = {name: value for name, value in given.items() if f"{{{name}}}" not in path}
         body = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("example")
-        response = await ask(site, verb, f"{path.format_map(given)}?{urlencode(query, doseq=True)}", body)
+        is_stream = "text/event-stream" in operation["responses"].get("200", {}).get("content", {})
+        sent_verb = "HEAD" if is_stream else verb  # the response to which has an end
+        response = await ask(site, sent_verb, f"{path.format_map(given)}?{urlencode(query, doseq=True)}", body)
         responses[operation["operationId"]] = response.status
         assert str(response.status) in operation["responses"]
     assert responses == dict.fromkeys(by_id(), 200) | {"CreateBook": 201}
@@ -288,7 +307,23 @@ service Library {
       additional_bindings: {custom: {kind: "SEARCH" path: "/v1/shelves"}}
     };
   }
-  rpc WatchShelves(MoveShelfRequest) returns (stream Shelf);
+  rpc WatchShelves(WatchShelvesRequest) returns (stream Shelf) {
+    option (google.api.http) = {get: "/v1/shelves:watch"};
+  }
+  rpc WatchHalls(MoveShelfRequest) returns (stream Shelf);
+}
+
+// Whether there is room.
+enum Room {
+  // Some.
+  FREE = 0;
+  FULL = 1;
+}
+
+message WatchShelvesRequest {
+  // What to watch for.
+  Room room = 1;
+  string resume_token = 2;
 }
 
 message Shelf {
@@ -348,6 +383,21 @@ def test_a_service_with_other_rpcs_messages_and_fields_appears_by_itself(tmp_pat
         "words": {"type": "object", "additionalProperties": {"type": "integer", "format": "uint32"}},
     }
     assert document["components"]["schemas"]["Shelf"]["properties"]["room"]["type"] == "string"
+
+    assert not [path for path in document["paths"] if "halls:" in path]
+    watch = document["paths"]["/v1/shelves:watch"]["get"]
+    assert watch["parameters"] == [
+        {
+            "name": "room",
+            "in": "query",
+            "description": "What to watch for.\n\n* `FREE`: Some.",
+            "schema": {"type": "string", "enum": ["FREE", "FULL"]},
+        },
+        {"name": "resumeToken", "in": "query", "description": "", "schema": {"type": "string"}},
+        {"$ref": "#/components/parameters/Last-Event-ID"},
+        {"$ref": "#/components/parameters/X-Request-Id"},
+    ]
+    assert watch["responses"]["200"]["content"].keys() == {"text/event-stream"}
 
     find = document["paths"]["/v1/shelves"]["get"]
     names = [parameter["name"] for parameter in find["parameters"] if "name" in parameter]

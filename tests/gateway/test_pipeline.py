@@ -42,6 +42,8 @@ REQUESTS = {
     "BatchUpdateBooks": ("POST", "/v1/books:batchUpdate", {"requests": [{"book": {"id": 1, "name": "N"}}]}),
     "BatchDeleteBooks": ("POST", "/v1/books:batchDelete", {"requests": [{"id": 1}]}),
     "PurgeBooks": ("POST", "/v1/books:purge", {"filter": "id > 0", "force": True}),
+    "WatchBooks": ("GET", "/v1/books:watch", None),
+    "ListBookChanges": ("GET", "/v1/books:changes", None),
 }
 NO_CALLS = [("GET", "/nowhere"), ("PUT", "/v1/books"), ("GET", "/openapi.yaml")]
 

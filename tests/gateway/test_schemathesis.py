@@ -15,6 +15,8 @@ from tests.tokens import Issuer, token_settings
 # express (the syntax of a filter), and accepts more than is documented (by proto3's rules null, and "1" for 1).
 CHECKS_LEFT_OUT = "positive_data_acceptance,negative_data_rejection"
 EXAMPLES = 2
+# The operation whose responses have no end, which schemathesis would wait for.
+ENDLESS = "WatchBooks"
 
 
 @pytest.mark.check
@@ -30,6 +32,7 @@ async def test_no_response_is_an_internal_error_or_undocumented(tmp_path: Path) 
             f"http://{server.http_address}/openapi.json",
             f"--header=Authorization: Bearer {issuer.token()}",
             f"--exclude-checks={CHECKS_LEFT_OUT}",
+            f"--exclude-operation-id={ENDLESS}",
             f"--max-examples={EXAMPLES}",
             "--generation-deterministic",
             "--continue-on-failure",
@@ -44,4 +47,4 @@ async def test_no_response_is_an_internal_error_or_undocumented(tmp_path: Path) 
             if process.returncode is None:
                 process.kill()
     assert process.returncode == 0, output.decode()
-    assert "Tested: 11\n" in output.decode()
+    assert "Tested: 12\n" in output.decode()

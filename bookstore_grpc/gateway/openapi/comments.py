@@ -1,4 +1,4 @@
-"""The comments on the services, messages and fields of a .proto file.
+"""The comments on the services, messages, fields and enums of a .proto file.
 
 Generated code contains no comments. They come from the descriptor set with source info that `make generate` writes.
 """
@@ -8,12 +8,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
 from typing import NamedTuple
 
-from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorProto, FileDescriptorSet
+from google.protobuf.descriptor_pb2 import (
+    DescriptorProto,
+    EnumDescriptorProto,
+    FileDescriptorProto,
+    FileDescriptorSet,
+)
 from google.rpc.code_pb2 import Code
 
 # Field numbers of a file's parts in its descriptor (google/protobuf/descriptor.proto).
-_SYNTAX, _MESSAGE, _SERVICE = 12, 4, 6
-_FIELD, _NESTED_MESSAGE, _METHOD = 2, 3, 2
+_SYNTAX, _MESSAGE, _ENUM, _SERVICE = 12, 4, 5, 6
+_FIELD, _NESTED_MESSAGE, _NESTED_ENUM, _ENUM_VALUE, _METHOD = 2, 3, 4, 2, 2
 
 # A line break within a paragraph of Markdown. Some renderers, such as Swagger UI, would keep it.
 _SOFT_BREAK = re.compile(r"(?<=\S)\n {0,3}(?=[^\s*])")
@@ -30,7 +35,10 @@ class Comment(NamedTuple):
 
 
 class Comments:
-    """The comments of a file, by the full name of what they describe; "" is the comment on the file itself."""
+    """The comments of a file, by the full name of what they describe; "" is the comment on the file itself.
+
+    The name of an enum's value is that of the enum and its own.
+    """
 
     def __init__(self, file: FileDescriptorProto) -> None:
         texts = {tuple(place.path): place.leading_comments for place in file.source_code_info.location}
@@ -52,6 +60,7 @@ def comments_of_contract() -> Comments:
 def _places(file: FileDescriptorProto) -> Iterator[tuple[str, tuple[int, ...]]]:
     yield "", (_SYNTAX,)
     yield from _places_of_messages(file.package, (_MESSAGE,), file.message_type)
+    yield from _places_of_enums(file.package, (_ENUM,), file.enum_type)
     for number, service in enumerate(file.service):
         name = f"{file.package}.{service.name}"
         yield name, (_SERVICE, number)
@@ -68,6 +77,17 @@ def _places_of_messages(
         for field_number, field in enumerate(message.field):
             yield f"{name}.{field.name}", (*here, _FIELD, field_number)
         yield from _places_of_messages(name, (*here, _NESTED_MESSAGE), message.nested_type)
+        yield from _places_of_enums(name, (*here, _NESTED_ENUM), message.enum_type)
+
+
+def _places_of_enums(
+    scope: str, place: tuple[int, ...], enums: Iterable[EnumDescriptorProto]
+) -> Iterator[tuple[str, tuple[int, ...]]]:
+    for number, enum in enumerate(enums):
+        name, here = f"{scope}.{enum.name}", (*place, number)
+        yield name, here
+        for value_number, value in enumerate(enum.value):
+            yield f"{name}.{value.name}", (*here, _ENUM_VALUE, value_number)
 
 
 def _comment(text: str) -> Comment:

@@ -33,11 +33,12 @@ from bookstore_grpc.errors import (
     TokenMissing,
 )
 from bookstore_grpc.gateway.bindings import Binding, bindings, location_of_new
+from bookstore_grpc.gateway.event_stream import KEEP_ALIVE_SECONDS, MEDIA_TYPE
 from bookstore_grpc.gateway.openapi.comments import Comments, comments_of_contract
 from bookstore_grpc.gateway.openapi.field_details import FAILURE_DETAILS, FIELD_DETAILS
 from bookstore_grpc.gateway.openapi.schemas import Schemas, is_required
-from bookstore_grpc.gateway.requests import etag_path, field_path, is_mask, query_parameters
-from bookstore_grpc.gateway.responses import STATUSES
+from bookstore_grpc.gateway.requests import etag_path, field_path, is_mask, is_resumable, query_parameters
+from bookstore_grpc.gateway.responses import STATUSES, STATUSES_BY_REASON
 from bookstore_grpc.limits import HTTP_HEAD_MAX_BYTES, REQUEST_ID_MAX_CHARACTERS
 from bookstore_grpc.service.servicer import BOOK_SERVICE
 
@@ -46,6 +47,7 @@ _Json = dict[str, Any]
 _TITLE = "Bookstore"
 _VERBS = ("GET", "PUT", "POST", "DELETE", "OPTIONS", "HEAD", "PATCH", "TRACE")  # OpenAPI has no others
 _PARAMETER = re.compile(r"\{.*?\}")
+_REASON = re.compile("`([A-Z_]+)`")
 _WILDCARD = re.compile(r"\*\*?")
 _DESCRIPTION = """\
 This is the same service as over gRPC, called as the `google.api.http` options of its contract say, in
@@ -67,6 +69,14 @@ This is the same service as over gRPC, called as the `google.api.http` options o
 
 </details>
 """
+
+# What the events of a stream are, in addition to the message that is the data of each.
+_EVENTS = (
+    "[Server-Sent Events](https://html.spec.whatwg.org/multipage/server-sent-events.html). The `data` of each is this "
+    "message as JSON in one line, and its `id` is the `resumeToken`, if the message has one. An event named `error` has "
+    "a `google.rpc.Status`, as the body of an error response, and ends the stream. After "
+    f"{KEEP_ALIVE_SECONDS} seconds without an event a comment is sent."
+)
 
 _HEADERS: Mapping[str, _Json] = {
     "ETag": {"description": "Identifies this state of the resource.", "schema": {"type": "string"}},
@@ -90,6 +100,11 @@ _PARAMETERS: Mapping[str, _Json] = {
     },
     "If-None-Match": {
         "description": "Etags in double quotes: the response is 304 while the resource is in one of these states.",
+        "schema": {"type": "string"},
+    },
+    "Last-Event-ID": {
+        "description": "The `id` of the last event of an earlier response: the stream continues after it. It is the "
+        "`resumeToken`, and has precedence over the query's. A browser's EventSource sends it when it connects again.",
         "schema": {"type": "string"},
     },
     "X-Request-Id": {
@@ -215,6 +230,8 @@ class _Document:
             yield _parameter_reference("If-Match")
         if _returns_etag(binding) and binding.verb == "GET":
             yield _parameter_reference("If-None-Match")
+        if is_resumable(binding):
+            yield _parameter_reference("Last-Event-ID")
         yield _parameter_reference("X-Request-Id")
 
     def _parameter(self, binding: Binding, field_name: str, place: str, name: str) -> _Json:
@@ -242,10 +259,12 @@ class _Document:
         is_create = location_of_new(binding, self._bindings) is not None
         headers = ["ETag"] if _returns_etag(binding) else []
         message = binding.method.output_type
+        description = self._comments.of(message.full_name).description or "The call has succeeded."
+        media_type = MEDIA_TYPE if binding.is_stream else "application/json"
         success = {
-            "description": self._comments.of(message.full_name).description or "The call has succeeded.",
+            "description": f"{description}\n\n{_EVENTS}" if binding.is_stream else description,
             "headers": _header_references(*headers, *(["Location"] if is_create else [])),
-            "content": {"application/json": {"schema": self._schemas.of_response(message)}},
+            "content": {media_type: {"schema": self._schemas.of_response(message)}},
         }
         responses: dict[int, _Json] = {201 if is_create else 200: success}
         if headers and binding.verb == "GET":
@@ -264,7 +283,8 @@ class _Document:
     def _failures(self, binding: Binding) -> Mapping[int, list[str]]:
         failures: defaultdict[int, list[str]] = defaultdict(list)
         for code, line in self._comments.of(binding.method.full_name).errors:
-            failures[STATUSES[code]].append(line)
+            reason = _REASON.match(line)
+            failures[STATUSES_BY_REASON.get(reason[1] if reason else "", STATUSES[code])].append(line)
         for status, line in (*_FAILURES, *(_FAILURES_OF_BODIES if binding.body else ())):
             failures[status].append(line)
         return failures

@@ -64,6 +64,9 @@ FIELD_DETAILS: Mapping[str, Schema] = {
         "maxLength": FILTER_MAX_CODE_POINTS,
         "examples": ["release_year < 0"],
     },
+    "bookstore.v1.WatchBooksRequest.filter": {"maxLength": FILTER_MAX_CODE_POINTS},
+    "bookstore.v1.ListBookChangesRequest.page_size": {"minimum": 0},
+    "bookstore.v1.ListBookChangesRequest.filter": {"maxLength": FILTER_MAX_CODE_POINTS},
     "google.rpc.Status.code": {"description": "The number of the status over gRPC (`google.rpc.Code`)."},
     "google.rpc.Status.message": {"description": "A sentence to act on."},
     "google.rpc.Status.details": {

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from google.api import field_behavior_pb2
-from google.protobuf.descriptor import Descriptor, FieldDescriptor, ServiceDescriptor
+from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor, ServiceDescriptor
 
 from bookstore_grpc.gateway.openapi.comments import Comments
 
@@ -108,7 +108,7 @@ class Schemas:
             schema = {"type": "array", "items": self._value(field, use) | details.get("items", {})}
         else:
             schema = self._value(field, use)
-        schema |= self._described(field.full_name)
+        schema |= self._described(field.full_name, values_of=field.enum_type)
         if _behaves(field, field_behavior_pb2.OUTPUT_ONLY):
             schema["readOnly"] = True
         return schema | {key: value for key, value in details.items() if key != "items"}
@@ -126,8 +126,14 @@ class Schemas:
             schema["contentEncoding"] = "base64"
         return schema
 
-    def _described(self, full_name: str) -> Schema:
-        description = self._comments.of(full_name).description
+    def _described(self, full_name: str, *, values_of: EnumDescriptor | None = None) -> Schema:
+        """Return the description of what has this name, with those of an enum's values."""
+        parts = [self._comments.of(full_name).description]
+        if values_of is not None:
+            comments = {name: self._comments.of(f"{values_of.full_name}.{name}") for name in values_of.values_by_name}
+            lines = [f"* `{name}`: {comment.description}" for name, comment in comments.items() if comment.description]
+            parts.append("\n".join(lines))
+        description = "\n\n".join(filter(None, parts))
         return {"description": description} if description else {}
 
 

@@ -27,8 +27,9 @@ Rules that apply to every RPC:
   `scope`) to a caller without `books.read` (GetBook, ListBooks, BatchGetBooks, WatchBooks, ListBookChanges) or
   `books.write` (all others). This is checked before the request is read, whatever it contains.
 * Over HTTP, INVALID_ARGUMENT may have the reason `MEDIA_TYPE_UNSUPPORTED` (415), `REQUEST_TOO_LARGE` is 413,
-  PERMISSION_DENIED may be `HOST_UNKNOWN` (403: the Host header is not one of the server's), and UNIMPLEMENTED is
-  `METHOD_UNKNOWN` (404) for an unknown path and `VERB_NOT_ALLOWED` (405) for a path without that HTTP method.
+  `RESUME_TOKEN_EXPIRED` is 410, PERMISSION_DENIED may be `HOST_UNKNOWN` (403: the Host header is not one of the
+  server's), and UNIMPLEMENTED is `METHOD_UNKNOWN` (404) for an unknown path and `VERB_NOT_ALLOWED` (405) for a path
+  without that HTTP method.
 * A call that fails with `TOO_MANY_REQUESTS` or `SERVER_DRAINING` has not started and can be retried, whatever it is.
   The same holds for CANCELLED without details, which gRPC itself returns at a busy server or one that shuts down.
 * After any other UNAVAILABLE, or DEADLINE_EXCEEDED, a create can be retried with its idempotency key (`request_id`).

@@ -269,7 +269,8 @@ class BookServiceServicer:
         """Returns a page of the changes that WatchBooks streams, for callers that poll.
 
         INVALID_ARGUMENT `INVALID_FIELD`, `INVALID_FILTER` (with the `column`, counted from 1, in its metadata),
-        `INVALID_RESUME_TOKEN`, and OUT_OF_RANGE `RESUME_TOKEN_EXPIRED`, as in WatchBooks.
+        `INVALID_RESUME_TOKEN`, as in WatchBooks.
+        OUT_OF_RANGE `RESUME_TOKEN_EXPIRED`: changes after the token are no longer kept.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

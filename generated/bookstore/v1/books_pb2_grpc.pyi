@@ -27,8 +27,9 @@ Rules that apply to every RPC:
   `scope`) to a caller without `books.read` (GetBook, ListBooks, BatchGetBooks, WatchBooks, ListBookChanges) or
   `books.write` (all others). This is checked before the request is read, whatever it contains.
 * Over HTTP, INVALID_ARGUMENT may have the reason `MEDIA_TYPE_UNSUPPORTED` (415), `REQUEST_TOO_LARGE` is 413,
-  PERMISSION_DENIED may be `HOST_UNKNOWN` (403: the Host header is not one of the server's), and UNIMPLEMENTED is
-  `METHOD_UNKNOWN` (404) for an unknown path and `VERB_NOT_ALLOWED` (405) for a path without that HTTP method.
+  `RESUME_TOKEN_EXPIRED` is 410, PERMISSION_DENIED may be `HOST_UNKNOWN` (403: the Host header is not one of the
+  server's), and UNIMPLEMENTED is `METHOD_UNKNOWN` (404) for an unknown path and `VERB_NOT_ALLOWED` (405) for a path
+  without that HTTP method.
 * A call that fails with `TOO_MANY_REQUESTS` or `SERVER_DRAINING` has not started and can be retried, whatever it is.
   The same holds for CANCELLED without details, which gRPC itself returns at a busy server or one that shuts down.
 * After any other UNAVAILABLE, or DEADLINE_EXCEEDED, a create can be retried with its idempotency key (`request_id`).
@@ -196,7 +197,8 @@ class BookServiceStub:
     """Returns a page of the changes that WatchBooks streams, for callers that poll.
 
     INVALID_ARGUMENT `INVALID_FIELD`, `INVALID_FILTER` (with the `column`, counted from 1, in its metadata),
-    `INVALID_RESUME_TOKEN`, and OUT_OF_RANGE `RESUME_TOKEN_EXPIRED`, as in WatchBooks.
+    `INVALID_RESUME_TOKEN`, as in WatchBooks.
+    OUT_OF_RANGE `RESUME_TOKEN_EXPIRED`: changes after the token are no longer kept.
     """
 
 @_typing.type_check_only
@@ -327,7 +329,8 @@ class BookServiceAsyncStub(BookServiceStub):
     """Returns a page of the changes that WatchBooks streams, for callers that poll.
 
     INVALID_ARGUMENT `INVALID_FIELD`, `INVALID_FILTER` (with the `column`, counted from 1, in its metadata),
-    `INVALID_RESUME_TOKEN`, and OUT_OF_RANGE `RESUME_TOKEN_EXPIRED`, as in WatchBooks.
+    `INVALID_RESUME_TOKEN`, as in WatchBooks.
+    OUT_OF_RANGE `RESUME_TOKEN_EXPIRED`: changes after the token are no longer kept.
     """
 
 class BookServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -527,7 +530,8 @@ class BookServiceServicer(metaclass=_abc_1.ABCMeta):
         """Returns a page of the changes that WatchBooks streams, for callers that poll.
 
         INVALID_ARGUMENT `INVALID_FIELD`, `INVALID_FILTER` (with the `column`, counted from 1, in its metadata),
-        `INVALID_RESUME_TOKEN`, and OUT_OF_RANGE `RESUME_TOKEN_EXPIRED`, as in WatchBooks.
+        `INVALID_RESUME_TOKEN`, as in WatchBooks.
+        OUT_OF_RANGE `RESUME_TOKEN_EXPIRED`: changes after the token are no longer kept.
         """
 
 def add_BookServiceServicer_to_server(servicer: BookServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
