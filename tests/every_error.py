@@ -12,6 +12,7 @@ ARGUMENTS: dict[str, Any] = {
     "message": "Something is wrong.",
     "metadata": {"of": "the reason"},
     "violations": (Violation("book.name", "is empty", Rule.REQUIRED), Violation("book.author", "is 7", Rule.TOO_LONG)),
+    "field": "book.name",
     "description": "is wrong (column 3)",
     "column": 3,
     "rule": Rule.UNKNOWN_FIELD,

@@ -26,7 +26,7 @@ from tests.tokens import BOTH, Issuer, bearer, public_pem, rsa_key, token_settin
 
 SERVICE = books_pb2.DESCRIPTOR.services_by_name["BookService"]
 METHODS = [f"/{SERVICE.full_name}/{method.name}" for method in SERVICE.methods]
-READING = {"GetBook", "ListBooks", "BatchGetBooks"}
+READING = {"GetBook", "ListBooks", "BatchGetBooks", "WatchBooks", "ListBookChanges"}
 HEALTH = "/grpc.health.v1.Health/Check"
 REFLECTION = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
 
@@ -59,9 +59,13 @@ Metadata = tuple[tuple[str, str | bytes], ...]
 
 async def outcome(channel: grpc.aio.Channel, method: str, data: bytes, metadata: Metadata) -> Rejection | bytes:
     """Call any unary method with any bytes."""
-    call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(method)
+    is_stream = method.endswith("/WatchBooks")
+    call: Any = (channel.unary_stream if is_stream else channel.unary_unary)(method)
     try:
-        return await call(data, metadata=metadata, timeout=30)
+        made = call(data, metadata=metadata, timeout=30)
+        response: bytes = await (made.read() if is_stream else made)
+        made.cancel()
+        return response
     except grpc.aio.AioRpcError as error:
         return rejection_from_error(error)
 

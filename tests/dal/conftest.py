@@ -129,6 +129,15 @@ async def execute(database: Database, *statements: str) -> None:
     await database.write(work)
 
 
+#: The first words of the statements that write to the log of changes. On MariaDB they are one block.
+LOG = {"sqlite": ["UPDATE", "INSERT"], "postgresql": ["WITH"], "mariadb": ["UPDATE"]}
+
+
+def kinds(statements: Sequence[str]) -> list[str]:
+    """Return the first word of each statement."""
+    return [statement.split()[0] for statement in statements]
+
+
 Work = Callable[[AsyncConnection], Awaitable[Any]]
 
 

@@ -24,7 +24,7 @@ from bookstore_grpc.errors import DatabaseUnavailable
 from tests.conftest import LogLines, new_database
 from tests.dal.conftest import execute
 
-_TABLES = {"books", "create_requests", "book_counts"}
+_TABLES = {"books", "create_requests", "book_counts", "book_changes", "change_log"}
 _DRAFT = BookDraft("Dune", "Frank Herbert", 1965)
 
 
@@ -104,21 +104,19 @@ async def test_alembic_finds_no_difference_to_the_models(own_database: Database)
     assert await own_database.write(lambda connection: connection.run_sync(compare)) == []
 
 
+_NAMES = ", ".join(f"'{table}'" for table in sorted(_TABLES))
 # What the databases themselves say of the tables: also of collations, computed columns and counters, at which
 # Alembic does not look. Triggers belong to the migrations alone; tests/dal/test_totals.py is about them.
 _DESCRIBE = {
-    "sqlite": [
-        "SELECT type, name, sql FROM sqlite_master "
-        "WHERE tbl_name IN ('books', 'create_requests', 'book_counts') AND type <> 'trigger'"
-    ],
+    "sqlite": [f"SELECT type, name, sql FROM sqlite_master WHERE tbl_name IN ({_NAMES}) AND type <> 'trigger'"],
     "postgresql": [
         "SELECT table_name, column_name, ordinal_position, data_type, character_maximum_length, is_nullable, "
         "column_default, collation_name, is_generated, generation_expression FROM information_schema.columns "
-        "WHERE table_name IN ('books', 'create_requests', 'book_counts')",
-        "SELECT indexname, indexdef FROM pg_indexes WHERE tablename IN ('books', 'create_requests', 'book_counts')",
+        f"WHERE table_name IN ({_NAMES})",
+        f"SELECT indexname, indexdef FROM pg_indexes WHERE tablename IN ({_NAMES})",
         "SELECT conname, pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid = 'books'::regclass",
     ],
-    "mariadb": [f"SHOW CREATE TABLE {table}" for table in ("books", "create_requests", "book_counts")],
+    "mariadb": [f"SHOW CREATE TABLE {table}" for table in sorted(_TABLES)],
 }
 
 
@@ -217,10 +215,10 @@ async def test_an_interrupted_migration_is_an_error_with_instructions(own_databa
     await execute(own_database, "DROP TABLE create_requests")
     for call in (own_database.migrate, own_database.is_behind):
         with pytest.raises(
-            DatabaseUnavailable, match="interrupted; if none is running, drop books and book_counts and run"
+            DatabaseUnavailable, match="if none is running, drop books and book_counts and book_changes and change_log and run"
         ):
             await call()
-    await execute(own_database, "DROP TABLE books", "DROP TABLE book_counts")
+    await execute(own_database, *(f"DROP TABLE {table}" for table in _TABLES - {"create_requests"}))
     assert await own_database.migrate() == migrations.newest_revision()
 
 

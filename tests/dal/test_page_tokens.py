@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bookstore_grpc.dal import paging
+from bookstore_grpc.dal import checked_token
 from bookstore_grpc.dal.books import BookDAL
 from bookstore_grpc.dal.database import Database
 from bookstore_grpc.dal.paging import page_token_from_record, parse_order_by, position_from_page_token
@@ -127,7 +127,7 @@ def _forged(payload: bytes | str | object, *, order_by: str) -> str:
     """Return a token with the right digest over any payload, as a caller could who knows the code."""
     if not isinstance(payload, bytes):
         payload = (payload if isinstance(payload, str) else json.dumps(payload)).encode()
-    digest = paging._digest(payload, "", parse_order_by(order_by))
+    digest = checked_token._digest(payload, ["", parse_order_by(order_by)])
     return urlsafe_b64encode(digest + payload).rstrip(b"=").decode()
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bookstore_grpc.dal import purge as purge_module
-from bookstore_grpc.dal.books import BookDAL
+from bookstore_grpc.dal.books import BookDAL, microseconds_now
 from bookstore_grpc.dal.database import Database
 from bookstore_grpc.dal.purge import Purge, Purged
 from bookstore_grpc.dal.records import BookChanges, BookDraft, BookRecord
@@ -92,7 +92,7 @@ async def test_a_book_that_no_longer_matches_is_kept(database: Database, books: 
         if number == _AFTER_SEARCH:
             await books.update_book(created[2].id, BookChanges(release_year=_KEPT))
 
-    purge = Purge(database, _DOOMED_FILTER, observed=_in_between(change))
+    purge = Purge(database, _DOOMED_FILTER, clock=microseconds_now, observed=_in_between(change))
     assert await purge.run(is_over=_never) == (4, False)
     assert [book.id for book in await all_books(database)] == [created[2].id]
 
@@ -104,7 +104,7 @@ async def test_a_book_that_changed_and_still_matches_is_deleted(database: Databa
         if number == _AFTER_SEARCH:
             await books.update_book(created[2].id, BookChanges(name="changed"))
 
-    purge = Purge(database, _DOOMED_FILTER, observed=_in_between(change))
+    purge = Purge(database, _DOOMED_FILTER, clock=microseconds_now, observed=_in_between(change))
     assert await purge.run(is_over=_never) == (5, False)
     assert await count_rows(database) == (0, 0)
 
@@ -116,7 +116,7 @@ async def test_a_book_that_somebody_else_deletes_meanwhile_is_not_counted(databa
         if number == _AFTER_SEARCH:
             await books.delete_book(created[0].id)
 
-    purge = Purge(database, _DOOMED_FILTER, observed=_in_between(delete))
+    purge = Purge(database, _DOOMED_FILTER, clock=microseconds_now, observed=_in_between(delete))
     assert await purge.run(is_over=_never) == (4, False)
 
 
@@ -127,7 +127,7 @@ async def test_a_book_that_is_created_meanwhile_is_kept(database: Database, book
     async def create(number: int) -> None:
         made.append(await books.create_book(BookDraft(f"made {number}", "x", _DOOMED)))
 
-    purge = Purge(database, _DOOMED_FILTER, observed=_in_between(create))
+    purge = Purge(database, _DOOMED_FILTER, clock=microseconds_now, observed=_in_between(create))
     assert await purge.run(is_over=_never) == (150, False)
     assert await all_books(database) == made
 
@@ -140,7 +140,7 @@ async def test_a_purge_whose_time_is_over_can_be_continued(database: Database, b
         nonlocal done
         done = number
 
-    purge = Purge(database, _DOOMED_FILTER, observed=_in_between(count))
+    purge = Purge(database, _DOOMED_FILTER, clock=microseconds_now, observed=_in_between(count))
     assert await purge.run(is_over=lambda: done == _AFTER_FIRST_PORTION) == (PURGE_PORTION_FIRST, True)
     assert (await count_rows(database))[0] == 2 * PURGE_PORTION_FIRST
     assert await _purge(books) == (2 * PURGE_PORTION_FIRST, False)
@@ -161,7 +161,7 @@ async def test_what_a_cancelled_purge_deleted_stays_deleted(database: Database, 
             has_deleted.set()
             await asyncio.Event().wait()
 
-    purge = Purge(database, _DOOMED_FILTER, observed=_in_between(stop))
+    purge = Purge(database, _DOOMED_FILTER, clock=microseconds_now, observed=_in_between(stop))
     task = asyncio.create_task(purge.run(is_over=_never))
     await has_deleted.wait()
     task.cancel()
@@ -202,7 +202,9 @@ async def test_other_writes_take_place_between_the_portions(
 async def test_portions_are_sized_by_the_time_that_they_take(
     database: Database, count: int, seconds: float, next_count: int
 ) -> None:
-    purge = Purge(database, _DOOMED_FILTER, observed=_in_between(lambda _number: asyncio.sleep(0)))
+    purge = Purge(
+        database, _DOOMED_FILTER, clock=microseconds_now, observed=_in_between(lambda _number: asyncio.sleep(0))
+    )
     purge._portion = count
     purge._adapt(count, seconds)
     assert purge._portion == next_count

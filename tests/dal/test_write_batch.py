@@ -14,7 +14,7 @@ from bookstore_grpc.dal.books import BookDAL
 from bookstore_grpc.dal.database import Database
 from bookstore_grpc.dal.records import BookChanges, BookDraft, BookRecord
 from bookstore_grpc.errors import BookNotFound, BookstoreError, DatabaseUnavailable, EtagMismatch, RequestIdReused
-from tests.dal.conftest import count_rows, statements_of
+from tests.dal.conftest import LOG, count_rows, kinds, statements_of
 
 _DRAFT = BookDraft("Dune", "Frank Herbert", 1965)
 _POISON = BookDraft("\ud800", "no driver takes it", 0)
@@ -75,9 +75,8 @@ async def test_batch_is_one_transaction_and_a_few_statements(narrow: Database) -
         )
     assert not any(isinstance(result, Exception) for result in results)
     assert transactions == ["commit"]
-    kinds = [statement.split()[0] for statement in statements]
     reads = ["SELECT", "SELECT", *(["SELECT"] if narrow.is_embedded else [])]  # the third is of the next id
-    assert kinds == [*reads, "INSERT", "INSERT", "UPDATE", "DELETE"]
+    assert kinds(statements) == [*reads, "INSERT", "INSERT", "UPDATE", "DELETE", *LOG[narrow.dialect]]
     assert await count_rows(narrow) == (90, 120)
 
 

@@ -8,6 +8,7 @@ from google.protobuf.descriptor_pb2 import FileDescriptorSet
 
 from bookstore_grpc.auth.authentication import READ, SCOPES_BY_METHOD
 from bookstore_grpc.errors import ServerDraining
+from bookstore_grpc.limits import CHECKPOINT_SECONDS_MAX
 from bookstore_grpc.server.settings import Settings
 from deploy.envoy.descriptors import descriptor_set
 from deploy.envoy.edge import Ports, variables
@@ -20,6 +21,7 @@ CONFIG: dict[str, Any] = yaml.safe_load((ENVOY / "envoy.yaml").read_text())
 HTTP = LISTENER["filter_chains"][0]["filters"][0]["typed_config"]
 ROUTES = HTTP["route_config"]["virtual_hosts"][0]["routes"]
 SETTINGS = Settings()
+WATCH = "/bookstore.v1.BookService/WatchBooks"
 
 
 def seconds(duration: str) -> float:
@@ -56,7 +58,8 @@ def test_a_server_that_stops_is_recognized_by_its_message() -> None:
 
 def test_the_limits_of_the_servers_apply_before_those_of_envoy() -> None:
     for method in SCOPES_BY_METHOD:
-        assert seconds(route_of(method)["timeout"]) > SETTINGS.max_call_seconds
+        if method != WATCH:
+            assert seconds(route_of(method)["timeout"]) > SETTINGS.max_call_seconds
     servers = CLUSTER["load_assignment"]["endpoints"][0]["lb_endpoints"]
     (limits,) = CLUSTER["circuit_breakers"]["thresholds"]
     calls = len(servers) * (SETTINGS.max_concurrent_calls + SETTINGS.max_waiting_calls)
@@ -64,6 +67,11 @@ def test_the_limits_of_the_servers_apply_before_those_of_envoy() -> None:
     http2 = http2_options()
     assert http2["max_concurrent_streams"] == SETTINGS.max_calls_per_connection
     assert limits["max_connections"] * http2["max_concurrent_streams"] >= calls
+
+
+def test_a_watch_is_ended_by_no_timeout_of_envoy() -> None:
+    assert seconds(route_of(WATCH)["timeout"]) == 0
+    assert seconds(route_of(WATCH)["idle_timeout"]) > CHECKPOINT_SECONDS_MAX
 
 
 def test_a_json_body_may_be_as_long_as_a_message() -> None:

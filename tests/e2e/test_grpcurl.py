@@ -56,9 +56,11 @@ def test_it_lists_the_services(grpcurl: Grpcurl) -> None:
             "CreateBook",
             "DeleteBook",
             "GetBook",
+            "ListBookChanges",
             "ListBooks",
             "PurgeBooks",
             "UpdateBook",
+            "WatchBooks",
         )
     ]
 

@@ -38,7 +38,7 @@ _COLUMNS = {
     "create_requests": {"request_id", "book_id", "digest", "create_time"},
 }
 # The tables of later migrations, which an interrupted one may leave.
-_LATER_TABLES = ("book_counts",)
+_LATER_TABLES = ("book_counts", "book_changes", "change_log")
 _OWN_DATABASE = "give this service its own database"
 
 
