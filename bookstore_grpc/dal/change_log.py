@@ -5,12 +5,12 @@ So whoever sees a number sees all lower ones too, and reading the log from a num
 (docs/decisions/0029-change-log.md).
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from itertools import takewhile
 from typing import Any, NamedTuple
 
-from sqlalchemy import ARRAY, BigInteger, Integer, SmallInteger, Text, bindparam, delete, select, text
+import orjson
+from sqlalchemy import FromClause, bindparam, delete, select, true
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bookstore_grpc.dal.database import Database
@@ -18,7 +18,6 @@ from bookstore_grpc.dal.driver_reader import Rows
 from bookstore_grpc.dal.models import BookChange, ChangeLog, Query
 from bookstore_grpc.dal.packets import packets
 from bookstore_grpc.dal.records import BookRecord, Change, ChangeType
-from bookstore_grpc.dal.sqlite_insert import insert_changes
 from bookstore_grpc.errors import InvalidResumeToken, ResumeTokenExpired
 from bookstore_grpc.limits import BATCH_MAX, CHANGES_READ_MAX
 
@@ -29,6 +28,8 @@ LOST = "is of changes that the database no longer has, as after a restore; start
 CHANNEL = "bookstore_changes"
 
 _COLUMNS = ("number", "remaining", "type", "change_time", "book", "previous_book")
+# SQLite's limit on parameters is 32,766 by default.
+_ROWS_MAX_ON_SQLITE = 4_096
 # The values of optional fields that a record of an older version lacks.
 _DEFAULTS = [""] * len(BookRecord._fields)
 
@@ -38,40 +39,37 @@ _READ: Query = (
     .order_by(BookChange.number)
     .limit(bindparam("limit"))
 )
-_HEAD_COLUMNS: Sequence[Any] = (ChangeLog.log_id, ChangeLog.last_number, BookChange.change_time)
-_HEAD: Query = select(*_HEAD_COLUMNS).join_from(
-    ChangeLog, BookChange, BookChange.number == ChangeLog.last_number, isouter=True
-)
 _PLACE_COLUMNS: Sequence[Any] = (BookChange.number, BookChange.change_time)
+_newest = select(*_PLACE_COLUMNS).order_by(BookChange.number.desc()).limit(1).subquery("newest")
+#: The number and the time of the newest change, both NULL if there is none. To be joined to the one row of `ChangeLog`.
+NEWEST: FromClause = _newest
+_HEAD: Query = select(ChangeLog.log_id, *NEWEST.c).join_from(ChangeLog, NEWEST, true(), isouter=True)
 _EARLIEST: Query = select(*_PLACE_COLUMNS).order_by(BookChange.number).limit(1)
 _OLDEST: Query = select(*_PLACE_COLUMNS).order_by(BookChange.number).limit(BATCH_MAX)
 _DELETE = delete(BookChange).where(BookChange.number <= bindparam("last_expired"))
 
-_TAKE_NUMBERS = "UPDATE change_log SET last_number = last_number + ? RETURNING last_number"
-_TAKE_NUMBERS_ON_MARIADB = "UPDATE change_log SET last_number = LAST_INSERT_ID(last_number + %s)"
+# The newest change is always kept, and SQLite has one writer, so it needs no other counter.
+_INSERT_ON_SQLITE = f"""
+INSERT INTO book_changes ({", ".join(_COLUMNS)})
+SELECT (SELECT coalesce(max(number), 0) FROM book_changes) + column1, column2, column3, column4, column5, column6
+FROM (VALUES {{}})
+"""  # noqa: S608  constants
+_ROW_ON_SQLITE = "(?, ?, ?, ?, ?, ?)"
 # `LAST_INSERT_ID()` is then the number of the last change of the transaction.
-_ROW_ON_MARIADB = "(LAST_INSERT_ID() - %s, %s, %s, %s, %s, %s)"
+_TAKE_NUMBERS_ON_MARIADB = "UPDATE change_log SET last_number = LAST_INSERT_ID(last_number + {})"
 _INSERT_ON_MARIADB = f"INSERT INTO book_changes ({', '.join(_COLUMNS)}) VALUES "  # noqa: S608  constants
-_LOG_ON_POSTGRESQL = text(
-    f"""
-    WITH counter AS (
-        UPDATE change_log SET last_number = last_number + cardinality(:remaining)
-        RETURNING last_number - cardinality(:remaining) AS before
-    ), logged AS (
-        INSERT INTO book_changes ({", ".join(_COLUMNS)})
-        SELECT before + position, remaining, type, change_time, book, previous_book
-        FROM counter, unnest(:remaining, :type, :change_time, :book, :previous_book)
-            WITH ORDINALITY AS given (remaining, type, change_time, book, previous_book, position)
-    )
-    SELECT pg_notify('{CHANNEL}', '')
-    """  # noqa: S608  constants
-).bindparams(
-    bindparam("remaining", type_=ARRAY(Integer)),
-    bindparam("type", type_=ARRAY(SmallInteger)),
-    bindparam("change_time", type_=ARRAY(BigInteger)),
-    bindparam("book", type_=ARRAY(Text)),
-    bindparam("previous_book", type_=ARRAY(Text)),
+_LOG_ON_POSTGRESQL = f"""
+WITH counter AS (
+    UPDATE change_log SET last_number = last_number + cardinality($1::integer[])
+    RETURNING last_number - cardinality($1::integer[]) AS before
+), logged AS (
+    INSERT INTO book_changes ({", ".join(_COLUMNS)})
+    SELECT before + position, remaining, type, change_time, book, previous_book
+    FROM counter, unnest($1::integer[], $2::smallint[], $3::bigint[], $4::text[], $5::text[])
+        WITH ORDINALITY AS given (remaining, type, change_time, book, previous_book, position)
 )
+SELECT pg_notify('{CHANNEL}', '')
+"""  # noqa: S608  constants
 
 
 class Position(NamedTuple):
@@ -90,6 +88,16 @@ class Position(NamedTuple):
         return cls(change.number, change.time)
 
 
+class _Row(NamedTuple):
+    """A row of the log without its number."""
+
+    remaining: int
+    type: int
+    change_time: int
+    book: str
+    previous_book: str | None
+
+
 class Head(NamedTuple):
     """The id of the log, and the position of its last change."""
 
@@ -99,12 +107,12 @@ class Head(NamedTuple):
 
 def text_from_record(record: BookRecord) -> str:
     """Return a book as the log stores it: the values of its fields, in their order, as JSON."""
-    return json.dumps(record, ensure_ascii=False, separators=(",", ":"))
+    return orjson.dumps([*record]).decode()
 
 
 def record_from_text(text: str) -> BookRecord:
     """Return a book from the log, without fields that a newer version has added, and with those that an older lacks."""
-    values = json.loads(text)
+    values = orjson.loads(text)
     return BookRecord._make([*values, *_DEFAULTS[len(values) :]][: len(BookRecord._fields)])
 
 
@@ -114,13 +122,13 @@ async def log_changes(connection: AsyncConnection, calls: Iterable[Sequence[Chan
     The numbers in the changes are ignored.
     """
     rows = [
-        {
-            "remaining": remaining,
-            "type": int(change.type),
-            "change_time": change.time,
-            "book": text_from_record(change.record),
-            "previous_book": change.previous and text_from_record(change.previous),
-        }
+        _Row(
+            remaining,
+            int(change.type),
+            change.time,
+            text_from_record(change.record),
+            change.previous and text_from_record(change.previous),
+        )
         for changes in calls
         for remaining, change in zip(reversed(range(len(changes))), changes, strict=True)
     ]
@@ -128,28 +136,33 @@ async def log_changes(connection: AsyncConnection, calls: Iterable[Sequence[Chan
         await _LOGGERS[connection.dialect.name](connection, rows)
 
 
-async def _log_on_sqlite(connection: AsyncConnection, rows: Sequence[dict[str, Any]]) -> None:
-    (last,) = (await connection.exec_driver_sql(_TAKE_NUMBERS, (len(rows),))).one()
-    first = last - len(rows) + 1
-    await insert_changes(connection, [(number, *row.values()) for number, row in enumerate(rows, first)])
+async def _log_on_sqlite(connection: AsyncConnection, rows: Sequence[_Row]) -> None:
+    for start in range(0, len(rows), _ROWS_MAX_ON_SQLITE):
+        some = rows[start : start + _ROWS_MAX_ON_SQLITE]
+        values = tuple(value for offset, row in enumerate(some, 1) for value in (offset, *row))
+        statement = _INSERT_ON_SQLITE.format(", ".join([_ROW_ON_SQLITE] * len(some)))
+        await connection.exec_driver_sql(statement, values)
 
 
-async def _log_on_postgresql(connection: AsyncConnection, rows: Sequence[dict[str, Any]]) -> None:
-    await connection.execute(_LOG_ON_POSTGRESQL, {name: [row[name] for row in rows] for name in _COLUMNS[1:]})
+async def _log_on_postgresql(connection: AsyncConnection, rows: Sequence[_Row]) -> None:
+    await connection.exec_driver_sql(_LOG_ON_POSTGRESQL, tuple(map(list, zip(*rows, strict=True))))
 
 
-async def _log_on_mariadb(connection: AsyncConnection, rows: Sequence[dict[str, Any]]) -> None:
+async def _log_on_mariadb(connection: AsyncConnection, rows: Sequence[_Row]) -> None:
     """Send the UPDATE in one round trip with the first INSERT."""
     left = len(rows)
-    for packet in packets(connection, rows):
-        values: list[object] = []
-        for row in packet:
+    take_numbers = _TAKE_NUMBERS_ON_MARIADB.format(left)
+    for packet in packets(connection, rows, values=tuple):
+        values: list[str] = []
+        parts: list[str] = []
+        for remaining, type_, time, book, previous in packet:
             left -= 1
-            values += [left, *row.values()]
-        statement = _INSERT_ON_MARIADB + ", ".join([_ROW_ON_MARIADB] * len(packet))
-        if left + len(packet) == len(rows):
-            statement = f"BEGIN NOT ATOMIC {_TAKE_NUMBERS_ON_MARIADB}; {statement}; END"
-            values.insert(0, len(rows))
+            # The driver takes microseconds for each value that it inserts, so only texts are left to it.
+            parts.append(f"(LAST_INSERT_ID()-{left},{remaining},{type_},{time},%s,{'%s' if previous else 'NULL'})")
+            values += [book, previous] if previous else [book]
+        statement = _INSERT_ON_MARIADB + ",".join(parts)
+        if take_numbers:
+            statement, take_numbers = f"BEGIN NOT ATOMIC {take_numbers}; {statement}; END", ""
         await connection.exec_driver_sql(statement, tuple(values))
 
 
@@ -165,7 +178,7 @@ class ChangeReader:
     async def head(self) -> Head:
         """Return the id of the log and its last position."""
         ((log_id, number, time),) = await self._database.read(_HEAD)
-        return Head(log_id, Position(number, time or 0))
+        return Head(log_id, Position(number or 0, time or 0))
 
     async def earliest(self) -> Position:
         """Return the position before the earliest change that is kept."""

@@ -236,7 +236,7 @@ class BookChange(Base):
 class ChangeLog(Base):
     """The one row that numbers changes: its lock, held until the commit, makes their order that of the commits.
 
-    `log_id` distinguishes the logs of different databases.
+    SQLite, which has one writer, leaves `last_number` at 0. `log_id` distinguishes the logs of different databases.
     """
 
     __tablename__ = "change_log"

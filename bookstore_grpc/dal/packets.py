@@ -1,6 +1,7 @@
 """Divides the rows of a write among statements, because MariaDB limits the length of one (`max_allowed_packet`)."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -12,11 +13,13 @@ _ROW_BYTES = 512
 # Upper bound of the statement before its rows.
 _HEAD_BYTES = 512
 
-Row = Mapping[str, object]
+Row = TypeVar("Row")
 
 
-def packets(connection: AsyncConnection, rows: Sequence[Row]) -> Iterator[list[Row]]:
-    """Yield the rows of each statement: on MariaDB as many as fit into one, elsewhere all."""
+def packets(
+    connection: AsyncConnection, rows: Sequence[Row], *, values: Callable[[Row], Iterable[object]]
+) -> Iterator[list[Row]]:
+    """Yield the rows of each statement: on MariaDB as many as fit into one, elsewhere all. `values` returns a row's."""
     if connection.dialect.name != "mariadb":
         yield list(rows)
         return
@@ -26,7 +29,7 @@ def packets(connection: AsyncConnection, rows: Sequence[Row]) -> Iterator[list[R
     left = most
     for row in rows:
         # The driver inserts the values into the statement, where each byte may need an escape.
-        size = _ROW_BYTES + sum(2 * len(value.encode()) for value in row.values() if isinstance(value, str))
+        size = _ROW_BYTES + sum(2 * len(value.encode()) for value in values(row) if isinstance(value, str))
         if size > left and packet:
             yield packet
             packet, left = [], most

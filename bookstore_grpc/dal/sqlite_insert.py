@@ -12,7 +12,7 @@ from typing import NamedTuple
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bookstore_grpc.dal.folding import searchable_text
-from bookstore_grpc.dal.models import ENTRY, ENTRY_FIELDS, FOLDED_COLUMNS, Book, BookChange, CreateRequest
+from bookstore_grpc.dal.models import ENTRY, ENTRY_FIELDS, FOLDED_COLUMNS, Book, CreateRequest
 from bookstore_grpc.dal.records import BookRecord, Encode
 from bookstore_grpc.dal.sqlite_entries import FIELDS_OF_ENTRY
 
@@ -40,7 +40,6 @@ _BOOKS = _Target(
     (*BookRecord._fields, *(column.key for column in FOLDED_COLUMNS.values()), ENTRY.key, ENTRY_FIELDS.key),
 )
 _REQUESTS = _Target(CreateRequest.__tablename__, ("request_id", "book_id", "digest", "create_time"))
-_CHANGES = _Target(BookChange.__tablename__, ("number", "remaining", "type", "change_time", "book", "previous_book"))
 
 
 async def next_book_id(connection: AsyncConnection) -> int:
@@ -61,11 +60,6 @@ async def insert_records(connection: AsyncConnection, records: Iterable[BookReco
 async def insert_requests(connection: AsyncConnection, rows: Sequence[_Row]) -> None:
     """Insert idempotency keys: of each its digits, the id of its book, the digest and the time of the create."""
     await _insert(connection, _REQUESTS, rows)
-
-
-async def insert_changes(connection: AsyncConnection, rows: Sequence[_Row]) -> None:
-    """Insert changes: of each its number, and the values of the other columns in their order."""
-    await _insert(connection, _CHANGES, rows)
 
 
 async def _insert(connection: AsyncConnection, target: _Target, rows: Sequence[_Row]) -> None:

@@ -11,16 +11,15 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from enum import Enum
 from functools import lru_cache
-from typing import Any
 
 from sqlalchemy import bindparam, select, true
 
-from bookstore_grpc.dal.change_log import LOST, ChangeReader, Head, Position
+from bookstore_grpc.dal.change_log import LOST, NEWEST, ChangeReader, Head, Position
 from bookstore_grpc.dal.change_pages import Part, parts
 from bookstore_grpc.dal.change_tail import ChangeTail
 from bookstore_grpc.dal.database import Database
 from bookstore_grpc.dal.filters import Filter, for_filter, parse_filter
-from bookstore_grpc.dal.models import SELECT_BOOKS, Book, BookChange, ChangeLog, Query
+from bookstore_grpc.dal.models import SELECT_BOOKS, Book, ChangeLog, Query
 from bookstore_grpc.dal.records import BookRecord, Change, ChangePage, ChangeType, code_points_of_record
 from bookstore_grpc.dal.resume_tokens import ResumePoint, token_from_resume_point
 from bookstore_grpc.errors import InvalidResumeToken
@@ -126,7 +125,7 @@ class Watch:
         """Return some existing books, and the position in the log at the moment when they were read."""
         rows = await self._database.read(statement, parameters, is_search=True)
         number, time, *_ = rows[0]
-        return Position(number, time or 0), [BookRecord._make(row[2:]) for row in rows if row[2] is not None]
+        return Position(number or 0, time or 0), [BookRecord._make(row[2:]) for row in rows if row[2] is not None]
 
     async def _parts_up_to(self, number: int, last_id: int) -> AsyncGenerator[Part]:
         """Yield the wanted changes of books up to an id, from the current position on up to a number."""
@@ -172,8 +171,5 @@ def _existing_statement(filter: Filter) -> Query:
     """
     matching = SELECT_BOOKS.where(Book.id > bindparam("after_id"), filter.condition.sql())
     found = matching.order_by(Book.id).limit(EXISTING_READ_MAX).subquery()
-    columns: list[Any] = [ChangeLog.last_number, BookChange.change_time, *found.c]
-    with_head = select(*columns).join_from(
-        ChangeLog, BookChange, BookChange.number == ChangeLog.last_number, isouter=True
-    )
-    return with_head.join(found, true(), isouter=True).order_by(found.c.id)
+    with_position = select(*NEWEST.c, *found.c).join_from(ChangeLog, NEWEST, true(), isouter=True)
+    return with_position.join(found, true(), isouter=True).order_by(found.c.id)

@@ -263,7 +263,7 @@ class BookWriteBatch:
         rows = [_row(draft, create_time=self._now, update_time=self._now) for draft, _ in self._new]
         statements = self._statements
         ids: list[int] = []
-        for packet in packets(self._connection, rows):
+        for packet in packets(self._connection, rows, values=_values):
             result = await self._connection.execute(statement, statements.rows(packet))
             ids += [row[0] for row in result]
         in_order = ids if statements.is_insert_ordered else sorted(ids)
@@ -284,7 +284,9 @@ class BookWriteBatch:
         ]
         if requests:
             # In a fixed order, so that two batches with the same keys cannot deadlock.
-            for packet in packets(self._connection, sorted(requests, key=lambda row: str(row["request_id"]))):
+            for packet in packets(
+                self._connection, sorted(requests, key=lambda row: str(row["request_id"])), values=_values
+            ):
                 await self._connection.execute(self._statements.insert_requests, self._statements.rows(packet))
 
     async def _update(self) -> None:
@@ -293,7 +295,7 @@ class BookWriteBatch:
             rows = [_row(book, book_id=book.id, update_time=book.update_time) for book in changed]
             if self._is_sqlite:
                 rows = [{**row, **entry_columns(book, self._encode)} for row, book in zip(rows, changed, strict=True)]
-            for packet in packets(self._connection, rows):
+            for packet in packets(self._connection, rows, values=_values):
                 await self._statements.update_books(self._connection, packet)
 
     async def _delete(self) -> None:
@@ -329,6 +331,10 @@ def _row(book: BookDraft | BookRecord, **values: Any) -> Mapping[str, object]:
     for folded, name in _FOLDED:
         values[folded] = searchable_text(values[name])
     return values
+
+
+def _values(row: Mapping[str, object]) -> Iterable[object]:
+    return row.values()
 
 
 def _digest(draft: BookDraft) -> bytes:
