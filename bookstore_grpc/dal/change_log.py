@@ -1,7 +1,7 @@
 """The log of changes: a row for each change, written in its transaction and numbered in the order of all commits.
 
-A transaction takes its numbers from the one row of the table `change_log`, whose lock it then holds until its commit.
-So whoever sees a number sees all lower ones too, and reading the log from a number on misses nothing
+A transaction locks the one row of the table `change_log` before it takes its numbers, and holds that lock until its
+commit. So whoever sees a number sees all lower ones too, and reading the log from a number on misses nothing
 (docs/decisions/0029-change-log.md).
 """
 
@@ -48,28 +48,22 @@ _EARLIEST: Query = select(*_PLACE_COLUMNS).order_by(BookChange.number).limit(1)
 _OLDEST: Query = select(*_PLACE_COLUMNS).order_by(BookChange.number).limit(BATCH_MAX)
 _DELETE = delete(BookChange).where(BookChange.number <= bindparam("last_expired"))
 
-# The newest change is always kept, and SQLite has one writer, so it needs no other counter.
-_INSERT_ON_SQLITE = f"""
+# The newest change is always kept, so the next number is the one after it.
+_LOG_ON_SQLITE = f"""
 INSERT INTO book_changes ({", ".join(_COLUMNS)})
 SELECT (SELECT coalesce(max(number), 0) FROM book_changes) + column1, column2, column3, column4, column5, column6
 FROM (VALUES {{}})
 """  # noqa: S608  constants
 _ROW_ON_SQLITE = "(?, ?, ?, ?, ?, ?)"
-# `LAST_INSERT_ID()` is then the number of the last change of the transaction.
-_TAKE_NUMBERS_ON_MARIADB = "UPDATE change_log SET last_number = LAST_INSERT_ID(last_number + {})"
-_INSERT_ON_MARIADB = f"INSERT INTO book_changes ({', '.join(_COLUMNS)}) VALUES "  # noqa: S608  constants
-_LOG_ON_POSTGRESQL = f"""
-WITH counter AS (
-    UPDATE change_log SET last_number = last_number + cardinality($1::integer[])
-    RETURNING last_number - cardinality($1::integer[]) AS before
-), logged AS (
-    INSERT INTO book_changes ({", ".join(_COLUMNS)})
-    SELECT before + position, remaining, type, change_time, book, previous_book
-    FROM counter, unnest($1::integer[], $2::smallint[], $3::bigint[], $4::text[], $5::text[])
-        WITH ORDINALITY AS given (remaining, type, change_time, book, previous_book, position)
+# A function, because each of its statements sees what was committed before that statement. It notifies `CHANNEL`.
+_LOG_ON_POSTGRESQL = "SELECT log_book_changes($1, $2, $3, $4, $5)"
+# A block, which is one round trip.
+_LOG_ON_MARIADB = (
+    "BEGIN NOT ATOMIC DECLARE locked TEXT; DECLARE newest BIGINT; "  # noqa: S608  constants
+    "SELECT log_id INTO locked FROM change_log FOR UPDATE; "
+    "SELECT coalesce(max(number), 0) INTO newest FROM book_changes; "
+    f"INSERT INTO book_changes ({', '.join(_COLUMNS)}) VALUES {{}}; END"
 )
-SELECT pg_notify('{CHANNEL}', '')
-"""  # noqa: S608  constants
 
 
 class Position(NamedTuple):
@@ -117,7 +111,7 @@ def record_from_text(text: str) -> BookRecord:
 
 
 async def log_changes(connection: AsyncConnection, calls: Iterable[Sequence[Change]]) -> None:
-    """Write the changes of each call to the log. Must be the last statement of the transaction, which takes a lock.
+    """Write the changes of each call to the log, as the last statement of a transaction: it takes a lock.
 
     The numbers in the changes are ignored.
     """
@@ -140,7 +134,7 @@ async def _log_on_sqlite(connection: AsyncConnection, rows: Sequence[_Row]) -> N
     for start in range(0, len(rows), _ROWS_MAX_ON_SQLITE):
         some = rows[start : start + _ROWS_MAX_ON_SQLITE]
         values = tuple(value for offset, row in enumerate(some, 1) for value in (offset, *row))
-        statement = _INSERT_ON_SQLITE.format(", ".join([_ROW_ON_SQLITE] * len(some)))
+        statement = _LOG_ON_SQLITE.format(", ".join([_ROW_ON_SQLITE] * len(some)))
         await connection.exec_driver_sql(statement, values)
 
 
@@ -149,21 +143,14 @@ async def _log_on_postgresql(connection: AsyncConnection, rows: Sequence[_Row]) 
 
 
 async def _log_on_mariadb(connection: AsyncConnection, rows: Sequence[_Row]) -> None:
-    """Send the UPDATE in one round trip with the first INSERT."""
-    left = len(rows)
-    take_numbers = _TAKE_NUMBERS_ON_MARIADB.format(left)
     for packet in packets(connection, rows, values=tuple):
         values: list[str] = []
         parts: list[str] = []
-        for remaining, type_, time, book, previous in packet:
-            left -= 1
+        for offset, (remaining, type_, time, book, previous) in enumerate(packet, 1):
             # The driver takes microseconds for each value that it inserts, so only texts are left to it.
-            parts.append(f"(LAST_INSERT_ID()-{left},{remaining},{type_},{time},%s,{'%s' if previous else 'NULL'})")
+            parts.append(f"(newest+{offset},{remaining},{type_},{time},%s,{'%s' if previous else 'NULL'})")
             values += [book, previous] if previous else [book]
-        statement = _INSERT_ON_MARIADB + ",".join(parts)
-        if take_numbers:
-            statement, take_numbers = f"BEGIN NOT ATOMIC {take_numbers}; {statement}; END", ""
-        await connection.exec_driver_sql(statement, tuple(values))
+        await connection.exec_driver_sql(_LOG_ON_MARIADB.format(",".join(parts)), tuple(values))
 
 
 _LOGGERS = {"sqlite": _log_on_sqlite, "postgresql": _log_on_postgresql, "mariadb": _log_on_mariadb}

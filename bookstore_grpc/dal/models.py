@@ -234,15 +234,14 @@ class BookChange(Base):
 
 
 class ChangeLog(Base):
-    """The one row that numbers changes: its lock, held until the commit, makes their order that of the commits.
+    """The one row that transactions lock, until their commit, before they number changes (SQLite has one writer).
 
-    SQLite, which has one writer, leaves `last_number` at 0. `log_id` distinguishes the logs of different databases.
+    `log_id` distinguishes the logs of different databases.
     """
 
     __tablename__ = "change_log"
 
     log_id: Mapped[str] = mapped_column(exact_string(32), primary_key=True)
-    last_number: Mapped[int] = mapped_column(BigInteger)
 
 
 Columns = Mapping[str, InstrumentedAttribute[Any]]

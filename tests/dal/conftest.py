@@ -130,7 +130,7 @@ async def execute(database: Database, *statements: str) -> None:
 
 
 #: The first words of the statements that write to the log of changes. On MariaDB they are one block.
-LOG = {"sqlite": ["INSERT"], "postgresql": ["WITH"], "mariadb": ["UPDATE"]}
+LOG = {"sqlite": ["INSERT"], "postgresql": ["SELECT"], "mariadb": ["DECLARE"]}
 
 
 def kinds(statements: Sequence[str]) -> list[str]:

@@ -13,7 +13,21 @@ from bookstore_grpc.dal.models import exact_string, exact_text
 revision = "0006"
 down_revision = "0005"
 
-_CHANGE_LOG = sa.table("change_log", sa.column("log_id", sa.String), sa.column("last_number", sa.BigInteger))
+_CHANGE_LOG = sa.table("change_log", sa.column("log_id", sa.String))
+
+# Each of its statements sees what was committed before it, so also what the previous holder of the lock has written.
+# The lock writes no new version of the row, of which old snapshots would let many pile up.
+_LOG_BOOK_CHANGES = (
+    "CREATE OR REPLACE FUNCTION log_book_changes(remaining_of integer[], type_of smallint[], time_of bigint[], "
+    "book_of text[], previous_book_of text[]) RETURNS void LANGUAGE plpgsql AS $$ BEGIN "
+    "PERFORM log_id FROM change_log FOR UPDATE; "
+    "INSERT INTO book_changes (number, remaining, type, change_time, book, previous_book) "
+    "SELECT (SELECT coalesce(max(number), 0) FROM book_changes) + given.position, "
+    "given.remaining, given.type, given.change_time, given.book, given.previous_book "
+    "FROM unnest(remaining_of, type_of, time_of, book_of, previous_book_of) "
+    "WITH ORDINALITY AS given (remaining, type, change_time, book, previous_book, position); "
+    "PERFORM pg_notify('bookstore_changes', ''); END $$"
+)
 
 
 def upgrade() -> None:
@@ -31,14 +45,17 @@ def upgrade() -> None:
     op.create_table(
         "change_log",
         sa.Column("log_id", exact_string(32), nullable=False),
-        sa.Column("last_number", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("log_id"),
         if_not_exists=True,
     )
     op.execute(sa.delete(_CHANGE_LOG))
-    op.bulk_insert(_CHANGE_LOG, [{"log_id": uuid4().hex, "last_number": 0}])
+    op.bulk_insert(_CHANGE_LOG, [{"log_id": uuid4().hex}])
+    if op.get_context().dialect.name == "postgresql":
+        op.execute(_LOG_BOOK_CHANGES)
 
 
 def downgrade() -> None:
+    if op.get_context().dialect.name == "postgresql":
+        op.execute("DROP FUNCTION log_book_changes")
     op.drop_table("change_log")
     op.drop_table("book_changes")
