@@ -95,6 +95,15 @@ async def test_executing_operations_creates_lists_and_updates_books(docs: Docs, 
     assert (await response.json())["name"] == "The Dispossessed"
 
 
+async def test_executing_a_stream_shows_its_beginning(docs: Docs, api_client: ApiClient) -> None:
+    await api_client.create("Dune")
+    watch = await docs.fill("WatchBooks", filter="dune", checkpointinterval="1s")
+    await watch.get_by_role("combobox", name="start").select_option("EXISTING")
+    shown = await docs.execute(watch, status=200)
+    assert '"name":"Dune"' in shown
+    assert "content-type: text/event-stream" in shown
+
+
 async def test_error_responses_are_shown(docs: Docs, browser_errors: BrowserErrors, api_client: ApiClient) -> None:
     browser_errors.expect("status of 400 .*/v1/books")
     browser_errors.expect("status of 409 .*/v1/books/1")
@@ -170,6 +179,8 @@ async def test_the_page_is_accessible_with_all_operations_open(docs: Docs, brows
         "BatchUpdateBooks",
         "BatchDeleteBooks",
         "PurgeBooks",
+        "WatchBooks",
+        "ListBookChanges",
     ):
         await docs.open(name)
     # One check of everything that is open takes as long as all others together.

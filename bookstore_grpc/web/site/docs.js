@@ -54,11 +54,26 @@ const plugin = ({ React, getComponent }) => ({
   },
 });
 
+// A stream has no end, which Swagger UI would wait for. It shows what comes in this time.
+const STREAM_MS = 5_000;
+
+async function fetchBeginning(url, request) {
+  const response = await fetch(url, request);
+  if (!response.headers.get("Content-Type")?.startsWith("text/event-stream")) return response;
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  const timer = setTimeout(() => reader.cancel(), STREAM_MS);
+  let text = "";
+  for (let part = await reader.read(); !part.done; part = await reader.read()) text += part.value;
+  clearTimeout(timer);
+  return new Response(text, response);
+}
+
 SwaggerUIBundle({
   url: "openapi.json",
   domNode: docs,
   plugins: [plugin],
   validatorUrl: null, // the default sends the document to another server
+  requestInterceptor: (request) => Object.assign(request, { userFetch: fetchBeginning }),
   deepLinking: true,
   displayRequestDuration: true,
   defaultModelsExpandDepth: 0,
