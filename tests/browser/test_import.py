@@ -152,7 +152,7 @@ async def test_a_rate_limited_import_retries_after_the_delay(
 ) -> None:
     browser_errors.expect("status of 429")
     url = f"sqlite+aiosqlite:///{tmp_path}/limited.db"
-    settings = settings_for(url, http_listen="127.0.0.1:0", rate_limit_per_second=0.5, rate_limit_burst=2)
+    settings = settings_for(url, http_listen="127.0.0.1:0", rate_limit_per_second=0.5, rate_limit_burst=3)
 
     async def exhaust_limit(route: "Route") -> None:
         while (await page.request.get(f"{site}/v1/books")).status != 429:

@@ -172,10 +172,11 @@ async def test_changed_books_are_deleted_after_another_confirmation_and_missing_
     books = [await api_client.create(name) for name in ("One", "Two", "Three", "Four")]
     await page.goto(site)
     await select(page, "One", "Two", "Three")
-    await api_client.delete(books[0])
-    await api_client.change(books[1], name="Two and a half")
     await page.get_by_role("button", name="Delete selected").click()
     dialog = page.get_by_role("alertdialog")
+    await expect(dialog).to_be_visible()  # with the books as they were
+    await api_client.delete(books[0])
+    await api_client.change(books[1], name="Two and a half")
 
     await dialog.get_by_role("button", name="Delete").click()
     await expect(dialog).to_contain_text("Another user has changed Two and a half.")

@@ -5,6 +5,10 @@ import { askForToken, token } from "./token.js";
 const BASE = new URL("../v1/", import.meta.url);
 // Longer than the server's default --max-call-seconds.
 const TIMEOUT_MS = 40_000;
+// The changes of this page that are remembered: more than arrive before the stream of changes has them.
+const OWN_CHANGES_MAX = 10_000;
+const ownChanges = new Set();
+let writes = 0;
 
 /** A failed call with the server's error; `status` is 0 without a response. */
 export class Failure extends Error {
@@ -32,13 +36,58 @@ export class Failure extends Error {
 }
 
 /** Call the API and return its JSON. Throws `Failure`, or `AbortError` when `signal` is aborted. */
-export async function call(verb, path, { query = {}, body, etag, signal } = {}) {
+export async function call(verb, path, options = {}) {
+  if (verb === "GET") return send(verb, path, options);
+  writes += 1;
+  try {
+    const json = await send(verb, path, options);
+    rememberChanges(path, options.body, json);
+    return json;
+  } finally {
+    writes -= 1;
+  }
+}
+
+/** Open a stream of events, after the event with the id `lastEventId`. Returns the response of `fetch`. */
+export function openStream(path, { query = {}, lastEventId, signal } = {}) {
+  const { url, headers } = requestTo(path, query);
+  if (lastEventId) headers["Last-Event-ID"] = lastEventId;
+  return fetch(url, { headers, signal, cache: "no-store" });
+}
+
+/** Whether calls are in progress whose changes cannot be recognized yet. */
+export function isWriting() {
+  return writes > 0;
+}
+
+/** Whether a call of this page made a change. */
+export function isOwnChange({ type, book }) {
+  return ownChanges.has(type === "DELETED" ? book.id : `${book.id} ${book.etag}`);
+}
+
+function rememberChanges(path, { requests = [] } = {}, { id, etag, books = [] }) {
+  const stored = id ? [{ id, etag }] : books;
+  const deleted = stored.length ? [] : [path.replace(/^books./, ""), ...requests.map((request) => request.id)];
+  for (const change of [...stored.map((book) => `${book.id} ${book.etag}`), ...deleted]) ownChanges.add(change);
+  for (const change of ownChanges) {
+    if (ownChanges.size <= OWN_CHANGES_MAX) break;
+    ownChanges.delete(change); // the oldest
+  }
+}
+
+/** Return the URL of a path, and the headers of every request. */
+function requestTo(path, query) {
   const given = Object.entries(query).filter(([, value]) => value !== "");
   const url = `${BASE}${path}${given.length ? `?${new URLSearchParams(given)}` : ""}`;
   // Chosen here, so that a call whose response is lost can be found in the server's log.
-  const requestId = newId();
-  const headers = { "X-Request-Id": requestId };
+  const headers = { "X-Request-Id": newId() };
   if (token()) headers.Authorization = `Bearer ${token()}`;
+  return { url, headers };
+}
+
+async function send(verb, path, { query = {}, body, etag, signal }) {
+  const { url, headers } = requestTo(path, query);
+  const requestId = headers["X-Request-Id"];
   if (body) headers["Content-Type"] = "application/json";
   if (etag) headers["If-Match"] = `"${etag}"`;
   let response, text;
@@ -69,7 +118,7 @@ export async function call(verb, path, { query = {}, body, etag, signal } = {}) 
     response.headers.get("Retry-After"),
   );
   if (response.status === 401 && (await askForToken(failure.message)))
-    return call(verb, path, { query, body, etag, signal });
+    return send(verb, path, { query, body, etag, signal });
   throw failure;
 }
 

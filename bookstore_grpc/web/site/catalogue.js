@@ -3,8 +3,10 @@
 import { call } from "./api.js";
 import { createBook, deleteBook, editBook } from "./book-dialogs.js";
 import { FIELDS, namesOf } from "./book-fields.js";
-import { button, byId, countText, element, failureBox, listed, notify, quoted, rangeText, userText } from "./elements.js";
-import { checkboxFor, clearSelection, selectedBooks } from "./selection.js";
+import { rowOf, showRows } from "./book-rows.js";
+import { showChanges, showHeldChanges } from "./changes.js";
+import { button, byId, countText, element, failureBox, listed, notify, quoted, rangeText } from "./elements.js";
+import { selectedBooks } from "./selection.js";
 
 const ORDER = "id desc";
 const SIZE = "50";
@@ -16,8 +18,6 @@ const filter = byId("filter");
 const results = byId("results");
 const table = results.querySelector("table");
 const [first, previous, next] = ["first", "previous", "next"].map(byId);
-const day = new Intl.DateTimeFormat(undefined, { dateStyle: "medium" });
-const moment = new Intl.DateTimeFormat(undefined, { dateStyle: "full", timeStyle: "medium" });
 
 // The view on the screen, and the one being loaded. `trail` has, for each previous page, its token and the number of
 // books before it. `total` is how many books there are on all pages, which the first page of them to be loaded tells.
@@ -26,6 +26,8 @@ let wanted;
 let nextToken = "";
 let loading;
 let typing;
+// The id of the book in a dialog.
+let opened;
 
 /** Return the view that the URL describes. */
 function viewFromAddress() {
@@ -82,6 +84,7 @@ async function show(view, enter) {
   if (filter.value.trim() === view.filter) showFilterError();
   showOrder();
   showBooks(books);
+  showChanges(view.filter, { isOpen: (id) => id === opened, reload });
   return true;
 }
 
@@ -157,8 +160,7 @@ function showOrder() {
 }
 
 function showBooks(books) {
-  clearSelection();
-  table.tBodies[0].replaceChildren(...books.map(row));
+  showRows(books, { edit, remove });
   table.hidden = byId("pager").hidden = !books.length;
   byId("empty").hidden = books.length > 0;
   byId("empty").replaceChildren(...(books.length ? [] : emptyContent()));
@@ -169,35 +171,6 @@ function showBooks(books) {
   next.ariaDisabled = String(!nextToken);
   shown.count = books.length;
   byId("results-title").textContent = byId("found").textContent = books.length ? byId("range").textContent : "No books";
-}
-
-function row(book) {
-  const cell = (className, ...children) => element("td", { className, role: "cell" }, ...children);
-  return element(
-    "tr",
-    { role: "row", dataset: { id: book.id } },
-    cell("select", checkboxFor(book)),
-    ...FIELDS.map((field) => cell(`${field.type} ${field.name}`, ...contentOf(book, field))),
-    cell(
-      "actions",
-      button("Edit", () => edit(book), { ariaLabel: `Edit ${book.name}` }),
-      button("Delete", () => remove(book), { ariaLabel: `Delete ${book.name}` }),
-    ),
-  );
-}
-
-/** Return the content of a cell: one node, or none where the book lacks the field. */
-function contentOf(book, { jsonName, type, text }) {
-  const value = book[jsonName] ?? "";
-  if (value === "") return [];
-  if (type === "text") return [userText(value)];
-  if (type === "time") return [time(value)];
-  return [element("data", { value }, text(value))];
-}
-
-function time(text) {
-  const date = new Date(text);
-  return element("time", { dateTime: text, title: moment.format(date) }, day.format(date));
 }
 
 function emptyContent() {
@@ -239,7 +212,7 @@ async function create() {
 }
 
 async function edit(book) {
-  const changed = await editBook(book);
+  const changed = await whileOpen(book, editBook);
   if (changed && changed.etag !== book.etag) {
     notify("Saved ", quoted(changed.name), ".");
     await refresh();
@@ -250,10 +223,21 @@ async function edit(book) {
 async function remove(book) {
   const rows = [...table.tBodies[0].rows];
   const at = rows.findIndex((each) => each.dataset.id === book.id);
-  if (await deleteBook(book)) {
+  if (await whileOpen(book, deleteBook)) {
     notify("Deleted ", quoted(book.name), ".");
     await refresh();
     focusRow((rows[at + 1] ?? rows[at - 1])?.dataset.id);
+  }
+}
+
+/** Open a dialog for a book, during which its row is not changed. */
+async function whileOpen(book, openDialog) {
+  opened = book.id;
+  try {
+    return await openDialog(book);
+  } finally {
+    opened = undefined;
+    showHeldChanges();
   }
 }
 
@@ -277,8 +261,14 @@ function refresh() {
   return show({ ...(shown ?? viewFromAddress()), total: undefined });
 }
 
+/** Show the first page of the current view with the books that others have added. */
+async function reload() {
+  await turnTo({});
+  results.focus();
+}
+
 function focusRow(id) {
-  const found = id && table.querySelector(`tr[data-id="${id}"] button`);
+  const found = id && rowOf(id)?.querySelector("button");
   (found || results).focus();
 }
 

@@ -14,6 +14,12 @@ export function checkboxFor(book) {
   return box;
 }
 
+/** Replace the book of a checkbox by its new state. */
+export function updateCheckbox(box, book) {
+  box.ariaLabel = `Select ${book.name}`;
+  boxes.set(box, book);
+}
+
 /** Return the selected books, in the order of the page. */
 export function selectedBooks() {
   return [...boxes].filter(([box]) => box.checked).map(([, book]) => book);
