@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,13 +11,13 @@ from google.protobuf import json_format
 from google.rpc import status_pb2
 
 from bookstore_grpc.compat import uvicorn as connections
-from bookstore_grpc.errors import BookNotFound
+from bookstore_grpc.errors import BookNotFound, ResumeTokenExpired
 from bookstore_grpc.limits import ERROR_MAX_BYTES
 from bookstore_grpc.rpc.server import Server
 from tests.conftest import LogLines
 from tests.gateway.client import Wire, ask, details_of, head, rejected
-from tests.gateway.event_stream import watching
-from tests.gateway.servers import http_server_with
+from tests.gateway.event_stream import EventResponse, watching
+from tests.gateway.servers import http_server, http_server_with
 from tests.gateway.shelves import Librarian, shelf_service
 
 WATCH = "/v1/shelves:watch"
@@ -314,3 +315,60 @@ async def test_events_that_are_written_late_are_written_whole(librarian: Librari
         body = body[int(size, 16) + 2 :]
     events = [json.loads(event.removeprefix(b"data: ")) for event in found.split(b"\n\n") if event]
     assert [event["shelf"]["name"] for event in events] == names
+
+
+async def changes_of(response: EventResponse, count: int) -> list[Any]:
+    """Return the type and the book of the next changes. Between them there may be checkpoints."""
+    found: list[Any] = []
+    while len(found) < count:
+        found += (await response.event()).json.get("changes", [])
+    return [(change["type"], change["book"]) for change in found]
+
+
+async def test_watch_books_streams_the_changes_of_books_and_resumes(tmp_path: Path) -> None:
+    book = {"name": "Dune", "author": "Frank Herbert", "releaseYear": 1965}
+    async with http_server(tmp_path) as server:
+        address = server.http_address
+        async with watching(address, "/v1/books:watch") as response:
+            checkpoint = await response.event()
+            created = (await ask(address, "POST", "/v1/books", book)).json
+            assert await changes_of(response, 1) == [("CREATED", created)]
+        assert checkpoint.json == {"resumeToken": checkpoint.fields["id"], "existingSent": True}
+        await ask(address, "DELETE", f"/v1/books/{created['id']}")
+        # A browser repeats the query of its first request.
+        path = "/v1/books:watch?start=EARLIEST&resumeToken=damaged"
+        async with watching(address, path, last_event_id=checkpoint.fields["id"]) as response:
+            assert await changes_of(response, 2) == [("CREATED", created), ("DELETED", created)]
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "reason", "violations"),
+    [
+        ("?filter=name+%3D", {}, "INVALID_FILTER", {"filter"}),
+        ("?resumeToken=damaged", {}, "INVALID_RESUME_TOKEN", {"resume_token"}),
+        ("", {"last_event_id": "damaged"}, "INVALID_RESUME_TOKEN", {"resume_token"}),
+        ("?checkpointInterval=0.5s&start=SOON", {}, "INVALID_FIELD", {"checkpoint_interval", "start"}),
+    ],
+)
+async def test_an_invalid_watch_is_rejected_before_it_starts(
+    tmp_path: Path, path: str, headers: dict[str, str], reason: str, violations: set[str]
+) -> None:
+    async with http_server(tmp_path) as server:
+        rejection = await rejected(server.http_address, "GET", f"/v1/books:watch{path}", **headers)
+    assert (rejection.status, rejection.reason, set(rejection.violations)) == (400, reason, violations)
+
+
+async def test_a_token_that_has_expired_is_gone(librarian: Librarian, address: str) -> None:
+    librarian.responses.put_nowait(ResumeTokenExpired())
+    gone = await rejected(address, "GET", WATCH, last_event_id="old")
+    assert (gone.status, gone.reason) == (410, "RESUME_TOKEN_EXPIRED")
+
+
+async def test_a_caller_with_too_many_streams_is_told_when_to_try_again(tmp_path: Path) -> None:
+    async with (
+        http_server(tmp_path, max_watchers_per_caller=1) as server,
+        watching(server.http_address, "/v1/books:watch"),
+    ):
+        rejection = await rejected(server.http_address, "GET", "/v1/books:watch")
+        assert (rejection.status, rejection.metadata["limit"]) == (429, "watchers_per_caller")
+        assert rejection.headers["retry-after"]
