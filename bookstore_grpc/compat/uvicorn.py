@@ -193,7 +193,9 @@ class _Connection(HttpToolsProtocol):
         super().connection_made(transport)
         self.is_made = True
         self._limited.close = transport.abort
-        self._caller = Caller(transport.get_extra_info("peercert"), abort=transport.abort)
+        self._gives_way = False
+        certificate = transport.get_extra_info("peercert")
+        self._caller = Caller(certificate, abort=transport.abort, give_way=self._give_way)
         self._overhead_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
         self._unread_timer: asyncio.TimerHandle | None = None
@@ -291,10 +293,15 @@ class _Connection(HttpToolsProtocol):
 
     def _update_limit(self) -> None:
         """Mark the connection as serving if its last request is complete and has no response yet, else as waiting."""
-        if self.transport.is_closing() or self.cycle.more_body or self.cycle.response_complete:
+        is_waiting = self.transport.is_closing() or self.cycle.more_body or self.cycle.response_complete
+        if is_waiting or self._gives_way:
             self._limit.mark_waiting(self._limited)
         else:
             self._limit.mark_serving(self._limited)
+
+    def _give_way(self) -> None:
+        self._gives_way = True
+        self._update_limit()
 
     def _bound_unread(self) -> None:
         if self._unread_timer is None:

@@ -43,6 +43,10 @@ class HttpContext:
         finally:
             self._caller.task = None
 
+    def give_way(self) -> None:
+        """Let the connection be evicted for a new one at the limit, although its response has not ended."""
+        self._caller.give_way()
+
     def abort(self) -> None:
         """Close the connection immediately, whatever is unsent."""
         self._caller.abort()

@@ -186,6 +186,7 @@ async def _send_events(
         if context.is_head:
             await anext(responses, None)
         else:
+            context.give_way()  # so that streams, which can be resumed, lock out no other calls
             async with stream.kept_alive():
                 async for response in responses:
                     event = encoder.encode(response)

@@ -48,9 +48,10 @@ class ConnectionLimit:
     """Bounds the number of connections, so that idle ones cannot lock out clients that send requests.
 
     A connection is waiting while the next step is its client's: to finish the handshake or the request, to send
-    another request, or to read the response. At the limit the longest waiting connection is evicted for a new one. It
-    is chosen from the new one's address if that address has used up its share, otherwise from the address with the most
-    waiting connections. If no connection is waiting, the new one is rejected.
+    another request, or to read the response. One whose response is a stream, which its client can resume, counts as
+    waiting too. At the limit the longest waiting connection is evicted for a new one. It is chosen from the new one's
+    address if that address has used up its share, otherwise from the address with the most waiting connections. If no
+    connection is waiting, the new one is rejected.
     """
 
     def __init__(self, most: int, *, name: str) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from google.rpc import status_pb2
 from bookstore_grpc.compat import uvicorn as connections
 from bookstore_grpc.errors import BookNotFound, ResumeTokenExpired
 from bookstore_grpc.limits import ERROR_MAX_BYTES
+from bookstore_grpc.net.connection_limit import ConnectionLimit
 from bookstore_grpc.rpc.server import Server
 from tests.conftest import LogLines
 from tests.gateway.client import Wire, ask, details_of, head, rejected
@@ -251,6 +253,17 @@ async def test_a_drain_ends_streams_with_an_error_and_accepts_no_new_ones(librar
         assert '"reason":"SERVER_DRAINING"' in last.fields["data"]
         late = await rejected(server.http_address, "GET", WATCH)
         assert (late.status, late.reason) == (503, "SERVER_DRAINING")
+
+
+async def test_streams_do_not_lock_out_other_calls(librarian: Librarian) -> None:
+    limit = ConnectionLimit(4, name="http")  # three of them for one address
+    async with http_server_with(librarian, shelf_service(), limit=limit) as server, AsyncExitStack() as stack:
+        for number in range(3):
+            librarian.responses.put_nowait(change(librarian, room=number + 1))
+            await stack.enter_async_context(watching(server.http_address, WATCH))
+        assert (await ask(server.http_address, "GET", "/v1/shelves/top")).status == 200
+        await librarian.ended.acquire()  # the oldest, whose client resumes it
+    assert limit.closed.count == 1
 
 
 class Flood(Librarian):
