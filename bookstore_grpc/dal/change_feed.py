@@ -86,12 +86,13 @@ class ChangeFeed:
         if point.after_id is not None:
             raise InvalidResumeToken("is of a watch that had not sent all existing books; only a watch can continue it")
         page = _Page(point.position, page_size=page_size, is_wanted=is_wanted_by(filter))
-        has_more = True
+        is_full = False
         for _ in range(_READS_MAX):
             changes = await self._reader.read_after(page.position)
-            has_more = not all(map(page.take, changes))
-            if has_more or not changes:
+            is_full = not all(map(page.take, changes))
+            if is_full or not changes:
                 break
+        has_more = is_full or page.position.number < head.position.number
         token = token_from_resume_point(ResumePoint(page.position), log_id=head.log_id, filter=filter)
         return ChangePage(page.changes, token, has_more=has_more)
 

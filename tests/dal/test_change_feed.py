@@ -106,6 +106,20 @@ def few_reads(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     return limit
 
 
+async def test_a_page_that_finds_few_matches_stops_searching_and_has_more(
+    database: Database, books: BookDAL, few_reads: Callable[[int], None]
+) -> None:
+    few_reads(2)
+    other = [Change(ChangeType.CREATED, record(name="other"), time=1)] * 900
+    await log_calls(database, *[other] * 5)
+    await log_creates(database, [1])
+    pages, token = list[ChangePage](), ""
+    while not pages or pages[-1].has_more:
+        pages.append(await _page(books, page_token=token, filter="name = Dune"))
+        token = pages[-1].resume_token
+    assert [_numbers(page.changes) for page in pages] == [[], [], [4501]]
+
+
 async def test_a_page_that_stops_searching_at_the_end_has_no_more(
     database: Database, books: BookDAL, few_reads: Callable[[int], None]
 ) -> None:
