@@ -5,6 +5,7 @@ commit. So whoever sees a number sees all lower ones too, and reading the log fr
 (docs/decisions/0029-change-log.md).
 """
 
+import asyncio
 from collections.abc import Iterable, Sequence
 from itertools import takewhile
 from typing import Any, NamedTuple
@@ -184,6 +185,9 @@ class ChangeReader:
         change at the position any more.
         """
         rows = await self._rows_after(position, limit=CHANGES_READ_MAX)
+        if len(rows) >= CHANGES_READ_MAX - 1:
+            # On SQLite this read was inline, and so may be many further ones by a caller who finds few wanted changes.
+            await asyncio.sleep(0)
         return [_change(row) for row in _rows_of_whole_calls(rows)]
 
     async def verify(self, position: Position) -> None:

@@ -128,6 +128,24 @@ async def test_a_page_that_stops_searching_at_the_end_has_no_more(
     assert not (await _page(books, filter="name = other")).has_more
 
 
+async def test_a_page_that_finds_few_matches_lets_other_calls_run(database: Database, books: BookDAL) -> None:
+    other = [Change(ChangeType.CREATED, record(name="other"), time=1)] * 1_000
+    await log_calls(database, *[other] * 3)
+    turns = 0
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    others = asyncio.create_task(take_turns())
+    await asyncio.sleep(0)
+    await _page(books, filter="name = Dune")
+    others.cancel()
+    assert turns >= 3  # once for each read, which SQLite does on the event loop
+
+
 @pytest.mark.databases("sqlite")
 async def test_a_broken_filter_is_rejected(books: BookDAL) -> None:
     with pytest.raises(InvalidFilter):
