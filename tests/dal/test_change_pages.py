@@ -18,7 +18,7 @@ _LONG = "x" * (PAGE_MAX_CODE_POINTS // 4)
 
 def _calls(*calls: Sequence[str]) -> list[Change]:
     """Return the changes of calls, numbered from 1, with these authors and names without a code point."""
-    changes = []
+    changes: list[Change] = []
     for authors in calls:
         for remaining, author in zip(reversed(range(len(authors))), authors, strict=True):
             number = len(changes) + 1
@@ -101,7 +101,10 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("small")
-@given(calls=st.lists(st.lists(_authors, min_size=1, max_size=8), min_size=1, max_size=6), unwanted=st.sets(st.integers(1, 30)))
+@given(
+    calls=st.lists(st.lists(_authors, min_size=1, max_size=8), min_size=1, max_size=6),
+    unwanted=st.sets(st.integers(1, 30)),
+)
 def test_parts_are_bounded_complete_and_keep_calls_together(calls: list[list[str]], unwanted: set[int]) -> None:
     changes = _calls(*calls)
     wanted = [change for change in changes if change.number not in unwanted]
