@@ -215,7 +215,8 @@ async def test_an_interrupted_migration_is_an_error_with_instructions(own_databa
     await execute(own_database, "DROP TABLE create_requests")
     for call in (own_database.migrate, own_database.is_behind):
         with pytest.raises(
-            DatabaseUnavailable, match="if none is running, drop books and book_counts and book_changes and change_log and run"
+            DatabaseUnavailable,
+            match="if none is running, drop books and book_counts and book_changes and change_log and run",
         ):
             await call()
     await execute(own_database, *(f"DROP TABLE {table}" for table in _TABLES - {"create_requests"}))
