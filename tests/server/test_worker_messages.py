@@ -4,6 +4,7 @@ import pytest
 
 from bookstore_grpc.server.settings import Settings
 from bookstore_grpc.server.worker_messages import (
+    ChangesCommitted,
     Heartbeat,
     Message,
     ModuleMissing,
@@ -35,6 +36,7 @@ SERVING = Serving(
         Heartbeat("", "no writes"),
         StartFailed("Cannot listen."),
         ModuleMissing("grpc"),
+        ChangesCommitted(),
     ],
     ids=lambda message: type(message).__name__,
 )
