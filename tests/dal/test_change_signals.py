@@ -15,7 +15,7 @@ from bookstore_grpc.dal.database import Database
 from bookstore_grpc.dal.postgresql_listener import PostgresqlListener
 from tests.conftest import LogLines
 from tests.dal.change_logs import DRAFT, WAIT_SECONDS, Pages, empty_log, next_changes, next_page, until_true, watching
-from tests.dal.conftest import statements_of
+from tests.dal.conftest import execute, statements_of
 from tests.pgbouncer import pgbouncer
 
 _POLLS = ("_POLL_SECONDS_ON_SQLITE", "_POLL_SECONDS", "_POLL_SECONDS_WHILE_NOTIFIED")
@@ -151,6 +151,26 @@ async def test_postgresql_is_polled_while_the_connection_that_listens_is_lost(
         created = await BookDAL(twin).create_book(DRAFT)
         assert [change.record for change in await next_changes(pages, 1)] == [created]
         assert not _listener(signals).is_listening
+
+
+@pytest.mark.databases("postgresql")
+async def test_postgresql_is_polled_while_no_further_connection_can_be_made(
+    database: Database, own_database: Database, log_lines: LogLines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(change_signals, "_LISTEN_AGAIN_SECONDS", 0)
+    books, name = BookDAL(own_database), own_database.url.database
+    await books.create_book(DRAFT)
+    await books.changes.earliest_time()  # now it has a connection that reads
+    await execute(database, f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+    async with _watcher(books) as (pages, signals):
+        assert not _listener(signals).is_listening
+        created = await books.create_book(DRAFT)
+        assert [change.record for change in await next_changes(pages, 1)] == [created]
+        line = next(line for line in log_lines() if line["event"] == "listening for changes failed")
+        assert line["action"] == "polling instead"
+        assert "not currently accepting connections" in line["cause"]
+        await execute(database, f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+        await until_true(lambda: _listener(signals).is_listening)
 
 
 @pytest.mark.databases("postgresql")
