@@ -22,6 +22,8 @@ _log = structlog.stdlib.get_logger("bookstore_grpc.dal.change_tail")
 
 # Between two reads, so that under load one read returns the changes of several transactions.
 _LEAST_SECONDS_BETWEEN_READS = 0.005
+# So few that a thousand watchers look at them in some ten milliseconds.
+_CHANGES_WITHOUT_TURN = 16
 
 
 class RecentChanges:
@@ -57,6 +59,7 @@ class ChangeTail:
         self.signals = signals
         self._recent = RecentChanges(position)
         self._moved = asyncio.Event()
+        self._turn = asyncio.Lock()
         self._task = asyncio.create_task(self._run())
         self.watchers = 0
 
@@ -86,6 +89,16 @@ class ChangeTail:
                     await self._moved.wait()
         if self._task.done():
             self._task.result()
+
+    async def take_turn(self, *, count: int) -> None:
+        """Wait for one's turn to look at `count` changes, if they are many.
+
+        All watchers are woken together, and would keep the event loop busy for as long as all of them take. So no two
+        of them look at many changes in the same iteration of the loop, and other calls run in between.
+        """
+        if count > _CHANGES_WITHOUT_TURN:
+            async with self._turn:
+                await asyncio.sleep(0)
 
     async def stop(self) -> None:
         """Stop reading."""

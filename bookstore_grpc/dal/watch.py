@@ -93,6 +93,7 @@ class Watch:
                 changes = await self._reader.read_after(position)
             if not changes:
                 await tail.wait_after(position.number, seconds=max(0, self._checkpoint_at() - time.monotonic()))
+            await tail.take_turn(count=len(changes))
             for part in parts(changes, is_wanted=self._is_wanted) if changes else ():
                 self._point = ResumePoint(part.position)
                 if part.changes:

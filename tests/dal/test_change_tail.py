@@ -13,6 +13,7 @@ from bookstore_grpc.dal.change_tail import RecentChanges
 from bookstore_grpc.dal.database import Database
 from bookstore_grpc.dal.records import Change, ChangeType
 from bookstore_grpc.errors import DatabaseUnavailable, InvalidResumeToken
+from bookstore_grpc.limits import BATCH_MAX
 from tests.conftest import LogLines
 from tests.dal.change_logs import (
     DRAFT,
@@ -109,6 +110,30 @@ async def test_many_watchers_share_one_reader(database: Database, books: BookDAL
         reads = [statement for statement in statements if "FROM book_changes" in statement]
         assert 1 <= len(reads) < 20  # some find nothing, on a slow machine
         assert books.changes.watchers == 50
+
+
+@pytest.mark.databases("sqlite")
+async def test_watchers_look_at_many_changes_in_turn_and_other_calls_run_in_between(books: BookDAL) -> None:
+    iteration = 0
+
+    async def count_iterations() -> None:
+        nonlocal iteration
+        while True:
+            iteration += 1
+            await asyncio.sleep(0)
+
+    async def iteration_of_page(pages: Pages) -> int:
+        assert len((await next_page(pages)).changes) == BATCH_MAX
+        return iteration
+
+    others = asyncio.create_task(count_iterations())
+    async with AsyncExitStack() as stack:
+        watchers = await _watchers(stack, books, 20)
+        receiving = [asyncio.create_task(iteration_of_page(pages)) for pages in watchers]
+        await books.create_books([DRAFT] * BATCH_MAX)
+        iterations = await asyncio.gather(*receiving)
+    others.cancel()
+    assert len(set(iterations)) == len(watchers)
 
 
 async def test_nothing_is_read_once_the_last_watcher_has_left(database: Database, books: BookDAL) -> None:
