@@ -23,7 +23,7 @@ from bookstore_grpc.dal.models import SELECT_BOOKS, Book, ChangeLog, Query
 from bookstore_grpc.dal.records import BookRecord, Change, ChangePage, ChangeType, code_points_of_record
 from bookstore_grpc.dal.resume_tokens import ResumePoint, token_from_resume_point
 from bookstore_grpc.errors import InvalidResumeToken
-from bookstore_grpc.limits import EXISTING_READ_MAX, PAGE_MAX_CODE_POINTS
+from bookstore_grpc.limits import CHANGES_READ_MAX, EXISTING_READ_MAX, PAGE_MAX_CODE_POINTS
 
 
 class WatchStart(Enum):
@@ -90,6 +90,7 @@ class Watch:
             position = self._point.position
             changes = tail.after(position.number)
             if changes is None:
+                await tail.take_turn(count=CHANGES_READ_MAX)
                 changes = await self._reader.read_after(position)
             if not changes:
                 await tail.wait_after(position.number, seconds=max(0, self._checkpoint_at() - time.monotonic()))

@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import AsyncExitStack
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from bookstore_grpc.dal.change_log import Position
 from bookstore_grpc.dal.change_tail import RecentChanges
 from bookstore_grpc.dal.database import Database
 from bookstore_grpc.dal.records import Change, ChangeType
+from bookstore_grpc.dal.watch import WatchStart
 from bookstore_grpc.errors import DatabaseUnavailable, InvalidResumeToken
 from bookstore_grpc.limits import BATCH_MAX
 from tests.conftest import LogLines
@@ -92,9 +94,11 @@ async def books(database: Database) -> BookDAL:
     return BookDAL(database)
 
 
-async def _watchers(stack: AsyncExitStack, books: BookDAL, count: int) -> list[Pages]:
+async def _watchers(
+    stack: AsyncExitStack, books: BookDAL, count: int, *, start: WatchStart = WatchStart.NOW
+) -> list[Pages]:
     """Start watchers, each of which has its first page."""
-    watchers = [await stack.enter_async_context(watching(books)) for _ in range(count)]
+    watchers = [await stack.enter_async_context(watching(books, start=start)) for _ in range(count)]
     for pages in watchers:
         assert (await next_page(pages)).changes == ()
     return watchers
@@ -134,6 +138,27 @@ async def test_watchers_look_at_many_changes_in_turn_and_other_calls_run_in_betw
         iterations = await asyncio.gather(*receiving)
     others.cancel()
     assert len(set(iterations)) == len(watchers)
+
+
+@pytest.mark.databases("sqlite")
+async def test_watchers_that_read_the_log_themselves_do_so_in_turn(database: Database, books: BookDAL) -> None:
+    """On SQLite, where a read is inline, no two reads come in one iteration of the event loop."""
+    await books.create_books([DRAFT] * 20)
+    counts = [0]
+
+    async def count_statements(statements: list[str]) -> None:
+        while True:
+            counts.append(len(statements))
+            await asyncio.sleep(0)
+
+    async with AsyncExitStack() as stack:
+        watchers = await _watchers(stack, books, 20, start=WatchStart.EARLIEST)
+        with statements_of(database) as statements:
+            others = asyncio.create_task(count_statements(statements))
+            await asyncio.gather(*(next_changes(pages, 20) for pages in watchers))
+            others.cancel()
+    assert len(statements) >= len(watchers)
+    assert max(after - before for before, after in pairwise(counts)) <= 2  # one may be of the tail
 
 
 async def test_nothing_is_read_once_the_last_watcher_has_left(database: Database, books: BookDAL) -> None:
