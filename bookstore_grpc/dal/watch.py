@@ -83,7 +83,7 @@ class Watch:
         if self._point.after_id is None:
             yield self._page(())
         else:
-            async with aclosing(self._existing_pages(self._point.after_id)) as pages:
+            async with aclosing(self._existing_pages(self._point.after_id, tail)) as pages:
                 async for page in pages:
                     yield page
         while True:
@@ -102,11 +102,12 @@ class Watch:
             if time.monotonic() >= self._checkpoint_at():
                 yield self._page(())
 
-    async def _existing_pages(self, after_id: int) -> AsyncGenerator[ChangePage]:
+    async def _existing_pages(self, after_id: int, tail: ChangeTail) -> AsyncGenerator[ChangePage]:
         parsed, values = parse_filter(self._filter, dialect=self._database.dialect)
         statement = for_filter(_existing_statement, parsed)(parsed)
         has_more = True
         while has_more:
+            await tail.take_turn(count=EXISTING_READ_MAX)
             position, records = await self._existing(statement, {"after_id": after_id, **values})
             if after_id:
                 async for part in self._parts_up_to(position.number, after_id):
