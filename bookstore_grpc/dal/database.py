@@ -16,6 +16,7 @@ import structlog
 from sqlalchemy import exc, literal, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.pool import QueuePool
+from sqlalchemy.util import greenlet_spawn
 
 from bookstore_grpc.dal import migrations
 from bookstore_grpc.dal.bulkhead import Bulkhead
@@ -165,8 +166,16 @@ class Database:
             return self._inline_reader.version()
 
     async def listening_connection(self) -> Any:
-        """Return a connection outside of the pools for reads and writes, for PostgreSQL's LISTEN."""
-        return await self._listener.raw_connection()
+        """Return a connection outside of the pools for reads and writes, for PostgreSQL's LISTEN.
+
+        If cancelled it is closed once it is open: asyncpg logs an error for one that is cancelled while it connects.
+        """
+        opening = asyncio.create_task(self._listener.raw_connection())
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            self._tasks.start(_close_once_open(opening))
+            raise
 
     async def write(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         """Run `work` in one transaction, and commit it or roll it back.
@@ -380,6 +389,11 @@ class Database:
         """Await database calls until the circuit breaker trips. Raises `DatabaseUnavailable`."""
         async with self._circuit_breaker.bounded_wait():
             return await self._tasks.run(calls)
+
+
+async def _close_once_open(opening: asyncio.Task[Any]) -> None:
+    pooled = await opening
+    await greenlet_spawn(pooled.invalidate)
 
 
 def _log_lock_wait(migration: asyncio.Task[Any], has_lock: asyncio.Event) -> None:

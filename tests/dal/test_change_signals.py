@@ -1,6 +1,7 @@
 """How a watcher learns of commits: those of its own process, and those of others on each kind of database."""
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -10,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bookstore_grpc.dal import change_signals
 from bookstore_grpc.dal.books import BookDAL
+from bookstore_grpc.dal.change_log import CHANNEL
 from bookstore_grpc.dal.change_signals import ChangeSignals
 from bookstore_grpc.dal.database import Database
 from bookstore_grpc.dal.postgresql_listener import PostgresqlListener
@@ -217,6 +219,25 @@ async def test_the_connection_that_listens_is_closed_with_the_last_watcher(datab
     async with asyncio.timeout(WAIT_SECONDS):
         while await database.write(count):  # noqa: ASYNC110  the server closes it
             await asyncio.sleep(0.01)
+
+
+@pytest.mark.databases("postgresql")
+async def test_a_listener_that_is_cancelled_while_it_connects_logs_no_error(database: Database) -> None:
+    loop, errors = asyncio.get_running_loop(), list[str]()
+    loop.set_exception_handler(lambda _loop, context: errors.append(context["message"]))
+    try:
+        for moment in range(80):
+            listener = PostgresqlListener(database, CHANNEL, lambda: None)
+            starting = asyncio.create_task(listener.start())
+            await asyncio.sleep(moment / 20_000)
+            starting.cancel()
+            await asyncio.wait([starting])
+            await listener.stop()
+        await database._tasks.wait(seconds=WAIT_SECONDS)
+        gc.collect()  # which logs what nobody has retrieved
+    finally:
+        loop.set_exception_handler(None)
+    assert errors == []
 
 
 @pytest.mark.databases("postgresql")
