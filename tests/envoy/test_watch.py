@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 async def test_changes_pass_over_grpc(edge: Edge, stub: "Stub") -> None:
     async with edge.envoy.channel() as channel:
-        watch = books_pb2_grpc.BookServiceStub(channel).WatchBooks(books_pb2.WatchBooksRequest())
+        watch: Any = books_pb2_grpc.BookServiceStub(channel).WatchBooks(books_pb2.WatchBooksRequest())
         first = await watch.read()
         assert (list(first.changes), bool(first.resume_token)) == ([], True)
         stored = await create(stub, name="Over gRPC")
