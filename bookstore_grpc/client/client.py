@@ -7,12 +7,14 @@ from typing import Self, Unpack
 
 import grpc
 from bookstore.v1 import books_pb2, books_pb2_grpc
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 from grpc_health.v1 import health_pb2
 
 from bookstore_grpc.client.call_options import BookOptions, CallOptions, reusable, split_fields
 from bookstore_grpc.client.channel import TLS, call_metadata, connector
-from bookstore_grpc.client.transport import Transport
+from bookstore_grpc.client.transport import Transport, given_metadata
+from bookstore_grpc.client.watching import BookWatch, OutageCallback, Start
 from bookstore_grpc.errors import BookstoreError
 from bookstore_grpc.limits import BATCH_MAX, PAGE_SIZE_MAX
 from bookstore_grpc.metadata import DEFAULT_SERVER, DEFAULT_TIMEOUT_SECONDS, Metadata
@@ -227,6 +229,73 @@ class BookstoreClient:
         request = books_pb2.PurgeBooksRequest(filter=filter, force=force)
         return await self._transport.call(self._books.PurgeBooks, request, is_idempotent=not force, **options)
 
+    async def list_change_page(
+        self, *, filter: str = "", page_size: int = 0, page_token: str = "", **options: Unpack[CallOptions]
+    ) -> books_pb2.ListBookChangesResponse:
+        """Return one page of the changes of books, from the earliest that is kept or after `page_token`.
+
+        A `resume_token` of a watch is a page token too. Raises `InvalidFilter`, `InvalidResumeToken` and
+        `ResumeTokenExpired`.
+        """
+        request = books_pb2.ListBookChangesRequest(filter=filter, page_size=page_size, page_token=page_token)
+        return await self._transport.call(self._books.ListBookChanges, request, **options)
+
+    async def list_book_changes(
+        self, *, filter: str = "", page_size: int = PAGE_SIZE_MAX, page_token: str = "", **options: Unpack[CallOptions]
+    ) -> AsyncIterator[books_pb2.BookChange]:
+        """Yield all changes so far, fetching pages as needed. Raises what `list_change_page` raises."""
+        options = reusable(options)
+        has_more = True
+        while has_more:
+            page = await self.list_change_page(filter=filter, page_size=page_size, page_token=page_token, **options)
+            for change in page.changes:
+                yield change
+            page_token, has_more = page.next_page_token, page.more_changes
+
+    def watch_books(
+        self,
+        *,
+        filter: str = "",
+        resume_token: str = "",
+        start: Start = "now",
+        checkpoint_interval_seconds: float | None = None,
+        on_outage: OutageCallback | None = None,
+        **options: Unpack[CallOptions],
+    ) -> BookWatch:
+        """Return an iterator of the changes of books as they are committed: `async for change in client.watch_books()`.
+
+        It continues after `resume_token`, or without one starts with what is committed from now on, with the earliest
+        change that is kept, or with all existing books. No change comes twice.
+
+        The timeout is that of the first response; other methods wait for a server in the same way. Afterwards the
+        watch has no deadline: whatever interrupts it, a server that shuts down, an outage, a connection that is lost or
+        dead, it reconnects with backoff and resumes, with the current token of the client.
+
+        Args:
+            filter: Changes of books that match before or after it.
+            resume_token: That of an earlier watch, of one of its changes, or of `list_change_page`.
+            start: Where to start without a `resume_token`.
+            checkpoint_interval_seconds: After how long without a change the `resume_token` moves on. A connection is
+                dead after three such intervals, or 30 seconds if that is longer, without a response.
+            on_outage: Called with the error once reconnecting has failed, and with None once it has succeeded.
+            options: The timeout of the first response, metadata, and the id of the calls.
+
+        Raises, while iterated: `InvalidFilter`, `InvalidResumeToken`, `ResumeTokenExpired` (start again with
+        "existing"), and as other methods do.
+        """
+        request = books_pb2.WatchBooksRequest(
+            filter=filter, resume_token=resume_token, start=books_pb2.WatchBooksRequest.Start.Value(start.upper())
+        )
+        if checkpoint_interval_seconds is not None:
+            request.checkpoint_interval.CopyFrom(_duration(checkpoint_interval_seconds))
+        return BookWatch(
+            self._transport,
+            request,
+            given=given_metadata(options.get("metadata", ()), options.get("call_id", "")),
+            timeout_seconds=self._transport.timeout(options.get("timeout_seconds", ...)),
+            on_outage=on_outage,
+        )
+
     async def health(self, service: str = "", **options: Unpack[CallOptions]) -> str:
         """Return the health of `service`: "SERVING", "NOT_SERVING" or "SERVICE_UNKNOWN"."""
         request = health_pb2.HealthCheckRequest(service=service)
@@ -241,6 +310,12 @@ class BookstoreClient:
     @property
     def _books(self) -> "books_pb2_grpc.BookServiceAsyncStub":  # of the type stubs only
         return self._transport.connection().books
+
+
+def _duration(seconds: float) -> Duration:
+    duration = Duration()
+    duration.FromNanoseconds(round(seconds * 1e9))
+    return duration
 
 
 def _create_request(book: books_pb2.Book, request_id: str | None) -> books_pb2.CreateBookRequest:

@@ -20,11 +20,13 @@ from bookstore_grpc.errors import (
     InvalidOrderBy,
     InvalidPageToken,
     InvalidRequest,
+    InvalidResumeToken,
     MethodUnknown,
     PermissionDenied,
     RequestIdReused,
     RequestTooLarge,
     ResourceExhausted,
+    ResumeTokenExpired,
     ScopeMissing,
     ServerDraining,
     TokenInvalid,
@@ -41,6 +43,7 @@ _ERRORS_BY_REASON: dict[str, type[BookstoreError]] = {
         TokenMissing,
         TokenInvalid,
         ScopeMissing,
+        ResumeTokenExpired,
         DatabaseUnavailable,
         ServerDraining,
         CallInterrupted,
@@ -71,6 +74,9 @@ _ERRORS_FROM_DETAILS: dict[str, Callable[[_Details], BookstoreError]] = {
     ),
     InvalidPageToken.reason: lambda details: InvalidPageToken(
         details.violations[0].description, rule=details.violations[0].reason
+    ),
+    InvalidResumeToken.reason: lambda details: InvalidResumeToken(
+        details.violations[0].description, field=details.violations[0].field, rule=details.violations[0].reason
     ),
     BookNotFound.reason: lambda details: BookNotFound(details.ids, message=details.message),
     RequestTooLarge.reason: lambda details: RequestTooLarge(message=details.message),

@@ -19,11 +19,16 @@ _DOUBLINGS_MAX = 10
 
 
 def retry_delay_seconds(
-    error: BookstoreError, code: grpc.StatusCode, *, attempts: int, is_idempotent: bool
+    error: BookstoreError,
+    code: grpc.StatusCode,
+    *,
+    attempts: int,
+    is_idempotent: bool,
+    attempts_max: float = ATTEMPTS_MAX,
 ) -> float | None:
     """Return the delay before the next attempt, with jitter, or None if the call must not be retried.
 
-    `attempts` counts the attempts so far.
+    `attempts` counts the attempts so far. `attempts_max` bounds them while the service itself reports a failure.
     """
     if isinstance(error, ResourceExhausted):
         # A call rejected by a limit has not started. Without a reason the message was too long for gRPC.
@@ -37,7 +42,12 @@ def retry_delay_seconds(
         return None
     # A server that shuts down is replaced: another one can take the call soon.
     if error.reason and not isinstance(error, ServerDraining | CallInterrupted):
-        return _with_jitter(error.retry_seconds) if attempts < ATTEMPTS_MAX else None
+        return _with_jitter(error.retry_seconds) if attempts < attempts_max else None
+    return backoff_seconds(attempts)
+
+
+def backoff_seconds(attempts: int) -> float:
+    """Return the delay after so many attempts: exponential, with jitter."""
     ceiling = min(_BACKOFF_FIRST_SECONDS * 2.0 ** min(attempts - 1, _DOUBLINGS_MAX), _BACKOFF_MAX_SECONDS)
     return ceiling * random.uniform(0.2, 1)  # noqa: S311  not used for security
 

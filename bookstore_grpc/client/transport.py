@@ -1,4 +1,4 @@
-"""Sends the client's unary calls: one channel, a deadline for each call, and retries within it."""
+"""Sends the client's calls: one channel, and for unary calls a deadline and retries within it."""
 
 import asyncio
 import time
@@ -53,13 +53,23 @@ class Transport:
 
     def connection(self) -> Connection:
         """Return the connection, opening it if necessary. Raises `ClientUnusable`."""
-        if self._closed.is_set():
+        if self.is_closed:
             raise ClientUnusable("This client is closed.")
         if self._connection is None:
             self._connection = self._connect()
         else:
             self._connection.check_owner()
         return self._connection
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the client has been closed."""
+        return self._closed.is_set()
+
+    @property
+    def is_orphaned(self) -> bool:
+        """Whether the event loop is closed, which has ended all calls."""
+        return self._connection is not None and self._connection.is_orphaned
 
     async def close(self) -> None:
         """Close the connection. Idempotent. Raises `ClientUnusable` in another process or running event loop."""
@@ -81,20 +91,35 @@ class Transport:
         call_id: str = "",
     ) -> Response:
         """Return the response to a request. Raises a `BookstoreError`, and `ValueError` for invalid options."""
-        seconds = self._timeout_seconds if timeout_seconds is ... else checked_timeout(timeout_seconds)
-        deadline = time.monotonic() + seconds
-        given = checked_metadata(metadata) if metadata else ()
-        if call_id:
-            given += checked_call_id(call_id)
+        deadline = time.monotonic() + self.timeout(timeout_seconds)
+        given = given_metadata(metadata, call_id)
         try:
             return await self._retry(method, request, is_idempotent=is_idempotent, deadline=deadline, given=given)
         except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if self._closed.is_set() and not (task and task.cancelling()):
+            if self.is_closed and not is_being_cancelled():
                 raise ClientUnusable(
                     "This client was closed during the call; the call may have taken effect."
                 ) from None
             raise
+
+    def timeout(self, timeout_seconds: float | EllipsisType | None) -> float:
+        """Return the timeout of a call in seconds: the client's own, unless another is given."""
+        return self._timeout_seconds if timeout_seconds is ... else checked_timeout(timeout_seconds)
+
+    def open_stream(
+        self,
+        method: "grpc.aio.UnaryStreamMultiCallable[Request, Response]",
+        request: Request,
+        *,
+        given: Pairs,
+        wait_for_ready: bool | None,
+    ) -> "grpc.aio.UnaryStreamCall[Request, Response]":
+        """Start a call without a deadline whose responses are read one by one. None waits as other calls do."""
+        return method(
+            request,
+            metadata=self._call_metadata(given),
+            wait_for_ready=self._waits_for_ready if wait_for_ready is None else wait_for_ready,
+        )
 
     async def _retry(
         self,
@@ -116,15 +141,14 @@ class Transport:
                 raised = error_from_rpc_error(error)
                 if isinstance(raised, DeadlineExceeded) and not raised.reason:
                     if connecting and not connecting.done() and not self._is_connected():
-                        raise await self._connection_error() from error
+                        raise await self.connection_error() from error
                     if not is_idempotent:
-                        raise _deadline_exceeded("The call exceeded its deadline and may have taken effect.") from error
-                if raised.request_id or error.code() is not grpc.StatusCode.UNAVAILABLE:
-                    self._waits_for_ready = True  # a server exists
+                        raise deadline_exceeded("The call exceeded its deadline and may have taken effect.") from error
+                self.note_failure(raised, error.code())
                 delay = retry_delay_seconds(raised, error.code(), attempts=attempts, is_idempotent=is_idempotent)
-                if delay is None or time.monotonic() + delay >= deadline or self._must_fail_fast(attempts):
+                if delay is None or time.monotonic() + delay >= deadline or self.must_fail_fast(attempts):
                     raise raised from error
-            await self._sleep(delay)
+            await self.sleep(delay)
 
     async def _attempt(
         self,
@@ -134,20 +158,22 @@ class Transport:
         deadline: float,
         given: Pairs,
     ) -> Response:
-        metadata = self._metadata() + (metadata_of_current_span() or self._trace_context)
-        if given:
-            keys = {key for key, _ in given}
-            metadata = tuple(pair for pair in metadata if pair[0] not in keys) + given
         response = await method(
             request,
             timeout=remaining_seconds(deadline),
-            metadata=metadata,
+            metadata=self._call_metadata(given),
             wait_for_ready=self._waits_for_ready,
         )
-        self._waits_for_ready = True
+        self.note_response()
         return response
 
-    async def _connection_error(self) -> BookstoreError:
+    def _call_metadata(self, given: Pairs) -> Pairs:
+        """Return the current token, the trace context, and the given metadata, which replaces others of its keys."""
+        metadata = self._metadata() + (metadata_of_current_span() or self._trace_context)
+        keys = {key for key, _ in given}
+        return (*(pair for pair in metadata if pair[0] not in keys), *given)
+
+    async def connection_error(self) -> BookstoreError:
         """Return why no connection could be made. gRPC reports the cause only to a call that does not wait for one.
 
         That call is a health check, because it may reach the server after all.
@@ -160,9 +186,18 @@ class Transport:
             except grpc.aio.AioRpcError as error:
                 if error.code() is grpc.StatusCode.UNAVAILABLE:
                     return error_from_rpc_error(error)
-        return _deadline_exceeded("Could not connect.")
+        return deadline_exceeded("Could not connect.")
 
-    def _must_fail_fast(self, attempts: int) -> bool:
+    def note_response(self) -> None:
+        """Note that a server responded. Calls wait for one from now on."""
+        self._waits_for_ready = True
+
+    def note_failure(self, error: BookstoreError, code: grpc.StatusCode) -> None:
+        """Note whether a failed call shows that a server exists."""
+        if error.request_id or code is not grpc.StatusCode.UNAVAILABLE:
+            self._waits_for_ready = True
+
+    def must_fail_fast(self, attempts: int) -> bool:
         """Return whether to stop retrying because no server is reachable and the caller does not want to wait."""
         if self._waits_for_ready:
             return False
@@ -171,14 +206,27 @@ class Transport:
     def _is_connected(self) -> bool:
         return self.connection().state is grpc.ChannelConnectivity.READY
 
-    async def _sleep(self, seconds: float) -> None:
+    async def sleep(self, seconds: float) -> None:
         """Sleep, but wake up when the client is closed."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._closed.wait()
 
 
-def _deadline_exceeded(message: str) -> DeadlineExceeded:
+def given_metadata(metadata: GivenMetadata, call_id: str) -> Pairs:
+    """Return the metadata of a call's options. Raises `ValueError` for what cannot be sent."""
+    given = checked_metadata(metadata) if metadata else ()
+    return given + checked_call_id(call_id) if call_id else given
+
+
+def is_being_cancelled() -> bool:
+    """Return whether the running task is being cancelled, and not only a call that it awaits."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def deadline_exceeded(message: str) -> DeadlineExceeded:
+    """Return the error of a deadline that the client itself has enforced."""
     error = DeadlineExceeded(message)
     error.reason = ""  # not reported by the service
     return error

@@ -108,7 +108,7 @@ async def test_a_client_closed_while_it_looks_for_a_cause_raises_client_unusable
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     client = BookstoreClient("127.0.0.1:1", timeout_seconds=0.3)
-    look = client._transport._connection_error  # what a call does at its deadline
+    look = client._transport.connection_error  # what a call does at its deadline
 
     async def look_and_be_closed() -> BookstoreError:
         closing = asyncio.create_task(client.close())
@@ -117,7 +117,7 @@ async def test_a_client_closed_while_it_looks_for_a_cause_raises_client_unusable
         finally:
             await closing
 
-    monkeypatch.setattr(client._transport, "_connection_error", look_and_be_closed)
+    monkeypatch.setattr(client._transport, "connection_error", look_and_be_closed)
     with pytest.raises(ClientUnusable, match="closed"):
         await client.get_book(1)
 
