@@ -13,6 +13,7 @@ from bookstore_grpc.cli.delete import delete
 from bookstore_grpc.cli.export import export
 from bookstore_grpc.cli.import_ import import_
 from bookstore_grpc.cli.server import backup, migrate, serve
+from bookstore_grpc.cli.watch import watch
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -28,5 +29,5 @@ def version_() -> None:
     click.echo(version("bookstore-grpc"))
 
 
-for command in (serve, migrate, backup, health, create, get, list_, update, delete, import_, export):
+for command in (serve, migrate, backup, health, create, get, list_, update, delete, import_, export, watch):
     main.add_command(command)

@@ -12,7 +12,8 @@ import click
 if TYPE_CHECKING:
     from bookstore.v1.books_pb2 import Book
 
-_COLUMNS = (("ID", 8), ("NAME", 44), ("AUTHOR", 30), ("YEAR", 6))
+#: Titles and widths in terminal columns.
+BOOK_COLUMNS = (("ID", 8), ("NAME", 44), ("AUTHOR", 30), ("YEAR", 6))
 
 
 def output_option(command: Callable[..., None]) -> Callable[..., None]:
@@ -38,19 +39,20 @@ async def print_books(books: "AsyncIterator[Book]", output: str) -> None:
         async for book in books:
             writer.writerow(_values_from_book(book).values())
     else:
-        _print_row([title for title, _ in _COLUMNS])
+        _print_row([title for title, _ in BOOK_COLUMNS])
         async for book in books:
-            _print_row(_cells(book))
+            _print_row(book_cells(book))
 
 
 def print_sample(books: "Iterable[Book]") -> None:
     """Print some books as a table on standard error."""
-    _print_row([title for title, _ in _COLUMNS], is_error=True)
+    _print_row([title for title, _ in BOOK_COLUMNS], is_error=True)
     for book in books:
-        _print_row(_cells(book), is_error=True)
+        _print_row(book_cells(book), is_error=True)
 
 
-def _cells(book: "Book") -> list[str]:
+def book_cells(book: "Book") -> list[str]:
+    """Return the cells of a book's row, for `BOOK_COLUMNS`."""
     return [str(book.id), book.name, book.author, str(book.release_year)]
 
 
@@ -73,11 +75,16 @@ async def _print_json(books: "AsyncIterator[Book]") -> None:
 
 
 def _print_row(values: list[str], *, is_error: bool = False) -> None:
-    cells = [_cell(value, width) for value, (_, width) in zip(values, _COLUMNS, strict=True)]
-    click.echo("  ".join(cells).rstrip(), err=is_error)
+    click.echo(row_text(values, BOOK_COLUMNS), err=is_error)
 
 
-def _cell(text: str, width: int) -> str:
+def row_text(values: Iterable[str], columns: Iterable[tuple[str, int]]) -> str:
+    """Return a row of a table, each cell padded or truncated to its column."""
+    cells = [cell_text(value, width) for value, (_, width) in zip(values, columns, strict=True)]
+    return "  ".join(cells).rstrip()
+
+
+def cell_text(text: str, width: int) -> str:
     """Return text truncated or padded to a width in terminal columns."""
     shown, used = "", 0
     for character in text:

@@ -97,6 +97,7 @@ class BookWatch:
         self._on_outage = on_outage
         self._stale_seconds = _stale_seconds(request)
         self._call: grpc.aio.UnaryStreamCall[books_pb2.WatchBooksRequest, books_pb2.WatchBooksResponse] | None = None
+        self._sleeping: asyncio.Task[None] | None = None
         self._received: deque[WatchedChange] = deque()
         self._existing_received = False
         self._has_begun = False
@@ -140,6 +141,8 @@ class BookWatch:
         self._is_closed = True
         self._received.clear()
         self._cancel()
+        if self._sleeping is not None:
+            self._sleeping.cancel()
 
     async def __aenter__(self) -> Self:
         return self
@@ -262,7 +265,11 @@ class BookWatch:
         # The first attempt after an interruption usually finds another server.
         if self._has_responded and self._attempts == 2 and self._on_outage:
             self._on_outage(error)
-        await self._transport.sleep(delay)
+        self._sleeping = asyncio.create_task(self._transport.sleep(delay))
+        try:
+            await self._sleeping
+        finally:
+            self._sleeping.cancel()
 
     def _retry_delay_seconds(self, error: BookstoreError, code: grpc.StatusCode) -> float | None:
         if not self._has_responded:

@@ -371,6 +371,17 @@ async def test_aclose_ends_the_call_and_the_loop_of_another_task(
     assert [change async for change in watch] == []
 
 
+async def test_aclose_does_not_wait_for_the_next_attempt(service: WatchedService, client: BookstoreClient) -> None:
+    service.failures = [ResourceExhausted("Too many watchers.", limit="watchers", retry_seconds=60)]
+    watch = client.watch_books(timeout_seconds=None)
+    waiting = asyncio.ensure_future(anext(watch, None))
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while watch._sleeping is None:  # noqa: ASYNC110  nothing else tells of a wait
+            await asyncio.sleep(0.01)
+        await watch.aclose()
+        assert await waiting is None
+
+
 async def test_a_cancelled_wait_loses_nothing(service: WatchedService, client: BookstoreClient) -> None:
     watch = client.watch_books(start="earliest")
     await service.send(a_change(1))
