@@ -115,3 +115,6 @@ HTTP_HEADERS_MAX = 200
 
 # Idempotency keys. The contract promises 24 hours; the margin is cheap and tolerates clock skew.
 CREATE_REQUEST_RETENTION_HOURS = 72
+
+# Changes that a relay has received and NATS has not acknowledged, about 2 KB each.
+RELAY_IN_FLIGHT_MAX = 1_024

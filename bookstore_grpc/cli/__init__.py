@@ -12,6 +12,7 @@ from bookstore_grpc.cli.books import create, get, health, list_, update
 from bookstore_grpc.cli.delete import delete
 from bookstore_grpc.cli.export import export
 from bookstore_grpc.cli.import_ import import_
+from bookstore_grpc.cli.relay import relay
 from bookstore_grpc.cli.server import backup, migrate, serve
 from bookstore_grpc.cli.watch import watch
 
@@ -29,5 +30,5 @@ def version_() -> None:
     click.echo(version("bookstore-grpc"))
 
 
-for command in (serve, migrate, backup, health, create, get, list_, update, delete, import_, export, watch):
+for command in (serve, migrate, backup, health, create, get, list_, update, delete, import_, export, watch, relay):
     main.add_command(command)

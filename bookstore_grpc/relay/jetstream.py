@@ -1,0 +1,336 @@
+"""The stream that the relay publishes to, and the relay's position, which a bucket of JetStream keeps.
+
+Each message is published on condition of the stream's last sequence. So while many wait for their acknowledgements,
+none is stored unless the one before it was, and of two relays on one stream only one can store a change.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from itertools import count
+from typing import Any, NamedTuple
+
+import nats.errors
+from bookstore.v1.books_pb2 import BookChange
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.js import api
+from nats.js.errors import (
+    APIError,
+    BucketNotFoundError,
+    KeyNotFoundError,
+    KeyWrongLastSequenceError,
+    NoKeysError,
+    NotFoundError,
+)
+from nats.js.kv import KeyValue
+
+from bookstore_grpc.relay.events import SUBJECT_TOKENS, Event
+from bookstore_grpc.relay.nats_connection import NatsOptions, RelayError, Report, nats_connection
+
+POSITIONS_BUCKET = "BOOKSTORE_RELAY"
+
+_REQUEST_SECONDS = 5
+_SUBJECTS_OVERLAP = 10065
+_NO_RESPONDERS = "503"
+
+
+class PublishFailed(Exception):
+    """A message was not acknowledged. Whether it was stored is for `JetStream.published` to say."""
+
+
+class StreamOptions(NamedTuple):
+    """The stream, the first tokens of its subjects, and what it is created with if it is missing."""
+
+    name: str
+    subject_prefix: str
+    max_age_seconds: float
+    replicas: int
+
+    @property
+    def subjects(self) -> list[str]:
+        """One subject for each type of change."""
+        return [f"{self.subject_prefix}.{token}" for token in SUBJECT_TOKENS.values()]
+
+
+class Position(NamedTuple):
+    """Up to where changes are published.
+
+    `epoch` is the last sequence of the stream when the relay began, at first or after `--reset`: numbers of changes
+    are compared only with those of messages of the same epoch. `resume_token` is empty before the first response.
+    """
+
+    epoch: int
+    number: int = 0
+    resume_token: str = ""
+
+
+class Published(NamedTuple):
+    """What the stream has: its last sequence, and the last change and the last existing book of an epoch."""
+
+    sequence: int
+    number: int
+    existing_id: int
+
+    def includes(self, change: BookChange) -> bool:
+        """Return whether a change is among the messages."""
+        if change.type == BookChange.EXISTING:
+            return change.book.id <= self.existing_id
+        return change.number <= self.number
+
+
+@dataclass
+class _Acks:
+    """The acknowledgements that are awaited, by the last token of their inbox."""
+
+    inbox: str
+    numbers: "count[int]"
+    awaited: dict[str, "asyncio.Future[None]"]
+
+
+class JetStream:
+    """The stream and the position of one relay."""
+
+    def __init__(self, client: Client, options: StreamOptions) -> None:
+        self._client = client
+        self._options = options
+        self._js = client.jetstream(timeout=_REQUEST_SECONDS)
+        self._acks = _Acks(client.new_inbox(), count(), {})
+        self._positions: KeyValue | None = None
+
+    async def open(self) -> None:
+        """Create what is missing. Raises `RelayError` if the stream cannot be used."""
+        try:
+            await self._open_stream()
+            self._positions = await self._open_bucket()
+            await self._client.subscribe(f"{self._acks.inbox}.*", cb=self._note_ack)
+        except APIError as error:
+            raise RelayError(f"JetStream rejects the stream {self._options.name}: {error.description}.") from error
+        except nats.errors.Error as error:
+            raise RelayError(
+                f"JetStream does not respond ({error}). Is it enabled, and permitted to this user?"
+            ) from error
+
+    async def begin(self, *, is_reset: bool) -> Position:
+        """Return the stored position, or a new one if there is none or it `is_reset`."""
+        if not is_reset and (stored := await self._stored_position()):
+            return stored
+        info = await self._js.stream_info(self._options.name)
+        position = Position(epoch=info.state.last_seq)
+        if is_reset:
+            await self.save(position)
+            return position
+        try:
+            await self._bucket.create(self._key, _encoded(position))
+        except KeyWrongLastSequenceError:  # another relay was faster
+            return await self._stored_position() or position
+        return position
+
+    async def save(self, position: Position) -> None:
+        """Store a position. Raises `PublishFailed`."""
+        try:
+            await self._bucket.put(self._key, _encoded(position))
+        except nats.errors.Error as error:
+            raise PublishFailed(str(error)) from error
+
+    async def published(self, epoch: int) -> Published:
+        """Return what the stream has. Raises `PublishFailed`, and `RelayError` if it has messages of others."""
+        try:
+            sequence = (await self._js.stream_info(self._options.name)).state.last_seq
+            number = existing_id = 0
+            for subject in self._options.subjects:
+                try:
+                    message = await self._js.get_last_msg(self._options.name, subject)
+                except NotFoundError:
+                    continue
+                sequence = max(sequence, message.seq or 0)
+                message_epoch, kind, value = self._parsed_id(message)
+                if message_epoch == epoch and kind == "change":
+                    number = max(number, value)
+                elif message_epoch == epoch:
+                    existing_id = max(existing_id, value)
+            return Published(sequence, number, existing_id)
+        except NotFoundError as error:
+            raise RelayError(f"The stream {self._options.name} has been deleted.") from error
+        except nats.errors.Error as error:
+            if self._client.is_closed:
+                raise RelayError(f"NATS has closed the connection: {self._client.last_error}.") from error
+            raise PublishFailed(str(error)) from error
+
+    async def publish(self, event: Event, message_id: str, *, after_sequence: int) -> "asyncio.Future[None]":
+        """Send a message, and return a future that is done once it is stored. It may fail with `PublishFailed`.
+
+        It is stored only if the last sequence of the stream is `after_sequence`. Raises `PublishFailed`, and
+        `RelayError` for a message that is too large for NATS.
+        """
+        token = str(next(self._acks.numbers))
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        headers = {
+            **event.headers,
+            api.Header.MSG_ID: message_id,
+            api.Header.EXPECTED_STREAM: self._options.name,
+            api.Header.EXPECTED_LAST_SEQUENCE: str(after_sequence),
+        }
+        self._acks.awaited[token] = future
+        subject = f"{self._options.subject_prefix}.{event.subject_token}"
+        try:
+            await self._client.publish(subject, event.payload, reply=f"{self._acks.inbox}.{token}", headers=headers)
+        except nats.errors.MaxPayloadError as error:
+            raise RelayError(f"A change of {len(event.payload):,} bytes exceeds NATS's max_payload.") from error
+        except nats.errors.Error as error:
+            self._acks.awaited.pop(token, None)
+            raise PublishFailed(str(error)) from error
+        return future
+
+    def forget_acks(self, reason: str) -> None:
+        """Let all messages whose acknowledgement is awaited fail."""
+        awaited, self._acks.awaited = self._acks.awaited, {}
+        for future in awaited.values():
+            if not future.done():
+                _fail(future, reason)
+
+    async def _note_ack(self, message: Msg) -> None:
+        # nats-py's own publish_async never resolves the future of a message that is rejected.
+        # https://github.com/nats-io/nats.py/issues/985
+        future = self._acks.awaited.pop(message.subject.rpartition(".")[2], None)
+        if future is None or future.done():
+            return
+        if reason := _rejection(message):
+            _fail(future, reason)
+        else:
+            future.set_result(None)
+
+    async def _open_stream(self) -> None:
+        options = self._options
+        try:
+            info = await self._js.stream_info(options.name)
+        except NotFoundError:
+            await self._create_stream()
+            return
+        subjects = info.config.subjects or []
+        if missing := [each for each in options.subjects if not any(_matches(pattern, each) for pattern in subjects)]:
+            raise RelayError(
+                f"The stream {options.name} exists and does not store {', '.join(missing)}: add "
+                f"{options.subject_prefix}.* to its subjects, or name another with --stream."
+            )
+        others = [each for each in subjects if not each.startswith(f"{options.subject_prefix}.")]
+        if others or info.config.sources:
+            raise RelayError(
+                f"The stream {options.name} stores {', '.join(others) or 'other streams'} too. The relay needs a "
+                "stream of its own, because it publishes on condition of the last sequence: name one with --stream."
+            )
+
+    async def _create_stream(self) -> None:
+        options = self._options
+        try:
+            await self._js.add_stream(
+                api.StreamConfig(
+                    name=options.name,
+                    description="Changes of books, published by `bookstore relay`.",
+                    subjects=[f"{options.subject_prefix}.*"],
+                    max_age=options.max_age_seconds,
+                    num_replicas=options.replicas,
+                )
+            )
+        except APIError as error:
+            if error.err_code != _SUBJECTS_OVERLAP:
+                raise
+            other = await self._js.find_stream_name_by_subject(options.subjects[0])
+            raise RelayError(
+                f"The subjects {options.subject_prefix}.* are those of the stream {other}: name it with --stream, or "
+                "others with --subject-prefix."
+            ) from error
+
+    async def _open_bucket(self) -> KeyValue:
+        try:
+            return await self._js.key_value(POSITIONS_BUCKET)
+        except BucketNotFoundError:
+            return await self._js.create_key_value(
+                bucket=POSITIONS_BUCKET,
+                description="Where each `bookstore relay` continues.",
+                replicas=self._options.replicas,
+            )
+
+    async def _stored_position(self) -> Position | None:
+        try:
+            entry = await self._bucket.get(self._key)
+        except (KeyNotFoundError, NoKeysError):
+            return None
+        fields: dict[str, Any] = json.loads(entry.value or b"{}")
+        return Position(fields["epoch"], fields["number"], fields["resumeToken"])
+
+    def _parsed_id(self, message: api.RawStreamMsg) -> tuple[int, str, int]:
+        try:
+            epoch, kind, value = (message.headers or {})[api.Header.MSG_ID].split("/")
+            return int(epoch), kind, int(value)
+        except (KeyError, ValueError):
+            raise RelayError(
+                f"The stream {self._options.name} has a message, {message.seq}, that no relay published. The relay "
+                "needs a stream of its own: name one with --stream."
+            ) from None
+
+    @property
+    def _bucket(self) -> KeyValue:
+        if self._positions is None:
+            raise RelayError("The bucket of positions is not open.")
+        return self._positions
+
+    @property
+    def _key(self) -> str:
+        return f"{self._options.name}.{self._options.subject_prefix}"
+
+
+@asynccontextmanager
+async def open_jetstream(
+    nats_options: NatsOptions, options: StreamOptions, *, report: Report
+) -> AsyncIterator[JetStream]:
+    """Connect to the stream while a block runs. Raises `RelayError`."""
+    opened: list[JetStream] = []
+
+    def forget_acks() -> None:
+        for each in opened:
+            each.forget_acks("the connection was lost")
+
+    async with nats_connection(nats_options, report=report, on_lost=forget_acks) as client:
+        jetstream = JetStream(client, options)
+        opened.append(jetstream)
+        await jetstream.open()
+        yield jetstream
+
+
+def message_id(change: BookChange, *, epoch: int) -> str:
+    """Return the id by which a stream removes doubles, and a relay finds what it published."""
+    if change.type == BookChange.EXISTING:
+        return f"{epoch}/existing/{change.book.id}"
+    return f"{epoch}/change/{change.number}"
+
+
+def _fail(future: "asyncio.Future[None]", reason: str) -> None:
+    future.set_exception(PublishFailed(reason))
+    future.exception()  # of many that fail together only the first is awaited
+
+
+def _encoded(position: Position) -> bytes:
+    fields = {"epoch": position.epoch, "number": position.number, "resumeToken": position.resume_token}
+    return json.dumps(fields).encode()
+
+
+def _rejection(message: Msg) -> str:
+    """Return why a message was not stored, or "" if it was."""
+    if message.headers and message.headers.get(api.Header.STATUS) == _NO_RESPONDERS:
+        return "no stream responds"
+    response: dict[str, Any] = json.loads(message.data)
+    return str(response["error"].get("description", "rejected")) if "error" in response else ""
+
+
+def _matches(pattern: str, subject: str) -> bool:
+    """Return whether a subject matches a pattern with the wildcards `*` and `>`."""
+    patterns, tokens = pattern.split("."), subject.split(".")
+    for index, each in enumerate(patterns):
+        if each == ">":
+            return len(tokens) > index
+        if index >= len(tokens) or each not in ("*", tokens[index]):
+            return False
+    return len(patterns) == len(tokens)

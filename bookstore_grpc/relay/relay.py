@@ -1,0 +1,201 @@
+"""The relay: receives changes, publishes them in order with many awaiting acknowledgement, and keeps its position."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from typing import NamedTuple
+
+from bookstore_grpc.client import BookWatch, WatchedChange
+from bookstore_grpc.limits import RELAY_IN_FLIGHT_MAX
+from bookstore_grpc.relay.events import Event
+from bookstore_grpc.relay.jetstream import JetStream, Position, Published, PublishFailed, message_id
+from bookstore_grpc.relay.nats_connection import RelayError, Report
+
+Encode = Callable[[WatchedChange], Event]
+
+# A message without an acknowledgement for so long is published again, unless the stream has it.
+_ACK_SECONDS = 10.0
+_RETRY_SECONDS = 0.5
+_SAVE_SECONDS = 1.0
+_PROGRESS_SECONDS = 10.0
+# How long acknowledgements may take after `stop`.
+_STOP_SECONDS = 10.0
+
+
+class _Sent(NamedTuple):
+    """A change that was published, and its acknowledgement."""
+
+    change: WatchedChange
+    ack: "asyncio.Future[None]"
+    at: float  # of time.monotonic
+
+
+class Relay:
+    """Publishes what a watch yields, until `stop` or an error.
+
+    After a failure it reads what the stream has, and publishes what it has not, in order. So a change is neither lost
+    nor stored twice, whichever side is killed.
+    """
+
+    def __init__(
+        self, watch: BookWatch, jetstream: JetStream, position: Position, *, encode: Encode, report: Report
+    ) -> None:
+        self._watch = watch
+        self._jetstream = jetstream
+        self._position = self._saved = position
+        self._encode = encode
+        self._report = report
+        self._published = Published(0, 0, 0)
+        self._waiting: deque[WatchedChange] = deque()
+        self._sent: deque[_Sent] = deque()
+        self._room = asyncio.Semaphore(RELAY_IN_FLIGHT_MAX)
+        self._progress = asyncio.Event()  # a change was received or acknowledged, or the watch has ended
+        self._has_ended = False
+        self._error: Exception | None = None
+        self._count = 0
+        self._last_number = 0
+        self._limit: asyncio.Timeout | None = None
+        self._closing: asyncio.Task[None] | None = None
+
+    async def run(self) -> None:
+        """Publish until `stop`, and return once all is acknowledged and the position is stored.
+
+        Raises what the watch raises, and `RelayError`.
+        """
+        background = [asyncio.create_task(each) for each in (self._receive(), self._save(), self._show_progress())]
+        try:
+            async with asyncio.timeout(_STOP_SECONDS if self._closing else None) as self._limit:
+                await self._publish_all()
+        except TimeoutError:
+            left = len(self._waiting) + len(self._sent)
+            raise RelayError(f"{left:,} changes are not acknowledged in time; the next run publishes them.") from None
+        finally:
+            await self._watch.aclose()
+            for task in background:
+                task.cancel()
+            await asyncio.gather(*background, return_exceptions=True)
+            with suppress(PublishFailed, TimeoutError):
+                async with asyncio.timeout(_STOP_SECONDS):
+                    await self._save_position()
+            self._report(f"Stopped. {self._progress_text()}")
+        if self._error is not None:
+            raise self._error
+
+    def stop(self) -> None:
+        """Receive no more changes, and let `run` return once those so far are acknowledged."""
+        self._closing = asyncio.create_task(self._watch.aclose())
+        if self._limit is not None:
+            self._limit.reschedule(asyncio.get_running_loop().time() + _STOP_SECONDS)
+
+    async def _receive(self) -> None:
+        try:
+            while True:
+                await self._room.acquire()
+                # Nothing is awaited between the two: the watch's token is never ahead of `_waiting`.
+                self._waiting.append(await anext(self._watch))
+                self._progress.set()
+        except StopAsyncIteration:
+            pass
+        except Exception as error:
+            self._error = error  # raised once what came before is published
+        finally:
+            self._has_ended = True
+            self._progress.set()
+
+    async def _publish_all(self) -> None:
+        while True:
+            await self._recover()
+            try:
+                await self._publish_until_failure()
+                return
+            except PublishFailed as failure:
+                self._report(f"A change could not be published: {failure}. Trying again.")
+            self._jetstream.forget_acks("an earlier one failed")
+            self._waiting.extendleft(each.change for each in reversed(self._sent))
+            self._sent.clear()
+
+    async def _publish_until_failure(self) -> None:
+        """Publish until the watch has ended and all is acknowledged. Raises `PublishFailed`."""
+        sequence = self._published.sequence
+        while True:
+            self._progress.clear()
+            self._take_acks()
+            while self._waiting:
+                change = self._waiting[0]
+                if self._published.includes(change.message):
+                    ack = asyncio.get_running_loop().create_future()
+                    ack.set_result(None)
+                else:
+                    identifier = message_id(change.message, epoch=self._position.epoch)
+                    event = self._encode(change)
+                    ack = await self._jetstream.publish(event, identifier, after_sequence=sequence)
+                    sequence += 1
+                self._waiting.popleft()
+                self._sent.append(_Sent(change, ack, time.monotonic()))
+                ack.add_done_callback(lambda _: self._progress.set())
+            if self._has_ended and not self._sent:
+                return
+            await self._wait_for_progress()
+
+    async def _wait_for_progress(self) -> None:
+        """Wait for a change or an acknowledgement. Raises `PublishFailed` if the oldest message has none in time."""
+        seconds = None
+        if self._sent:
+            seconds = self._sent[0].at + _ACK_SECONDS - time.monotonic()
+            if seconds <= 0:
+                raise PublishFailed(f"no acknowledgement for {_ACK_SECONDS:.0f} s")
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._progress.wait()
+
+    def _take_acks(self) -> None:
+        """Take the changes that are acknowledged, in order. Raises `PublishFailed`."""
+        while self._sent and self._sent[0].ack.done():
+            self._sent[0].ack.result()
+            change = self._sent.popleft().change
+            self._room.release()
+            self._count += 1
+            self._last_number = max(self._last_number, change.number)
+            number = max(self._position.number, change.number)
+            token = change.resume_token or self._position.resume_token
+            self._position = self._position._replace(number=number, resume_token=token)
+
+    async def _recover(self) -> None:
+        """Read what the stream has, as soon as NATS responds. Raises `RelayError`."""
+        while True:
+            try:
+                found = await self._jetstream.published(self._position.epoch)
+            except PublishFailed:
+                await asyncio.sleep(_RETRY_SECONDS)
+            else:
+                # Of a stream whose messages have expired or are consumed, the position knows more.
+                self._published = found._replace(number=max(found.number, self._position.number))
+                return
+
+    async def _save(self) -> None:
+        while True:
+            await asyncio.sleep(_SAVE_SECONDS)
+            with suppress(PublishFailed):  # NATS is away, which is reported elsewhere
+                await self._save_position()
+
+    async def _save_position(self) -> None:
+        position = self._position
+        if not self._waiting and not self._sent and self._watch.resume_token:
+            position = position._replace(resume_token=self._watch.resume_token)  # a checkpoint's, perhaps
+        if position != self._saved:
+            await self._jetstream.save(position)
+            self._saved = position
+
+    async def _show_progress(self) -> None:
+        shown = 0
+        while True:
+            await asyncio.sleep(_PROGRESS_SECONDS)
+            if self._count != shown:
+                shown = self._count
+                self._report(self._progress_text())
+
+    def _progress_text(self) -> str:
+        last = f", the last has the number {self._last_number}" if self._last_number else ""
+        return f"{self._count:,} changes published{last}."
