@@ -18,12 +18,11 @@ from bookstore_grpc.client.errors import error_from_rpc_error
 from bookstore_grpc.client.retries import ATTEMPTS_MAX, backoff_seconds, retry_delay_seconds
 from bookstore_grpc.client.transport import Transport, deadline_exceeded, is_being_cancelled
 from bookstore_grpc.errors import BookstoreError, ClientUnusable, Unavailable
+from bookstore_grpc.limits import CHECKPOINT_SECONDS_DEFAULT
 
 Start = Literal["now", "earliest", "existing"]
 OutageCallback = Callable[[BookstoreError | None], None]
 
-# The contract's default.
-_CHECKPOINT_SECONDS = 10.0
 # A connection without responses for so many intervals, and at least so many seconds, is dead.
 _STALE_INTERVALS = 3
 _STALE_MIN_SECONDS = 30.0
@@ -286,7 +285,7 @@ class BookWatch:
 
 
 def _stale_seconds(request: books_pb2.WatchBooksRequest) -> float:
-    interval = _CHECKPOINT_SECONDS
+    interval: float = CHECKPOINT_SECONDS_DEFAULT
     if request.HasField("checkpoint_interval"):
         interval = request.checkpoint_interval.ToTimedelta().total_seconds()
     return max(_STALE_MIN_SECONDS, _STALE_INTERVALS * interval)

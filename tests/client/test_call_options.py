@@ -61,6 +61,12 @@ class Attentive(books_pb2_grpc.BookServiceServicer, health_pb2_grpc.HealthServic
 
     BatchDeleteBooks = DeleteBook
 
+    async def ListBookChanges(self, request: Any, context: Any) -> Any:  # noqa: N802
+        self._note(context)
+        return books_pb2.ListBookChangesResponse()
+
+    WatchBooks: Any = ListBookChanges
+
     async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802
         self._note(context)
         return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
@@ -85,6 +91,7 @@ CALLS = [
     pytest.param(lambda client, **o: client.get_books([1], **o), id="get_books"),
     pytest.param(lambda client, **o: client.list_page(**o), id="list_page"),
     pytest.param(lambda client, **o: anext(client.list_books(**o)), id="list_books"),
+    pytest.param(lambda client, **o: client.list_change_page(**o), id="list_change_page"),
     pytest.param(lambda client, **o: client.update_book(1, name="N", **o), id="update_book"),
     pytest.param(lambda client, **o: client.delete_book(1, **o), id="delete_book"),
     pytest.param(lambda client, **o: client.update_books([], **o), id="update_books"),

@@ -61,7 +61,8 @@ class Stuck(books_pb2_grpc.BookServiceServicer):
         raise ServerDraining
 
     BatchCreateBooks = BatchGetBooks = CreateBook = DeleteBook = UpdateBook = GetBook
-    BatchUpdateBooks = BatchDeleteBooks = PurgeBooks = GetBook
+    BatchUpdateBooks = BatchDeleteBooks = PurgeBooks = ListBookChanges = GetBook
+    WatchBooks: Any = GetBook
 
 
 @pytest.fixture

@@ -144,6 +144,7 @@ async def test_a_batch_whose_response_is_lost_is_retried_and_stored_once(losing:
         pytest.param(lambda client: client.get_book(1), id="get_book"),
         pytest.param(lambda client: client.get_books([1]), id="get_books"),
         pytest.param(lambda client: client.list_page(), id="list_page"),
+        pytest.param(lambda client: client.list_change_page(), id="list_change_page"),
     ],
 )
 async def test_a_read_is_retried(losing: Losing, read: Callable[[BookstoreClient], Awaitable[object]]) -> None:
@@ -338,7 +339,8 @@ class Slow(books_pb2_grpc.BookServiceServicer):
         return request.book
 
     GetBook = ListBooks = CreateBook = DeleteBook = BatchGetBooks = BatchCreateBooks = UpdateBook
-    BatchUpdateBooks = BatchDeleteBooks = PurgeBooks = UpdateBook
+    BatchUpdateBooks = BatchDeleteBooks = PurgeBooks = ListBookChanges = UpdateBook
+    WatchBooks: Any = UpdateBook
 
 
 class Unwilling(books_pb2_grpc.BookServiceServicer):
@@ -360,6 +362,8 @@ class Unwilling(books_pb2_grpc.BookServiceServicer):
     BatchUpdateBooks = UpdateBook
     BatchDeleteBooks = UpdateBook
     PurgeBooks = UpdateBook
+    ListBookChanges = UpdateBook
+    WatchBooks: Any = UpdateBook
 
 
 @pytest.mark.parametrize(
@@ -371,6 +375,8 @@ class Unwilling(books_pb2_grpc.BookServiceServicer):
         pytest.param(lambda client: client.get_books([1]), id="get_books"),
         pytest.param(lambda client: client.list_page(), id="list_page"),
         pytest.param(lambda client: anext(client.list_books()), id="list_books"),
+        pytest.param(lambda client: client.list_change_page(), id="list_change_page"),
+        pytest.param(lambda client: anext(client.list_book_changes()), id="list_book_changes"),
         pytest.param(lambda client: client.update_book(1, name="N"), id="update_book"),
         pytest.param(lambda client: client.delete_book(1), id="delete_book"),
         pytest.param(lambda client: client.update_books([UPDATE]), id="update_books"),

@@ -154,7 +154,8 @@ class Outlasting(books_pb2_grpc.BookServiceServicer):
         return books_pb2.ListBooksResponse()
 
     BatchCreateBooks = BatchGetBooks = CreateBook = DeleteBook = UpdateBook = GetBook
-    BatchUpdateBooks = BatchDeleteBooks = PurgeBooks = GetBook
+    BatchUpdateBooks = BatchDeleteBooks = PurgeBooks = ListBookChanges = GetBook
+    WatchBooks: Any = GetBook
 
 
 @pytest.mark.parametrize("is_first_call", [True, False], ids=["first call", "later call"])
