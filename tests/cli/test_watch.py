@@ -11,7 +11,7 @@ import grpc
 import pytest
 
 from bookstore_grpc.errors import InvalidFilter, ResumeTokenExpired
-from tests.cli.conftest import run_verb
+from tests.cli.conftest import Catalogue, run_verb
 from tests.client.watched_service import (
     DELETED,
     EXISTING,
@@ -79,6 +79,22 @@ def watch(tmp_path: Path, address: str) -> Iterator[Watch]:
     yield start
     for each in started:
         end_process(each.process)
+
+
+async def test_the_changes_of_a_real_server_are_printed(catalogue: Catalogue, watch: Watch) -> None:
+    book = await asyncio.to_thread(catalogue.create, "Emma", "Jane Austen", 1815)
+    watching = watch("--existing", "--output", "json", server=catalogue.address)
+    await watching.until(lambda: "EXISTING" in watching.output)
+    await asyncio.to_thread(catalogue.succeed, "update", book["id"], "--release-year", 1816)
+    await asyncio.to_thread(catalogue.succeed, "delete", book["id"])
+    await watching.until(lambda: "DELETED" in watching.output)
+
+    existing, updated, deleted = map(json.loads, watching.output.splitlines())
+    assert (existing["book"]["name"], updated["previousBook"]["releaseYear"]) == ("Emma", 1815)
+    assert updated["book"] == deleted["book"]
+    continued = watch("--since", updated["resumeToken"], "--output", "json", server=catalogue.address)
+    await continued.until(lambda: "\n" in continued.output)
+    assert json.loads(continued.output) == deleted
 
 
 async def test_each_change_is_a_row_at_once_and_an_update_says_what_changed(
