@@ -145,7 +145,8 @@ def relay(context: click.Context, /, **options: Any) -> None:
     async def work(client: "BookstoreClient") -> None:
         await _relay(client, **settings)
 
-    run_with_client(work, **options)
+    # A service manager may start it with the server, or before.
+    run_with_client(work, wait_for_ready=True, **options)
 
 
 async def _relay(

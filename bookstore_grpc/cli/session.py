@@ -96,12 +96,20 @@ def _option(flag: str, **options: Any) -> Callable[[Callable[..., None]], Callab
 
 
 def run_with_client(
-    work: "Callable[[BookstoreClient], Awaitable[None]]", *, server: str, timeout_seconds: float, **security: Any
+    work: "Callable[[BookstoreClient], Awaitable[None]]",
+    *,
+    server: str,
+    timeout_seconds: float,
+    wait_for_ready: bool = False,
+    **security: Any,
 ) -> None:
-    """Run `work` with a client. An error becomes a message and exit status 1."""
+    """Run `work` with a client. An error becomes a message and exit status 1.
+
+    By default it is reported immediately that no server is running. With `wait_for_ready` the first call waits for one.
+    """
 
     async def run() -> None:
-        async with _client(server, timeout_seconds, **security) as client:
+        async with _client(server, timeout_seconds, wait_for_ready=wait_for_ready, **security) as client:
             await work(client)
 
     for name in unknown_variables(click.get_current_context()):
@@ -125,6 +133,7 @@ def _client(
     server: str,
     timeout_seconds: float,
     *,
+    wait_for_ready: bool,
     tls: bool,
     ca: str,
     cert: str,
@@ -138,7 +147,7 @@ def _client(
         return BookstoreClient(
             server,
             timeout_seconds=timeout_seconds,
-            wait_for_ready=False,  # report immediately that no server is running
+            wait_for_ready=wait_for_ready,
             tls=TLS(ca=ca, cert=cert, key=key) if tls or ca or cert or key else None,
             # A variable but no flag: `ps` shows arguments to everyone.
             token=TokenFile(token_file) if token_file else _token_from_environment(),

@@ -124,5 +124,5 @@ def test_help_lists_every_verb() -> None:
 
     assert finished.status == 0
     verbs = ("serve", "migrate", "version", "health", "create", "get", "list", "update", "delete")
-    for verb in (*verbs, "import", "export"):
+    for verb in (*verbs, "import", "export", "watch", "relay"):
         assert f"\n  {verb} " in finished.output

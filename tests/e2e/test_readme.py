@@ -81,4 +81,4 @@ def test_the_python_examples_run(server: Serving) -> None:
         ).stdout
         for block in blocks("Python", "python")
     ]
-    assert printed == ["1 Dune Messiah 1969\n", "['Dune Messiah']\n"]
+    assert printed == ["1 Dune Messiah 1969\n", "0 Dune Messiah\n", "['Dune Messiah']\n"]

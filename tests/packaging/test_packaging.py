@@ -146,7 +146,7 @@ def test_the_base_install_runs_client_verbs_without_the_servers_packages(
     version = light_run("version")
     assert version.returncode == 0, version.stderr
     assert "0.1.0" in version.stdout
-    for verb in ("create", "get", "list", "update", "delete", "import", "export", "health"):
+    for verb in ("create", "get", "list", "update", "delete", "import", "export", "watch", "relay", "health"):
         shown = light_run(verb, "--help")
         assert shown.returncode == 0, shown.stderr
         assert "--server" in shown.stdout

@@ -180,7 +180,7 @@ def start_relay(tmp_path: Path, address: str) -> Iterator[Relay]:
     def start(url: str, stream: Stream, *arguments: str, server: str = address, **variables: str) -> Relaying:
         folder = tmp_path / f"relay-{len(started)}"
         folder.mkdir()
-        options = ("--to", url, "--stream", stream.name, "--subject-prefix", stream.prefix)
+        options = (*(("--to", url) if url else ()), "--stream", stream.name, "--subject-prefix", stream.prefix)
         started.append(Relaying(folder, *options, *arguments, BOOKSTORE_SERVER=server, **variables))
         return started[-1]
 

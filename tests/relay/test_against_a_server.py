@@ -61,6 +61,8 @@ async def test_every_change_is_stored_once_and_in_order_whatever_is_killed(
             while not observer.is_connected:  # noqa: ASYNC110  the client has no event for it
                 await asyncio.sleep(0.05)
         await stream.until_stored(ROUNDS * 40)
+    except TimeoutError:
+        pytest.fail("\n".join(each.log for each in relays))
     finally:
         server.end()
 

@@ -331,6 +331,39 @@ async def test_a_token_is_read_from_a_file(service: WatchedService, start_relay:
     assert "Authorization Violation" in rejected.log
 
 
+async def test_the_documented_rights_are_enough_and_a_password_may_be_in_the_variable(
+    service: WatchedService, start_relay: Relay, tmp_path: Path
+) -> None:
+    folder = tmp_path / "secured"
+    folder.mkdir()
+    (folder / "config").write_text(
+        """authorization: {users: [
+            {user: admin, password: a},
+            {user: relay, password: hidden, permissions: {
+                publish: ["test.BOOKS.*", "$JS.API.>", "$KV.BOOKSTORE_RELAY.>"], subscribe: "_INBOX.>"
+            }},
+        ]}"""
+    )
+    secured = NatsServer(folder, "-c", str(folder / "config"))
+    try:
+        client = await nats.connect(secured.url, user="admin", password="a")
+        stream = Stream(client, "BOOKS")
+        await send(service, 1, 2)
+        url = secured.url.replace("//", "//relay:hidden@")
+        running = start_relay("", stream, "--start", "earliest", BOOKSTORE_NATS_URL=url)
+        await stream.until_stored(2)
+        running.process.send_signal(signal.SIGTERM)
+        assert await running.status() == 0
+        position = await stream.position()
+        await client.close()
+    finally:
+        secured.kill()
+
+    assert position["number"] == 2
+    assert "hidden" not in running.log
+    assert "NATS:" not in running.log  # as of a missing right
+
+
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nats", None)
     finished = run_verb("relay", "--to", "nats://127.0.0.1:1")
@@ -346,3 +379,22 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_wrong_use_is_status_2(arguments: tuple[str, ...]) -> None:
     assert run_verb("relay", *arguments).status == 2
+
+
+async def test_a_service_that_starts_after_the_relay_is_waited_for(
+    service: WatchedService, relay: Relay, stream: Stream
+) -> None:
+    async with serving_watches(service) as address:
+        pass
+    running = relay("--start", "earliest", server=address)
+    await running.until_logged("Publishing the changes")
+    await send(service, 1)
+    async with serving_watches(service, address):
+        await stream.until_stored(1)
+
+
+async def test_a_service_that_does_not_start_is_reported_after_the_timeout(relay: Relay) -> None:
+    ended = relay("--timeout-seconds", "0.5", server="127.0.0.1:1")
+
+    assert await ended.status() == 1
+    assert "Error: Could not connect to 127.0.0.1:1: " in ended.log
