@@ -105,7 +105,6 @@ class BookWatch:
         self._attempts = 0  # since the last response
         self._is_closed = False
         self._last_number = 0
-        self._last_existing_id = 0
 
     def __aiter__(self) -> Self:
         return self
@@ -186,11 +185,9 @@ class BookWatch:
 
     def _is_repeated(self, change: books_pb2.BookChange) -> bool:
         if change.type == books_pb2.BookChange.EXISTING:
-            is_repeated = change.book.id <= self._last_existing_id
-            self._last_existing_id = max(self._last_existing_id, change.book.id)
-        else:
-            is_repeated = change.number <= self._last_number
-            self._last_number = max(self._last_number, change.number)
+            return False  # it may have another state than before
+        is_repeated = change.number <= self._last_number
+        self._last_number = max(self._last_number, change.number)
         return is_repeated
 
     async def _next_response(self) -> books_pb2.WatchBooksResponse:

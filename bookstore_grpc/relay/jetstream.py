@@ -7,7 +7,7 @@ none is stored unless the one before it was, and of two relays on one stream onl
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, NamedTuple
@@ -59,25 +59,27 @@ class Position(NamedTuple):
     """Up to where changes are published.
 
     `epoch` is the last sequence of the stream when the relay began, at first or after `--reset`: numbers of changes
-    are compared only with those of messages of the same epoch. `resume_token` is empty before the first response.
+    are compared only with those of messages of the same epoch. `resume_token` is empty before the first response, and
+    all messages that follow from it are after `sequence` in the stream.
     """
 
     epoch: int
+    sequence: int
     number: int = 0
     resume_token: str = ""
 
 
 class Published(NamedTuple):
-    """What the stream has: its last sequence, and the last change and the last existing book of an epoch."""
+    """What the stream has: its last sequence, the last change, and the ids of existing books since a position."""
 
     sequence: int
     number: int
-    existing_id: int
+    existing: frozenset[str]
 
-    def includes(self, change: BookChange) -> bool:
-        """Return whether a change is among the messages."""
+    def includes(self, change: BookChange, identifier: str) -> bool:
+        """Return whether a change, or an existing book in the same state, is among the messages."""
         if change.type == BookChange.EXISTING:
-            return change.book.id <= self.existing_id
+            return identifier in self.existing
         return change.number <= self.number
 
 
@@ -118,7 +120,7 @@ class JetStream:
         if not is_reset and (stored := await self._stored_position()):
             return stored
         info = await self._js.stream_info(self._options.name)
-        position = Position(epoch=info.state.last_seq)
+        position = Position(epoch=info.state.last_seq, sequence=info.state.last_seq)
         if is_reset:
             await self.save(position)
             return position
@@ -135,23 +137,23 @@ class JetStream:
         except nats.errors.Error as error:
             raise PublishFailed(str(error)) from error
 
-    async def published(self, epoch: int) -> Published:
+    async def published(self, position: Position) -> Published:
         """Return what the stream has. Raises `PublishFailed`, and `RelayError` if it has messages of others."""
         try:
             sequence = (await self._js.stream_info(self._options.name)).state.last_seq
-            number = existing_id = 0
+            number, existing = position.number, frozenset[str]()
             for subject in self._options.subjects:
                 try:
                     message = await self._js.get_last_msg(self._options.name, subject)
                 except NotFoundError:
                     continue
                 sequence = max(sequence, message.seq or 0)
-                message_epoch, kind, value = self._parsed_id(message)
-                if message_epoch == epoch and kind == "change":
-                    number = max(number, value)
-                elif message_epoch == epoch:
-                    existing_id = max(existing_id, value)
-            return Published(sequence, number, existing_id)
+                identifier = self._parsed_id(message)
+                if identifier.epoch == position.epoch and identifier.number:
+                    number = max(number, identifier.number)
+                elif identifier.epoch == position.epoch:
+                    existing = await self._existing_between(position.sequence, message.seq or 0)
+            return Published(sequence, number, existing)
         except NotFoundError as error:
             raise RelayError(f"The stream {self._options.name} has been deleted.") from error
         except nats.errors.Error as error:
@@ -259,12 +261,21 @@ class JetStream:
         except (KeyNotFoundError, NoKeysError):
             return None
         fields: dict[str, Any] = json.loads(entry.value or b"{}")
-        return Position(fields["epoch"], fields["number"], fields["resumeToken"])
+        return Position(fields["epoch"], fields["sequence"], fields["number"], fields["resumeToken"])
 
-    def _parsed_id(self, message: api.RawStreamMsg) -> tuple[int, str, int]:
+    async def _existing_between(self, sequence: int, last: int) -> frozenset[str]:
+        """Return the ids of the messages about existing books after a sequence: those of about a second."""
+        found = set()
+        for each in range(sequence + 1, last + 1):
+            with suppress(NotFoundError):  # deleted
+                message = await self._js.get_msg(self._options.name, each)
+                found.add((message.headers or {}).get(api.Header.MSG_ID, ""))
+        return frozenset(found)
+
+    def _parsed_id(self, message: api.RawStreamMsg) -> "_MessageId":
         try:
-            epoch, kind, value = (message.headers or {})[api.Header.MSG_ID].split("/")
-            return int(epoch), kind, int(value)
+            epoch, kind, value = (message.headers or {})[api.Header.MSG_ID].split("/", 2)
+            return _MessageId(int(epoch), int(value) if kind == "change" else 0)
         except (KeyError, ValueError):
             raise RelayError(
                 f"The stream {self._options.name} has a message, {message.seq}, that no relay published. The relay "
@@ -300,10 +311,17 @@ async def open_jetstream(
         yield jetstream
 
 
+class _MessageId(NamedTuple):
+    """What the id of a message says: the number of the change, 0 for an existing book."""
+
+    epoch: int
+    number: int
+
+
 def message_id(change: BookChange, *, epoch: int) -> str:
     """Return the id by which a stream removes doubles, and a relay finds what it published."""
     if change.type == BookChange.EXISTING:
-        return f"{epoch}/existing/{change.book.id}"
+        return f"{epoch}/existing/{change.book.id}/{change.book.etag}"
     return f"{epoch}/change/{change.number}"
 
 
@@ -313,7 +331,12 @@ def _fail(future: "asyncio.Future[None]", reason: str) -> None:
 
 
 def _encoded(position: Position) -> bytes:
-    fields = {"epoch": position.epoch, "number": position.number, "resumeToken": position.resume_token}
+    fields = {
+        "epoch": position.epoch,
+        "sequence": position.sequence,
+        "number": position.number,
+        "resumeToken": position.resume_token,
+    }
     return json.dumps(fields).encode()
 
 

@@ -28,6 +28,7 @@ class _Sent(NamedTuple):
     """A change that was published, and its acknowledgement."""
 
     change: WatchedChange
+    sequence: int  # of the message, or of one before it
     ack: "asyncio.Future[None]"
     at: float  # of time.monotonic
 
@@ -47,7 +48,8 @@ class Relay:
         self._position = self._saved = position
         self._encode = encode
         self._report = report
-        self._published = Published(0, 0, 0)
+        self._acked_sequence = position.sequence
+        self._published = Published(0, 0, frozenset())
         self._waiting: deque[WatchedChange] = deque()
         self._sent: deque[_Sent] = deque()
         self._room = asyncio.Semaphore(RELAY_IN_FLIGHT_MAX)
@@ -124,16 +126,17 @@ class Relay:
             self._take_acks()
             while self._waiting:
                 change = self._waiting[0]
-                if self._published.includes(change.message):
-                    ack = asyncio.get_running_loop().create_future()
-                    ack.set_result(None)
-                else:
-                    identifier = message_id(change.message, epoch=self._position.epoch)
+                identifier = message_id(change.message, epoch=self._position.epoch)
+                if is_new := not self._published.includes(change.message, identifier):
                     event = self._encode(change)
                     ack = await self._jetstream.publish(event, identifier, after_sequence=sequence)
                     sequence += 1
+                else:
+                    ack = asyncio.get_running_loop().create_future()
+                    ack.set_result(None)
                 self._waiting.popleft()
-                self._sent.append(_Sent(change, ack, time.monotonic()))
+                at = sequence if is_new else self._acked_sequence
+                self._sent.append(_Sent(change, at, ack, time.monotonic()))
                 ack.add_done_callback(lambda _: self._progress.set())
             if self._has_ended and not self._sent:
                 return
@@ -154,25 +157,30 @@ class Relay:
         """Take the changes that are acknowledged, in order. Raises `PublishFailed`."""
         while self._sent and self._sent[0].ack.done():
             self._sent[0].ack.result()
-            change = self._sent.popleft().change
+            change, sequence, *_ = self._sent.popleft()
             self._room.release()
             self._count += 1
             self._last_number = max(self._last_number, change.number)
-            number = max(self._position.number, change.number)
-            token = change.resume_token or self._position.resume_token
-            self._position = self._position._replace(number=number, resume_token=token)
+            self._acked_sequence = max(self._acked_sequence, sequence)
+            self._position = self._position._replace(number=max(self._position.number, change.number))
+            self._move_to(change.resume_token)
+
+    def _move_to(self, resume_token: str) -> None:
+        """Move the position to a token, which follows what is acknowledged so far.
+
+        A token that stays, as among the changes of one response, keeps the sequence it came with.
+        """
+        if resume_token not in ("", self._position.resume_token):
+            self._position = self._position._replace(resume_token=resume_token, sequence=self._acked_sequence)
 
     async def _recover(self) -> None:
         """Read what the stream has, as soon as NATS responds. Raises `RelayError`."""
         while True:
             try:
-                found = await self._jetstream.published(self._position.epoch)
+                self._published = await self._jetstream.published(self._position)
+                return
             except PublishFailed:
                 await asyncio.sleep(_RETRY_SECONDS)
-            else:
-                # Of a stream whose messages have expired or are consumed, the position knows more.
-                self._published = found._replace(number=max(found.number, self._position.number))
-                return
 
     async def _save(self) -> None:
         while True:
@@ -181,9 +189,9 @@ class Relay:
                 await self._save_position()
 
     async def _save_position(self) -> None:
+        if not self._waiting and not self._sent:
+            self._move_to(self._watch.resume_token)  # a checkpoint's, perhaps
         position = self._position
-        if not self._waiting and not self._sent and self._watch.resume_token:
-            position = position._replace(resume_token=self._watch.resume_token)  # a checkpoint's, perhaps
         if position != self._saved:
             await self._jetstream.save(position)
             self._saved = position

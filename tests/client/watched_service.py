@@ -66,6 +66,10 @@ class WatchedService(books_pb2_grpc.BookServiceServicer):
             self._more.notify_all()
         return token
 
+    def forget(self) -> None:
+        """Let the next watch start with what is sent from now on, whatever its token."""
+        self._responses.clear()
+
     async def cut_off(self, failure: BookstoreError | grpc.StatusCode) -> None:
         """End all watches with a failure; `OK` ends them without one."""
         async with self._more:

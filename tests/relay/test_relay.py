@@ -122,7 +122,7 @@ async def test_a_relay_that_is_killed_before_it_stored_its_position_stores_nothi
     assert await stream.numbers() == list(range(1, 43))
 
 
-async def test_a_relay_that_is_killed_among_existing_books_stores_each_once(
+async def test_a_relay_that_is_killed_among_existing_books_stores_each_state_once(
     service: WatchedService, relay: Relay, stream: Stream
 ) -> None:
     await stream.create(duplicate_window=0.1)
@@ -132,12 +132,16 @@ async def test_a_relay_that_is_killed_among_existing_books_stores_each_once(
     killed.kill()
     await asyncio.sleep(0.2)  # the window of the stream
 
-    await service.send(existing(3), existing_sent=True)
+    # The service reads the books again, one of which has changed.
+    changed = existing(2)
+    changed.book.etag = "changed"
+    service.forget()
+    await service.send(existing(1), changed, existing(3), existing_sent=True)
     await send(service, 7)
     relay("--start", "existing")
-    await stream.until_stored(4)
+    await stream.until_stored(5)
 
-    assert await stream.numbers() == [1, 2, 3, 7]
+    assert await stream.numbers() == [1, 2, 2, 3, 7]
 
 
 async def test_two_relays_store_each_change_once(service: WatchedService, relay: Relay, stream: Stream) -> None:
