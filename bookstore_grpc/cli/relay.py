@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from bookstore_grpc.client import BookstoreClient
     from bookstore_grpc.client.watching import Start
     from bookstore_grpc.relay.events import EventFormat
-    from bookstore_grpc.relay.jetstream import Position
+    from bookstore_grpc.relay.positions import Position
     from bookstore_grpc.relay.relay import Relay
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")

@@ -1,4 +1,4 @@
-"""The stream that the relay publishes to, and the relay's position, which a bucket of JetStream keeps.
+"""The stream that the relay publishes to.
 
 Each message is published on condition of the stream's last sequence. So while many wait for their acknowledgements,
 none is stored unless the one before it was, and of two relays on one stream only one can store a change.
@@ -6,8 +6,8 @@ none is stored unless the one before it was, and of two relays on one stream onl
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, NamedTuple
@@ -17,20 +17,11 @@ from bookstore.v1.books_pb2 import BookChange
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import api
-from nats.js.errors import (
-    APIError,
-    BucketNotFoundError,
-    KeyNotFoundError,
-    KeyWrongLastSequenceError,
-    NoKeysError,
-    NotFoundError,
-)
-from nats.js.kv import KeyValue
+from nats.js.errors import APIError, NotFoundError
 
 from bookstore_grpc.relay.events import SUBJECT_TOKENS, Event
 from bookstore_grpc.relay.nats_connection import NatsOptions, RelayError, Report, nats_connection
-
-POSITIONS_BUCKET = "BOOKSTORE_RELAY"
+from bookstore_grpc.relay.positions import Position, Positions
 
 _REQUEST_SECONDS = 5
 _SUBJECTS_OVERLAP = 10065
@@ -53,20 +44,6 @@ class StreamOptions(NamedTuple):
     def subjects(self) -> list[str]:
         """One subject for each type of change."""
         return [f"{self.subject_prefix}.{token}" for token in SUBJECT_TOKENS.values()]
-
-
-class Position(NamedTuple):
-    """Up to where changes are published.
-
-    `epoch` is the last sequence of the stream when the relay began, at first or after `--reset`: numbers of changes
-    are compared only with those of messages of the same epoch. `resume_token` is empty before the first response, and
-    all messages that follow from it are after `sequence` in the stream.
-    """
-
-    epoch: int
-    sequence: int
-    number: int = 0
-    resume_token: str = ""
 
 
 class Published(NamedTuple):
@@ -100,40 +77,27 @@ class JetStream:
         self._options = options
         self._js = client.jetstream(timeout=_REQUEST_SECONDS)
         self._acks = _Acks(client.new_inbox(), count(), {})
-        self._positions: KeyValue | None = None
+        self._positions = Positions(self._js, key=f"{options.name}.{options.subject_prefix}", replicas=options.replicas)
 
     async def open(self) -> None:
         """Create what is missing. Raises `RelayError` if the stream cannot be used."""
-        try:
+        with self._relay_errors():
             await self._open_stream()
-            self._positions = await self._open_bucket()
+            await self._positions.open()
             await self._client.subscribe(f"{self._acks.inbox}.*", cb=self._note_ack)
-        except APIError as error:
-            raise RelayError(f"JetStream rejects the stream {self._options.name}: {error.description}.") from error
-        except nats.errors.Error as error:
-            raise RelayError(
-                f"JetStream does not respond ({error}). Is it enabled, and permitted to this user?"
-            ) from error
 
     async def begin(self, *, is_reset: bool) -> Position:
-        """Return the stored position, or a new one if there is none or it `is_reset`."""
-        if not is_reset and (stored := await self._stored_position()):
-            return stored
-        info = await self._js.stream_info(self._options.name)
-        position = Position(epoch=info.state.last_seq, sequence=info.state.last_seq)
-        if is_reset:
-            await self.save(position)
-            return position
-        try:
-            await self._bucket.create(self._key, _encoded(position))
-        except KeyWrongLastSequenceError:  # another relay was faster
-            return await self._stored_position() or position
-        return position
+        """Return the stored position, or a new one if there is none or it `is_reset`. Raises `RelayError`."""
+        with self._relay_errors():
+            if not is_reset and (stored := await self._positions.read()):
+                return stored
+            last_sequence = (await self._js.stream_info(self._options.name)).state.last_seq
+            return await self._positions.begin(last_sequence, is_reset=is_reset)
 
     async def save(self, position: Position) -> None:
         """Store a position. Raises `PublishFailed`."""
         try:
-            await self._bucket.put(self._key, _encoded(position))
+            await self._positions.write(position)
         except nats.errors.Error as error:
             raise PublishFailed(str(error)) from error
 
@@ -193,6 +157,17 @@ class JetStream:
             if not future.done():
                 _fail(future, reason)
 
+    @contextmanager
+    def _relay_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except APIError as error:
+            reason = error.description or "it is not enabled"
+            raise RelayError(f"JetStream rejects the stream {self._options.name}: {reason}.") from error
+        except nats.errors.Error as error:
+            reason = str(error).removeprefix("nats: ")
+            raise RelayError(f"JetStream does not respond: {reason}. Does the user have the rights to it?") from error
+
     async def _note_ack(self, message: Msg) -> None:
         # nats-py's own publish_async never resolves the future of a message that is rejected.
         # https://github.com/nats-io/nats.py/issues/985
@@ -245,24 +220,6 @@ class JetStream:
                 "others with --subject-prefix."
             ) from error
 
-    async def _open_bucket(self) -> KeyValue:
-        try:
-            return await self._js.key_value(POSITIONS_BUCKET)
-        except BucketNotFoundError:
-            return await self._js.create_key_value(
-                bucket=POSITIONS_BUCKET,
-                description="Where each `bookstore relay` continues.",
-                replicas=self._options.replicas,
-            )
-
-    async def _stored_position(self) -> Position | None:
-        try:
-            entry = await self._bucket.get(self._key)
-        except (KeyNotFoundError, NoKeysError):
-            return None
-        fields: dict[str, Any] = json.loads(entry.value or b"{}")
-        return Position(fields["epoch"], fields["sequence"], fields["number"], fields["resumeToken"])
-
     async def _existing_between(self, sequence: int, last: int) -> frozenset[str]:
         """Return the ids of the messages about existing books after a sequence: those of about a second."""
         found = set()
@@ -281,16 +238,6 @@ class JetStream:
                 f"The stream {self._options.name} has a message, {message.seq}, that no relay published. The relay "
                 "needs a stream of its own: name one with --stream."
             ) from None
-
-    @property
-    def _bucket(self) -> KeyValue:
-        if self._positions is None:
-            raise RelayError("The bucket of positions is not open.")
-        return self._positions
-
-    @property
-    def _key(self) -> str:
-        return f"{self._options.name}.{self._options.subject_prefix}"
 
 
 @asynccontextmanager
@@ -328,16 +275,6 @@ def message_id(change: BookChange, *, epoch: int) -> str:
 def _fail(future: "asyncio.Future[None]", reason: str) -> None:
     future.set_exception(PublishFailed(reason))
     future.exception()  # of many that fail together only the first is awaited
-
-
-def _encoded(position: Position) -> bytes:
-    fields = {
-        "epoch": position.epoch,
-        "sequence": position.sequence,
-        "number": position.number,
-        "resumeToken": position.resume_token,
-    }
-    return json.dumps(fields).encode()
 
 
 def _rejection(message: Msg) -> str:

@@ -2,7 +2,7 @@
 
 import ssl
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, NamedTuple
 
 from nats.aio.client import Client
@@ -119,7 +119,8 @@ async def nats_connection(
         yield client
     finally:
         is_closing = True
-        await client.close()
+        with suppress(OSError, NatsError):  # it writes to a connection that may be lost
+            await client.close()
 
 
 def _readable(path: str) -> str:

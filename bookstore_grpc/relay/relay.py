@@ -10,8 +10,9 @@ from typing import NamedTuple
 from bookstore_grpc.client import BookWatch, WatchedChange
 from bookstore_grpc.limits import RELAY_IN_FLIGHT_MAX
 from bookstore_grpc.relay.events import Event
-from bookstore_grpc.relay.jetstream import JetStream, Position, Published, PublishFailed, message_id
+from bookstore_grpc.relay.jetstream import JetStream, Published, PublishFailed, message_id
 from bookstore_grpc.relay.nats_connection import RelayError, Report
+from bookstore_grpc.relay.positions import Position
 
 Encode = Callable[[WatchedChange], Event]
 
@@ -175,7 +176,7 @@ class Relay:
 
     async def _recover(self) -> None:
         """Read what the stream has, as soon as NATS responds. Raises `RelayError`."""
-        while True:
+        while self._waiting or not self._has_ended:
             try:
                 self._published = await self._jetstream.published(self._position)
                 return

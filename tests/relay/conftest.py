@@ -17,7 +17,7 @@ from nats.aio.client import Client
 from nats.js import JetStreamContext, api
 from nats.js.errors import NotFoundError
 
-from bookstore_grpc.relay.jetstream import POSITIONS_BUCKET
+from bookstore_grpc.relay.positions import BUCKET
 from tests.client.watched_service import WatchedService, serving_watches
 from tests.conftest import require
 from tests.executable import PATIENCE_SECONDS, Process, end_process, start_bookstore, wait_until
@@ -29,13 +29,14 @@ SUBJECT_TOKENS = ("created", "updated", "deleted", "existing")
 class NatsServer:
     """A NATS of a test's own, which it may kill."""
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
+    def __init__(self, folder: Path, *arguments: str, has_jetstream: bool = True) -> None:
         program = shutil.which("nats-server", path=f"{os.environ['PATH']}:/usr/sbin")
         require(program, "nats-server is not installed")
         with socket.socket() as bound:
             bound.bind(("127.0.0.1", 0))
             self.port = bound.getsockname()[1]
-        self._command = [str(program), "-js", "-a", "127.0.0.1", "-p", str(self.port), "-sd", str(folder), *arguments]
+        jetstream = ("-js", "-sd", str(folder)) if has_jetstream else ()
+        self._command = [str(program), "-a", "127.0.0.1", "-p", str(self.port), *jetstream, *arguments]
         self._log = folder / "log"
         self.start()
 
@@ -88,7 +89,7 @@ class Stream:
         return [_number(message) for message in await self.messages()]
 
     async def position(self) -> dict[str, Any]:
-        bucket = await self.js.key_value(POSITIONS_BUCKET)
+        bucket = await self.js.key_value(BUCKET)
         fields: dict[str, Any] = json.loads((await bucket.get(f"{self.name}.{self.prefix}")).value or b"{}")
         return fields
 
@@ -102,7 +103,7 @@ class Stream:
             with suppress(NotFoundError):
                 await self.js.delete_stream(name)
         with suppress(NotFoundError):
-            await (await self.js.key_value(POSITIONS_BUCKET)).purge(f"{self.name}.{self.prefix}")
+            await (await self.js.key_value(BUCKET)).purge(f"{self.name}.{self.prefix}")
 
 
 class Relaying:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import signal
 import sys
 from collections import Counter
@@ -368,6 +369,38 @@ async def test_the_documented_rights_are_enough_and_a_password_may_be_in_the_var
     assert "NATS:" not in running.log  # as of a missing right
 
 
+async def test_a_nats_without_jetstream_is_reported(start_relay: Relay, stream: Stream, tmp_path: Path) -> None:
+    plain = NatsServer(tmp_path, has_jetstream=False)
+    try:
+        rejected = start_relay(plain.url, stream)
+        assert await rejected.status() == 1
+    finally:
+        plain.kill()
+
+    assert ": it is not enabled.\n" in rejected.log
+
+
+@pytest.mark.thorough
+async def test_a_relay_that_is_stopped_while_nats_is_away_ends_with_an_error(
+    service: WatchedService, start_relay: Relay, own_nats: NatsServer
+) -> None:
+    client = await nats.connect(own_nats.url, error_cb=ignore)
+    stream = Stream(client, "BOOKS")
+    running = start_relay(own_nats.url, stream, "--start", "earliest")
+    await send(service, 1)
+    await stream.until_stored(1)
+    own_nats.kill()
+    await running.until_logged("is lost; reconnecting.")
+    await send(service, 2)
+    await running.until_logged("A change could not be published: ")
+    running.process.send_signal(signal.SIGTERM)
+
+    assert await running.status() == 1
+    # Whether the acknowledgement of the first arrived is unknown.
+    assert re.search("Error: [12] changes are not acknowledged in time; the next run publishes them.", running.log)
+    await client.close()
+
+
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nats", None)
     finished = run_verb("relay", "--to", "nats://127.0.0.1:1")
@@ -402,3 +435,17 @@ async def test_a_service_that_does_not_start_is_reported_after_the_timeout(relay
 
     assert await ended.status() == 1
     assert "Error: Could not connect to 127.0.0.1:1: " in ended.log
+
+
+async def test_a_relay_with_nothing_to_publish_can_be_stopped_while_nats_is_away(
+    service: WatchedService, start_relay: Relay, own_nats: NatsServer, nats_url: str
+) -> None:
+    client = await nats.connect(nats_url)
+    running = start_relay(own_nats.url, Stream(client, "BOOKS"))
+    await service.until(lambda: service.watching == 1)
+    own_nats.kill()
+    await running.until_logged("is lost; reconnecting.")
+    running.process.send_signal(signal.SIGTERM)
+
+    assert await running.status() == 0
+    await client.close()
