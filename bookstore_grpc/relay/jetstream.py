@@ -1,7 +1,8 @@
 """The stream that the relay publishes to.
 
 Each message is published on condition of the stream's last sequence. So while many wait for their acknowledgements,
-none is stored unless the one before it was, and of two relays on one stream only one can store a change.
+none is stored unless the one before it was, and of two relays on one stream only one can store a change
+(docs/decisions/0030-relay.md).
 """
 
 import asyncio
