@@ -26,11 +26,16 @@ from bookstore_grpc.relay.positions import Position, Positions
 
 _REQUEST_SECONDS = 5
 _SUBJECTS_OVERLAP = 10065
+_WRONG_LAST_SEQUENCE = 10071
 _NO_RESPONDERS = "503"
 
 
 class PublishFailed(Exception):
     """A message was not acknowledged. Whether it was stored is for `JetStream.published` to say."""
+
+
+class StreamMoved(PublishFailed):
+    """A message was rejected because the last sequence of the stream is not the one that was expected."""
 
 
 class StreamOptions(NamedTuple):
@@ -67,7 +72,7 @@ class _Acks:
 
     inbox: str
     numbers: "count[int]"
-    awaited: dict[str, "asyncio.Future[None]"]
+    awaited: dict[str, "asyncio.Future[bool]"]
 
 
 class JetStream:
@@ -126,14 +131,14 @@ class JetStream:
                 raise RelayError(f"NATS has closed the connection: {self._client.last_error}.") from error
             raise PublishFailed(str(error)) from error
 
-    async def publish(self, event: Event, message_id: str, *, after_sequence: int) -> "asyncio.Future[None]":
-        """Send a message, and return a future that is done once it is stored. It may fail with `PublishFailed`.
+    async def publish(self, event: Event, message_id: str, *, after_sequence: int) -> "asyncio.Future[bool]":
+        """Send a message, and return a future that is done once it is stored; false if it had been stored before.
 
-        It is stored only if the last sequence of the stream is `after_sequence`. Raises `PublishFailed`, and
-        `RelayError` for a message that is too large for NATS.
+        It is stored only if the last sequence of the stream is `after_sequence`. The future may fail with
+        `PublishFailed`. Raises `PublishFailed` too, and `RelayError` for a message that is too large for NATS.
         """
         token = str(next(self._acks.numbers))
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         headers = {
             **event.headers,
             api.Header.MSG_ID: message_id,
@@ -156,7 +161,7 @@ class JetStream:
         awaited, self._acks.awaited = self._acks.awaited, {}
         for future in awaited.values():
             if not future.done():
-                _fail(future, reason)
+                _fail(future, PublishFailed(reason))
 
     @contextmanager
     def _relay_errors(self) -> Iterator[None]:
@@ -175,10 +180,10 @@ class JetStream:
         future = self._acks.awaited.pop(message.subject.rpartition(".")[2], None)
         if future is None or future.done():
             return
-        if reason := _rejection(message):
-            _fail(future, reason)
+        if failure := _rejection(message):
+            _fail(future, failure)
         else:
-            future.set_result(None)
+            future.set_result(not json.loads(message.data).get("duplicate", False))
 
     async def _open_stream(self) -> None:
         options = self._options
@@ -273,17 +278,20 @@ def message_id(change: BookChange, *, epoch: int) -> str:
     return f"{epoch}/change/{change.number}"
 
 
-def _fail(future: "asyncio.Future[None]", reason: str) -> None:
-    future.set_exception(PublishFailed(reason))
+def _fail(future: "asyncio.Future[bool]", failure: PublishFailed) -> None:
+    future.set_exception(failure)
     future.exception()  # of many that fail together only the first is awaited
 
 
-def _rejection(message: Msg) -> str:
-    """Return why a message was not stored, or "" if it was."""
+def _rejection(message: Msg) -> PublishFailed | None:
+    """Return why a message was not stored, or None if it was."""
     if message.headers and message.headers.get(api.Header.STATUS) == _NO_RESPONDERS:
-        return "no stream responds"
-    response: dict[str, Any] = json.loads(message.data)
-    return str(response["error"].get("description", "rejected")) if "error" in response else ""
+        return PublishFailed("no stream responds")
+    error: dict[str, Any] | None = json.loads(message.data).get("error")
+    if error is None:
+        return None
+    kind = StreamMoved if error.get("err_code") == _WRONG_LAST_SEQUENCE else PublishFailed
+    return kind(str(error.get("description", "rejected")))
 
 
 def _matches(pattern: str, subject: str) -> bool:

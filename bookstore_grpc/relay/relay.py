@@ -10,7 +10,7 @@ from typing import NamedTuple
 from bookstore_grpc.client import BookWatch, WatchedChange
 from bookstore_grpc.limits import RELAY_IN_FLIGHT_MAX
 from bookstore_grpc.relay.events import Event
-from bookstore_grpc.relay.jetstream import JetStream, Published, PublishFailed, message_id
+from bookstore_grpc.relay.jetstream import JetStream, Published, PublishFailed, StreamMoved, message_id
 from bookstore_grpc.relay.nats_connection import RelayError, Report
 from bookstore_grpc.relay.positions import Position
 
@@ -29,8 +29,8 @@ class _Sent(NamedTuple):
     """A change that was published, and its acknowledgement."""
 
     change: WatchedChange
-    sequence: int  # of the message, or of one before it
-    ack: "asyncio.Future[None]"
+    sequence: int  # of the message, 0 if the stream had it before it was published
+    ack: "asyncio.Future[bool]"
     at: float  # of time.monotonic
 
 
@@ -113,6 +113,8 @@ class Relay:
             try:
                 await self._publish_until_failure()
                 return
+            except StreamMoved:
+                pass  # by another relay with the same options
             except PublishFailed as failure:
                 self._report(f"A change could not be published: {failure}. Trying again.")
             self._jetstream.forget_acks("an earlier one failed")
@@ -134,10 +136,9 @@ class Relay:
                     sequence += 1
                 else:
                     ack = asyncio.get_running_loop().create_future()
-                    ack.set_result(None)
+                    ack.set_result(False)
                 self._waiting.popleft()
-                at = sequence if is_new else self._acked_sequence
-                self._sent.append(_Sent(change, at, ack, time.monotonic()))
+                self._sent.append(_Sent(change, sequence if is_new else 0, ack, time.monotonic()))
                 ack.add_done_callback(lambda _: self._progress.set())
             if self._has_ended and not self._sent:
                 return
@@ -157,11 +158,12 @@ class Relay:
     def _take_acks(self) -> None:
         """Take the changes that are acknowledged, in order. Raises `PublishFailed`."""
         while self._sent and self._sent[0].ack.done():
-            self._sent[0].ack.result()
+            is_stored = self._sent[0].ack.result()
             change, sequence, *_ = self._sent.popleft()
             self._room.release()
-            self._count += 1
-            self._last_number = max(self._last_number, change.number)
+            if is_stored:
+                self._count += 1
+                self._last_number = max(self._last_number, change.number)
             self._acked_sequence = max(self._acked_sequence, sequence)
             self._position = self._position._replace(number=max(self._position.number, change.number))
             self._move_to(change.resume_token)

@@ -156,6 +156,9 @@ async def test_two_relays_store_each_change_once(service: WatchedService, relay:
     assert [await first.status(), await second.status()] == [0, 0]
 
     assert await stream.numbers() == list(range(1, 401))
+    assert "could not be published" not in first.log + second.log
+    counts = [int(found[1]) for each in (first, second) if (found := re.search(r"(\d+) changes published", each.log))]
+    assert sum(counts) == 400
 
 
 async def test_checkpoints_move_the_position_on(service: WatchedService, relay: Relay, stream: Stream) -> None:
