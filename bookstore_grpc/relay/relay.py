@@ -1,6 +1,7 @@
 """The relay: receives changes, publishes them in order with many awaiting acknowledgement, and keeps its position."""
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -59,6 +60,8 @@ class Relay:
         self._error: Exception | None = None
         self._count = 0
         self._last_number = 0
+        self._is_over = asyncio.Event()
+        self._stop_at = math.inf  # of time.monotonic
         self._limit: asyncio.Timeout | None = None
         self._closing: asyncio.Task[None] | None = None
 
@@ -67,7 +70,8 @@ class Relay:
 
         Raises what the watch raises, and `RelayError`.
         """
-        background = [asyncio.create_task(each) for each in (self._receive(), self._save(), self._show_progress())]
+        receiving = asyncio.create_task(self._receive())
+        background = [asyncio.create_task(each) for each in (self._save(), self._show_progress())]
         try:
             async with asyncio.timeout(_STOP_SECONDS if self._closing else None) as self._limit:
                 await self._publish_all()
@@ -76,9 +80,10 @@ class Relay:
             raise RelayError(f"{left:,} changes are not acknowledged in time; the next run publishes them.") from None
         finally:
             await self._watch.aclose()
-            for task in background:
-                task.cancel()
-            await asyncio.gather(*background, return_exceptions=True)
+            receiving.cancel()
+            # Not cancelled: a request of nats-py whose response has just arrived would not notice it.
+            self._is_over.set()
+            await asyncio.gather(receiving, *background, return_exceptions=True)
             with suppress(PublishFailed, TimeoutError):
                 async with asyncio.timeout(_STOP_SECONDS):
                     await self._save_position()
@@ -89,6 +94,7 @@ class Relay:
     def stop(self) -> None:
         """Receive no more changes, and let `run` return once those so far are acknowledged."""
         self._closing = asyncio.create_task(self._watch.aclose())
+        self._stop_at = time.monotonic() + _STOP_SECONDS
         if self._limit is not None:
             self._limit.reschedule(asyncio.get_running_loop().time() + _STOP_SECONDS)
 
@@ -146,6 +152,7 @@ class Relay:
 
     async def _wait_for_progress(self) -> None:
         """Wait for a change or an acknowledgement. Raises `PublishFailed` if the oldest message has none in time."""
+        self._check_limit()
         seconds = None
         if self._sent:
             seconds = self._sent[0].at + _ACK_SECONDS - time.monotonic()
@@ -179,15 +186,26 @@ class Relay:
     async def _recover(self) -> None:
         """Read what the stream has, as soon as NATS responds. Raises `RelayError`."""
         while self._waiting or not self._has_ended:
+            self._check_limit()
             try:
                 self._published = await self._jetstream.published(self._position)
                 return
             except PublishFailed:
                 await asyncio.sleep(_RETRY_SECONDS)
 
+    def _check_limit(self) -> None:
+        """Raise `TimeoutError` after the time that `stop` allows, even if nats-py did not notice the cancellation."""
+        if time.monotonic() >= self._stop_at:
+            raise TimeoutError
+
+    async def _ends_within(self, seconds: float) -> bool:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._is_over.wait()
+        return self._is_over.is_set()
+
     async def _save(self) -> None:
-        while True:
-            await asyncio.sleep(_SAVE_SECONDS)
+        while not await self._ends_within(_SAVE_SECONDS):
             with suppress(PublishFailed):  # NATS is away, which is reported elsewhere
                 await self._save_position()
 
@@ -201,8 +219,7 @@ class Relay:
 
     async def _show_progress(self) -> None:
         shown = 0
-        while True:
-            await asyncio.sleep(_PROGRESS_SECONDS)
+        while not await self._ends_within(_PROGRESS_SECONDS):
             if self._count != shown:
                 shown = self._count
                 self._report(self._progress_text())
