@@ -1,7 +1,7 @@
 """The report: the results as Markdown tables, aligned for terminals."""
 
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from benchmarks.measuring import Measurement, median
@@ -26,9 +26,8 @@ from benchmarks.searches import SEARCHERS, SearchResults, p99
 from benchmarks.sections import SIZE, WALK_SIZE, MemoryPoint, Rounds
 from benchmarks.servers import CONTENDERS
 from benchmarks.storage import PooledPostgreSQL, PostgreSQL, SQLite
+from benchmarks.tables import NONE, ms, table
 
-_ONE_DECIMAL_MS = 10  # shorter times have two decimals
-_NONE = "–"  # noqa: RUF001  an en dash, for operations that a contender lacks
 _TITLES = {operation.key: operation.title for operation in OPERATIONS}
 
 
@@ -95,7 +94,7 @@ def markdown(results: Results) -> str:
 
 def _machine(results: Results) -> str:
     contenders = "\n".join(f"- **{contender.key}**: {contender.description}" for contender in CONTENDERS)
-    return f"""{_table(("on", ""), results.machine.items())}
+    return f"""{table(("on", ""), results.machine.items())}
 
 {_rounds(results)}
 
@@ -133,7 +132,7 @@ def _goals(results: Results) -> str:
         rows += _search_goals(database, searches)
     rows += [*_walk_goals(results.walk), *_bulk_goals(results.bulk)]
     rows += [*_growth_goals(results.growth), *_layers_goal(results.layers)]
-    return f"## Goals\n\n{_table(('on', 'what', 'goal', 'measured', 'met'), rows)}" if rows else ""
+    return f"## Goals\n\n{table(('on', 'what', 'goal', 'measured', 'met'), rows)}" if rows else ""
 
 
 def _rate_goals(found: Mapping[str, Rounds]) -> Iterator[Sequence[str]]:
@@ -255,19 +254,19 @@ def _contenders(found: Mapping[str, Rounds]) -> str:
                 numbers = _numbers(measured, ours=medians.get("ours"), floor=medians.get("floor"))
                 rows.append((_TITLES[key], contender.key, *numbers))
             elif any(contender.key in other for other in found.values()):
-                rows.append((_TITLES[key], contender.key, *[_NONE] * 6))
+                rows.append((_TITLES[key], contender.key, *[NONE] * 6))
     headers = ("operation", "contender", "calls/s", "CPU µs/call", "share of floor", "p50 ms", "p99 ms", "ours ÷ it")
-    return _table(headers, rows)
+    return table(headers, rows)
 
 
 def _numbers(measured: Measurement, *, ours: Measurement | None, floor: Measurement | None) -> Sequence[str]:
     return (
         f"{measured.rate:,.0f}",
         f"{measured.cpu_us:,.0f}",
-        f"{floor.cpu_us / measured.cpu_us:.2f}" if floor else _NONE,
-        _ms(measured.p50_ms),
-        _ms(measured.p99_ms),
-        f"{ours.rate / measured.rate:.2f} ×" if ours else _NONE,  # noqa: RUF001  the sign of multiplication
+        f"{floor.cpu_us / measured.cpu_us:.2f}" if floor else NONE,
+        ms(measured.p50_ms),
+        ms(measured.p99_ms),
+        f"{ours.rate / measured.rate:.2f} ×" if ours else NONE,  # noqa: RUF001  the sign of multiplication
     )
 
 
@@ -276,8 +275,8 @@ def _matrix(found: Mapping[str, Rounds]) -> str:
     rows = []
     for key, by_contender in found.items():
         rates = _rates(by_contender)
-        rows.append((_TITLES[key], *(f"{rates[name]:,.0f}" if name in rates else _NONE for name in present)))
-    return _table(("calls/s", *present), rows)
+        rows.append((_TITLES[key], *(f"{rates[name]:,.0f}" if name in rates else NONE for name in present)))
+    return table(("calls/s", *present), rows)
 
 
 def _alone(found: Mapping[str, Mapping[str, Rounds]]) -> str:
@@ -287,14 +286,14 @@ def _alone(found: Mapping[str, Mapping[str, Rounds]]) -> str:
 
 def _searches(database: str, found: SearchResults) -> str:
     rows = [
-        (kind, order or "id", _ms(statistics.median(latencies)), _ms(p99(latencies)))
+        (kind, order or "id", ms(statistics.median(latencies)), ms(p99(latencies)))
         for kind, by_order in found.searches.items()
         for order, latencies in by_order.items()
     ]
     gets = {"GetBook, alone": found.get_alone, f"GetBook beside {SEARCHERS} searchers": found.get_beside}
-    rows += [(name, _NONE, _ms(statistics.median(each)), _ms(p99(each))) for name, each in gets.items()]
+    rows += [(name, NONE, ms(statistics.median(each)), ms(p99(each))) for name, each in gets.items()]
     intro = "Ours, one search in flight, for words of random books, each search another."
-    return f"## Searches on {database}\n\n{intro}\n\n{_table(('search', 'order', 'p50 ms', 'p99 ms'), rows)}"
+    return f"## Searches on {database}\n\n{intro}\n\n{table(('search', 'order', 'p50 ms', 'p99 ms'), rows)}"
 
 
 def _growth(found: Mapping[str, Rounds]) -> str:
@@ -304,10 +303,10 @@ def _growth(found: Mapping[str, Rounds]) -> str:
         for size, rounds in by_size.items():
             measured = median(rounds)
             times = (f"{measured.cpu_us / least.cpu_us:.2f} ×", f"{least.rate / measured.rate:.2f} ×")  # noqa: RUF001
-            numbers = (f"{measured.rate:,.0f}", f"{measured.cpu_us:,.0f}", _ms(measured.p50_ms))
+            numbers = (f"{measured.rate:,.0f}", f"{measured.cpu_us:,.0f}", ms(measured.p50_ms))
             rows.append((_TITLES[key], f"{int(size):,}", *numbers, *times))
     headers = ("operation", "books", "calls/s", "CPU µs/call", "p50 ms", "CPU grows by", "time grows by")
-    return f"## Growth: ours on SQLite, by the size of the catalogue\n\n{_table(headers, rows)}" if rows else ""
+    return f"## Growth: ours on SQLite, by the size of the catalogue\n\n{table(headers, rows)}" if rows else ""
 
 
 def _memory(points: Sequence[MemoryPoint]) -> str:
@@ -316,25 +315,25 @@ def _memory(points: Sequence[MemoryPoint]) -> str:
         "GetBook, and of a hundred calls three each of ListBooks, UpdateBook and CreateBook, after the warm-up. "
         "Proportional set size."
     )
-    return f"## Memory of ours\n\n{intro}\n\n{_table(('calls so far', 'MiB'), rows)}" if rows else ""
+    return f"## Memory of ours\n\n{intro}\n\n{table(('calls so far', 'MiB'), rows)}" if rows else ""
 
 
 def _start_up(found: Mapping[str, Sequence[float]]) -> str:
     rows = [(name, f"{statistics.median(times):.2f}", f"{max(times):.2f}") for name, times in found.items()]
     intro = "From process start with an existing database to the first SERVING of the health service."
-    return f"## Start-up\n\n{intro}\n\n{_table(('contender', 'median s', 'longest s'), rows)}" if rows else ""
+    return f"## Start-up\n\n{intro}\n\n{table(('contender', 'median s', 'longest s'), rows)}" if rows else ""
 
 
 def _workers(found: Mapping[str, Rounds]) -> str:
     intro = "Ours on SQLite, 64 calls in flight on 16 connections, on the cores not used by the load generator."
-    table = _variants(found, "workers", "of one worker's rate", lambda measured: measured.rate)
-    return f"## Workers\n\n{intro}\n\n{table}" if found else ""
+    variants = _variants(found, "workers", "of one worker's rate", lambda measured: measured.rate)
+    return f"## Workers\n\n{intro}\n\n{variants}" if found else ""
 
 
 def _pgbouncer(found: Mapping[str, Rounds]) -> str:
     intro = "Ours, directly on PostgreSQL and through PgBouncer in transaction mode, on the same machine."
-    table = _variants(found, "through", "of the direct rate", lambda measured: measured.rate)
-    return f"## PgBouncer\n\n{intro}\n\n{table}" if found else ""
+    variants = _variants(found, "through", "of the direct rate", lambda measured: measured.rate)
+    return f"## PgBouncer\n\n{intro}\n\n{variants}" if found else ""
 
 
 def _layers(found: Mapping[str, Rounds]) -> str:
@@ -343,8 +342,8 @@ def _layers(found: Mapping[str, Rounds]) -> str:
         "from a calling service. Traces: two spans per call, its own and that of its database work, sent to a "
         "collector that only counts them."
     )
-    table = _variants(found, "layers", "of the CPU with none", lambda measured: measured.cpu_us)
-    return f"## Cost of the layers around a call\n\n{intro}\n\n{table}" if found else ""
+    variants = _variants(found, "layers", "of the CPU with none", lambda measured: measured.cpu_us)
+    return f"## Cost of the layers around a call\n\n{intro}\n\n{variants}" if found else ""
 
 
 def _variants(found: Mapping[str, Rounds], variant: str, relative: str, figure: Callable[[Measurement], float]) -> str:
@@ -354,31 +353,10 @@ def _variants(found: Mapping[str, Rounds], variant: str, relative: str, figure: 
         medians = {name: median(rounds) for name, rounds in by_name.items()}
         first = next(iter(medians.values()))
         for name, measured in medians.items():
-            numbers = (f"{measured.rate:,.0f}", f"{measured.cpu_us:,.0f}", _ms(measured.p50_ms))
+            numbers = (f"{measured.rate:,.0f}", f"{measured.cpu_us:,.0f}", ms(measured.p50_ms))
             rows.append((_TITLES[key], name, *numbers, f"{figure(measured) / figure(first):.2f} ×"))  # noqa: RUF001
-    return _table(("operation", variant, "calls/s", "CPU µs/call", "p50 ms", relative), rows)
-
-
-def _ms(value: float) -> str:
-    return f"{value:.1f}" if value >= _ONE_DECIMAL_MS else f"{value:.2f}"
+    return table(("operation", variant, "calls/s", "CPU µs/call", "p50 ms", relative), rows)
 
 
 def _rates(by_contender: Rounds) -> dict[str, float]:
     return {name: median(rounds).rate for name, rounds in by_contender.items()}
-
-
-def _table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table with columns of numbers aligned right."""
-    lines = [tuple(row) for row in rows]
-    widths = [max(len(row[index]) for row in (headers, *lines)) for index in range(len(headers))]
-    is_number = [all(row[index][:1] in f"0123456789≥≤{_NONE}" for row in lines) for index in range(len(headers))]
-
-    def line(cells: Sequence[str]) -> str:
-        aligned = [
-            cell.rjust(width) if right else cell.ljust(width)
-            for cell, width, right in zip(cells, widths, is_number, strict=True)
-        ]
-        return f"| {' | '.join(aligned)} |"
-
-    rule = ["-" * (width - 1) + ":" if right else "-" * width for width, right in zip(widths, is_number, strict=True)]
-    return "\n".join([line(headers), line(rule), *map(line, lines)])
