@@ -1,5 +1,6 @@
 """The floor: a servicer of the same contract that responds from memory, the fastest possible on grpc.aio."""
 
+import asyncio
 from collections import defaultdict
 
 import click
@@ -14,6 +15,9 @@ from bookstore_grpc.dal.records import BookRecord
 
 _Context = grpc.aio.ServicerContext[object, object]
 
+_RESUME_TOKEN = "A" * 43  # as long as those of ours
+_CHECKPOINT = books_pb2.WatchBooksResponse(resume_token=_RESUME_TOKEN, existing_sent=True).SerializeToString()
+
 
 class FloorServicer(books_pb2_grpc.BookServiceServicer):
     """Books as prepared messages, from which responses are built."""
@@ -22,6 +26,7 @@ class FloorServicer(books_pb2_grpc.BookServiceServicer):
         self._books: dict[int, books_pb2.Book] = {}
         self._in_order: list[books_pb2.Book] = []
         self._by_author: defaultdict[str, list[books_pb2.Book]] = defaultdict(list)
+        self._watchers: set[asyncio.Queue[bytes]] = set()
         for book in synthetic_books(size):
             self._add(book_message(book))
 
@@ -56,17 +61,42 @@ class FloorServicer(books_pb2_grpc.BookServiceServicer):
     ) -> books_pb2.BatchCreateBooksResponse:
         return books_pb2.BatchCreateBooksResponse(books=[self._create(create) for create in request.requests])
 
+    async def watch(self, request: bytes, context: _Context) -> None:
+        """Write every change, as bytes that all watchers share. Only the first response is a checkpoint."""
+        changes = asyncio.Queue[bytes]()
+        self._watchers.add(changes)
+        try:
+            await context.write(_CHECKPOINT)
+            while True:
+                await context.write(await changes.get())
+        finally:
+            self._watchers.discard(changes)
+
     def _create(self, request: books_pb2.CreateBookRequest) -> books_pb2.Book:
         book = request.book
         now = microseconds_now()
         new = BookRecord(len(self._books) + 1, book.name, book.author, book.release_year, now, now)
-        return self._add(book_message(new))
+        message = self._add(book_message(new))
+        if self._watchers:
+            response = _response_of_change(message)
+            for changes in self._watchers:
+                changes.put_nowait(response)
+        return message
 
     def _add(self, book: books_pb2.Book) -> books_pb2.Book:
         self._books[book.id] = book
         self._in_order.append(book)
         self._by_author[book.author].append(book)
         return book
+
+
+def _response_of_change(book: books_pb2.Book) -> bytes:
+    change = books_pb2.BookChange(
+        type=books_pb2.BookChange.CREATED, book=book, change_time=book.create_time, number=book.id
+    )
+    return books_pb2.WatchBooksResponse(
+        changes=[change], resume_token=_RESUME_TOKEN, existing_sent=True
+    ).SerializeToString()
 
 
 @click.command()
@@ -79,7 +109,7 @@ def main(listen: str, size: int) -> None:
 
 async def _serve(listen: str, size: int) -> None:
     servicer = FloorServicer(size)  # type: ignore[abstract]  # what is not measured stays UNIMPLEMENTED
-    await serve(servicer, listen)
+    await serve(servicer, listen, watch=servicer.watch)
 
 
 if __name__ == "__main__":
