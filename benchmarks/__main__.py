@@ -34,6 +34,7 @@ from benchmarks.searches import measure_searches
 from benchmarks.sections import SIZE, WALK_SIZE, Rounds
 from benchmarks.servers import CONTENDERS, FLOOR, GO, OURS, OURS_2, THREADS, Contender
 from benchmarks.storage import Databases, MariaDB, PostgreSQL, ServerDatabases, SQLite
+from benchmarks.watchers import measure_watchers
 
 _SECTIONS = (
     "main",
@@ -49,7 +50,10 @@ _SECTIONS = (
     "alone",
     "pgbouncer",
     "searches",
+    "watchers",
 )
+# Those whose load is not h2load's.
+_WITHOUT_H2LOAD = {"watchers"}
 _MEMORY_STEP = 100_000
 # Load average below which the machine counts as idle.
 _LOAD_MAX = 0.5
@@ -66,6 +70,7 @@ class Extent:
     starts: int
     searched_size: int
     searches: int
+    watchers: Sequence[int]
 
 
 _FULL = Extent(
@@ -76,6 +81,7 @@ _FULL = Extent(
     starts=5,
     searched_size=1_000_000,
     searches=40,
+    watchers=(0, 1, 100, 1_000),
 )
 _QUICK = Extent(
     rounds=1,
@@ -85,6 +91,7 @@ _QUICK = Extent(
     starts=3,
     searched_size=100_000,
     searches=10,
+    watchers=(0, 1, 100),
 )
 
 
@@ -215,9 +222,9 @@ class Run:
 
     def sections(self, wanted: Sequence[str]) -> Iterator[Results]:
         """Run the sections and yield the results so far after each. Raises `BenchmarkError`."""
-        h2load = require_h2load()
+        load_generator = "of the benchmark itself" if _WITHOUT_H2LOAD.issuperset(wanted) else require_h2load()
         results = Results(
-            machine=describe_machine(h2load=h2load),
+            machine=describe_machine(load_generator=load_generator),
             arguments=shlex.join(sys.argv[1:]),
             rounds=self._rounds,
             seconds=self._bench.seconds,
@@ -236,6 +243,7 @@ class Run:
             "alone": self._alone,
             "pgbouncer": self._pgbouncer,
             "searches": self._searches,
+            "watchers": self._watchers,
         }
         with self._progress, self._opened:
             if os.getloadavg()[0] > _LOAD_MAX:
@@ -337,6 +345,11 @@ class Run:
             results.searches[each.name] = measure_searches(
                 self._bench, each, self._extent.searched_size, count=count, progress=self._progress
             )
+
+    def _watchers(self, results: Results) -> None:
+        results.watchers = measure_watchers(
+            self._bench, self._sqlite, self._extent.watchers, rounds=self._rounds, progress=self._progress
+        )
 
     def _growth(self, results: Results) -> None:
         sizes = self._extent.growth_sizes

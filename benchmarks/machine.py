@@ -25,7 +25,7 @@ _DISTRIBUTIONS = (
 )
 
 
-def describe_machine(*, h2load: str) -> dict[str, str]:
+def describe_machine(*, load_generator: str) -> dict[str, str]:
     """Return the facts that a reader needs to judge the figures, by name."""
     facts = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -37,7 +37,7 @@ def describe_machine(*, h2load: str) -> dict[str, str]:
         "load before": f"{os.getloadavg()[0]:.2f}",
         "SQLite": sqlite3.sqlite_version,
     }
-    return facts | {name: version(name) for name in _DISTRIBUTIONS} | {"load generator": h2load}
+    return facts | {name: version(name) for name in _DISTRIBUTIONS} | {"load generator": load_generator}
 
 
 def _cpu_model() -> str:

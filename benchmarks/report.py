@@ -27,6 +27,7 @@ from benchmarks.sections import SIZE, WALK_SIZE, MemoryPoint, Rounds
 from benchmarks.servers import CONTENDERS
 from benchmarks.storage import PooledPostgreSQL, PostgreSQL, SQLite
 from benchmarks.tables import NONE, ms, table
+from benchmarks.watchers_report import watchers_section
 
 _TITLES = {operation.key: operation.title for operation in OPERATIONS}
 
@@ -82,6 +83,7 @@ def markdown(results: Results) -> str:
         _alone(results.alone),
         _pgbouncer(results.pgbouncer),
         *(_searches(name, found) for name, found in results.searches.items()),
+        watchers_section(results.watchers),
         _growth(results.growth),
         _memory(results.memory),
         _start_up(results.start_up),

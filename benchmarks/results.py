@@ -7,6 +7,7 @@ from pathlib import Path
 
 from benchmarks.searches import SearchResults
 from benchmarks.sections import MemoryPoint, Rounds
+from benchmarks.watchers import WatchRounds
 
 
 @dataclass
@@ -28,6 +29,7 @@ class Results:
     layers: dict[str, Rounds] = field(default_factory=dict)  # by operation and layers
     memory: list[MemoryPoint] = field(default_factory=list)
     start_up: dict[str, list[float]] = field(default_factory=dict)  # seconds by contender
+    watchers: dict[str, WatchRounds] = field(default_factory=dict)  # by number, contender and filter
     skipped: dict[str, str] = field(default_factory=dict)  # by section
 
     def write_json(self, path: Path) -> None:
