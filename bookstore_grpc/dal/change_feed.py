@@ -57,11 +57,13 @@ class ChangeFeed:
     ) -> AsyncGenerator[ChangePage]:
         """Yield pages as `BookDAL.watch_books` does."""
         head = await self._reader.head()
+        point, is_within_call = await self._start(head, resume_token=resume_token, start=start, filter=filter)
         watch = Watch(
             self._database,
             self._reader,
             head=head,
-            point=await self._start(head, resume_token=resume_token, start=start, filter=filter),
+            point=point,
+            is_within_call=is_within_call,
             filter=filter,
             checkpoint_seconds=checkpoint_seconds,
         )
@@ -82,7 +84,7 @@ class ChangeFeed:
 
     async def _page(self, *, page_size: int, page_token: str, filter: str) -> ChangePage:
         head = await self._reader.head()
-        point = await self._start(head, resume_token=page_token, start=WatchStart.EARLIEST, filter=filter)
+        point, _ = await self._start(head, resume_token=page_token, start=WatchStart.EARLIEST, filter=filter)
         if point.after_id is not None:
             raise InvalidResumeToken("is of a watch that had not sent all existing books; only a watch can continue it")
         page = _Page(point.position, page_size=page_size, is_wanted=is_wanted_by(filter))
@@ -96,18 +98,20 @@ class ChangeFeed:
         token = token_from_resume_point(ResumePoint(page.position), log_id=head.log_id, filter=filter)
         return ChangePage(page.changes, token, has_more=has_more)
 
-    async def _start(self, head: Head, *, resume_token: str, start: WatchStart, filter: str) -> ResumePoint:
+    async def _start(
+        self, head: Head, *, resume_token: str, start: WatchStart, filter: str
+    ) -> tuple[ResumePoint, bool]:
+        """Return where to start, and whether this is within the changes of a call."""
         if resume_token:
             point = resume_point_from_token(resume_token, log_id=head.log_id, filter=filter)
-            await self._reader.verify(point.position)
-            return point
+            return point, await self._reader.verify(point.position)
         match start:
             case WatchStart.NOW:
-                return ResumePoint(head.position)
+                return ResumePoint(head.position), False
             case WatchStart.EARLIEST:
-                return ResumePoint(await self._reader.earliest())
+                return ResumePoint(await self._reader.earliest()), False
             case WatchStart.EXISTING:
-                return ResumePoint(head.position, after_id=0)
+                return ResumePoint(head.position, after_id=0), False
 
 
 class _Page:

@@ -190,9 +190,11 @@ class ChangeReader:
             await asyncio.sleep(0)
         return [_change(row) for row in _rows_of_whole_calls(rows)]
 
-    async def verify(self, position: Position) -> None:
-        """Raise what `read_after` would."""
-        await self._rows_after(position, limit=1)
+    async def verify(self, position: Position) -> bool:
+        """Raise what `read_after` would, or return whether more changes of the call at the position follow."""
+        rows = await self._database.read(_READ, {"from_number": position.number, "limit": 1})
+        has_change = len(_verified(position, rows)) < len(rows)
+        return has_change and rows[0][1] > 0
 
     async def trim(self, *, before: int) -> int:
         """Delete changes made before a time in microseconds since 1970, and return how many; 0 when none are left.

@@ -6,6 +6,7 @@ already sent. So what it has sent is at every moment what the database had, of t
 transaction stays open (docs/decisions/0029-change-log.md).
 """
 
+import math
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
@@ -57,6 +58,7 @@ class Watch:
         *,
         head: Head,
         point: ResumePoint,
+        is_within_call: bool,
         filter: str,
         checkpoint_seconds: float,
     ) -> None:
@@ -64,6 +66,7 @@ class Watch:
         self._reader = reader
         self._log_id = head.log_id
         self._point = point
+        self._is_within_call = is_within_call
         self._filter = filter
         self._is_wanted = is_wanted_by(filter)
         self._checkpoint_seconds = checkpoint_seconds
@@ -77,10 +80,15 @@ class Watch:
     async def pages(self, tail: ChangeTail) -> AsyncGenerator[ChangePage]:
         """Yield pages, the first one at once. A page without changes is a checkpoint.
 
+        Within the changes of a call the first page has those that are left of it, because the caller already has a part
+        of the call, and would take a checkpoint for its end.
+
         Raises `ResumeTokenExpired`, `InvalidResumeToken`, `ResourceExhausted` if too many searches run, and
         `DatabaseUnavailable`.
         """
-        if self._point.after_id is None:
+        if self._point.after_id is None and self._is_within_call:
+            self._sent_at = -math.inf  # if the filter has become another, and nothing is left: a checkpoint at once
+        elif self._point.after_id is None:
             yield self._page(())
         else:
             async with aclosing(self._existing_pages(self._point.after_id, tail)) as pages:

@@ -235,7 +235,6 @@ async def test_a_call_too_long_for_a_page_continues_in_the_next(books: BookDAL) 
         assert [first.is_part, second.is_part] == [True, False]
         assert [change.record for change in (*first.changes, *second.changes)][: len(created)] == created
     async with watching(books, resume_token=first.resume_token) as pages:
-        await next_page(pages)
         rest = await next_changes(pages, len(created) + 1 - len(first.changes))
     assert rest[0].number == first.changes[-1].number + 1
 
