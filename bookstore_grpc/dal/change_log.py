@@ -8,6 +8,7 @@ commit. So whoever sees a number sees all lower ones too, and reading the log fr
 import asyncio
 from collections.abc import Iterable, Sequence
 from itertools import takewhile
+from time import monotonic
 from typing import Any, NamedTuple
 
 import orjson
@@ -184,17 +185,17 @@ class ChangeReader:
         Raises `ResumeTokenExpired` if some are no longer kept, and `InvalidResumeToken` if the log does not have the
         change at the position any more.
         """
-        rows = await self._rows_after(position, limit=CHANGES_READ_MAX)
-        if len(rows) >= CHANGES_READ_MAX - 1:
+        rows = await self._rows_from(position, limit=CHANGES_READ_MAX)
+        following = [row for row in rows if row[0] != position.number]
+        if len(following) >= CHANGES_READ_MAX - 1:
             # On SQLite this read was inline, and so may be many further ones by a caller who finds few wanted changes.
             await asyncio.sleep(0)
-        return [_change(row) for row in _rows_of_whole_calls(rows)]
+        return [_change(row) for row in _rows_of_whole_calls(following)]
 
     async def verify(self, position: Position) -> bool:
         """Raise what `read_after` would, or return whether more changes of the call at the position follow."""
-        rows = await self._database.read(_READ, {"from_number": position.number, "limit": 1})
-        has_change = len(_verified(position, rows)) < len(rows)
-        return has_change and rows[0][1] > 0
+        rows = await self._rows_from(position, limit=1)
+        return any(row[0] == position.number and row[1] for row in rows)
 
     async def trim(self, *, before: int) -> int:
         """Delete changes made before a time in microseconds since 1970, and return how many; 0 when none are left.
@@ -212,26 +213,34 @@ class ChangeReader:
 
         return await self._database.write(work)
 
-    async def _rows_after(self, position: Position, *, limit: int) -> Rows:
-        # From the position itself, to see whether the log still has its change: the newest one is always kept.
-        rows = await self._database.read(_READ, {"from_number": position.number, "limit": limit})
-        return _verified(position, rows)
+    async def _rows_from(self, position: Position, *, limit: int) -> Rows:
+        """Return the change at a position, which is always kept if it is the newest one, and those that follow."""
+        parameters = {"from_number": position.number, "limit": limit}
+        rows = await self._database.read(_READ, parameters)
+        try:
+            _verify(position, rows)
+        except InvalidResumeToken:
+            if self._database.is_embedded:
+                raise
+            # The connection may be to a former primary, which lacks what was committed since.
+            began = monotonic()
+            rows = await self._database.read_from_primary(_READ, parameters)
+            _verify(position, rows)
+            self._database.leave_former_primary(opened_before=began)
+        return rows
 
 
-def _verified(position: Position, rows: Rows) -> Rows:
-    """Return the rows after the position."""
+def _verify(position: Position, rows: Rows) -> None:
+    """Raise unless rows begin with the change at a position, or with the one after it."""
     if not rows:
         if position.number:
             raise InvalidResumeToken(LOST)
-        return rows
+        return
     number, _remaining, _type, time, *_ = rows[0]
-    if number == position.number:
-        if position.time and time != position.time:
-            raise InvalidResumeToken(LOST)
-        return rows[1:]
+    if number == position.number and position.time and time != position.time:
+        raise InvalidResumeToken(LOST)
     if number > position.number + 1:
         raise ResumeTokenExpired
-    return rows
 
 
 def _rows_of_whole_calls(rows: Rows) -> Rows:

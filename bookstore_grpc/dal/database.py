@@ -155,6 +155,24 @@ class Database:
                 self._file.require_same()
                 return await self._rows_in_thread(*self._inline_reader.compile(statement, parameters))
 
+    async def read_from_primary(self, statement: Query, parameters: Mapping[str, object]) -> Rows:
+        """Return the rows of one statement from a server of PostgreSQL or MariaDB that takes writes.
+
+        After a failover a connection for reads may still be to the former primary. Raises `DatabaseUnavailable`, also
+        while no server takes writes.
+        """
+
+        async def read(connection: AsyncConnection) -> Rows:
+            await require_writable(connection)
+            return [tuple(row) for row in await connection.execute(statement, parameters)]
+
+        return await self.write(read)
+
+    def leave_former_primary(self, *, opened_before: float) -> None:
+        """Invalidate connections after a failover: those for reads may still be to a server that falls behind."""
+        self._was_read_only = False
+        self._pool_invalidation.invalidate(opened_before=opened_before)
+
     def version(self) -> Version | None:
         """Return a value that changes with every commit of any process, or None if it is not available without waiting.
 
@@ -201,7 +219,7 @@ class Database:
                 self._was_read_only |= isinstance(error, ReadOnly)
             else:
                 if isinstance(failed, ReadOnly):
-                    self._leave_former_primary(opened_before=began)
+                    self.leave_former_primary(opened_before=began)
                 return result
         raise conflict
 
@@ -364,12 +382,7 @@ class Database:
         began = time.monotonic()
         await self.write(require_writable)
         if self._was_read_only:
-            self._leave_former_primary(opened_before=began)
-
-    def _leave_former_primary(self, *, opened_before: float) -> None:
-        """Invalidate connections after a failover: those for reads may still be to a server that falls behind."""
-        self._was_read_only = False
-        self._pool_invalidation.invalidate(opened_before=opened_before)
+            self.leave_former_primary(opened_before=began)
 
     async def _transaction(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         is_committing = False

@@ -15,7 +15,7 @@ from functools import lru_cache
 
 from sqlalchemy import bindparam, select, true
 
-from bookstore_grpc.dal.change_log import LOST, NEWEST, ChangeReader, Head, Position
+from bookstore_grpc.dal.change_log import NEWEST, ChangeReader, Head, Position
 from bookstore_grpc.dal.change_pages import Part, parts
 from bookstore_grpc.dal.change_tail import ChangeTail
 from bookstore_grpc.dal.database import Database
@@ -23,7 +23,7 @@ from bookstore_grpc.dal.filters import Filter, for_filter, parse_filter
 from bookstore_grpc.dal.models import SELECT_BOOKS, Book, ChangeLog, Query
 from bookstore_grpc.dal.records import BookRecord, Change, ChangePage, ChangeType, code_points_of_record
 from bookstore_grpc.dal.resume_tokens import ResumePoint, token_from_resume_point
-from bookstore_grpc.errors import InvalidResumeToken
+from bookstore_grpc.errors import DatabaseUnavailable
 from bookstore_grpc.limits import CHANGES_READ_MAX, EXISTING_READ_MAX, PAGE_MAX_CODE_POINTS
 
 
@@ -146,7 +146,9 @@ class Watch:
 
         position = self._point.position
         if position.number > number:
-            raise InvalidResumeToken(LOST)
+            await self._reader.verify(position)  # raises if the database has lost it
+            # The books were read from a former primary, which is behind.
+            raise DatabaseUnavailable
         while position.number < number:
             changes = [each for each in await self._reader.read_after(position) if each.number <= number]
             for part in parts(changes, is_wanted=is_wanted):

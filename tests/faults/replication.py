@@ -33,6 +33,10 @@ class ReplicatedServer(DatabaseServer):
         """Become the primary, with everything that was acknowledged."""
 
     @abstractmethod
+    def replay(self, is_on: bool) -> None:
+        """Apply what the primary sends, or only store it."""
+
+    @abstractmethod
     def make_new_sessions_read_only(self, is_on: bool) -> None:
         """Make the sessions that are opened from now on read-only or writable. Those that are open are not changed."""
 
@@ -80,6 +84,9 @@ class PostgreSQLServer(ReplicatedServer):
     def promote(self) -> None:
         self._query("SELECT pg_promote()")
 
+    def replay(self, is_on: bool) -> None:
+        self._query(f"SELECT pg_wal_replay_{'resume' if is_on else 'pause'}()")
+
     def make_new_sessions_read_only(self, is_on: bool) -> None:
         value = "= on" if is_on else "TO DEFAULT"
         self._query(f"ALTER ROLE bookstore SET default_transaction_read_only {value}")
@@ -119,6 +126,9 @@ class MariaDBServer(ReplicatedServer):
         self._query("STOP SLAVE IO_THREAD")
         _wait_until(lambda: "Slave has read all relay log" in self._query("SHOW SLAVE STATUS"))
         self._query("STOP SLAVE; RESET SLAVE ALL; SET GLOBAL read_only = 0")
+
+    def replay(self, is_on: bool) -> None:
+        self._query(f"{'START' if is_on else 'STOP'} SLAVE SQL_THREAD")
 
     def make_new_sessions_read_only(self, is_on: bool) -> None:
         self._query(f"SET GLOBAL tx_read_only = {is_on}")

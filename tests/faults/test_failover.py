@@ -8,14 +8,14 @@ from contextlib import nullcontext
 
 import grpc
 import pytest
-from bookstore.v1 import books_pb2_grpc
+from bookstore.v1 import books_pb2, books_pb2_grpc
 
 from bookstore_grpc.dal.database import Database
 from bookstore_grpc.dal.driver_errors import ReadOnly
 from tests.e2e.conftest import Start
 from tests.executable import wait_until
 from tests.faults.conftest import Figures
-from tests.faults.load import Tally, figures_of_load, load, until_acknowledged
+from tests.faults.load import Tally, figures_of_load, load, read_at_once, until_acknowledged
 from tests.faults.replication import ReplicatedDatabase, replicated_database
 from tests.faults.test_database_away import SERVING_SECONDS, Status, events, until_health_is
 from tests.metrics import ask, number
@@ -83,6 +83,53 @@ async def test_a_read_only_database_is_reported_and_writes_return_by_themselves(
     ]
     assert await asyncio.to_thread(server.stop) == 0
     assert await asyncio.to_thread(strict.stop) == 0
+
+
+async def test_a_watch_resumes_ahead_of_a_server_that_reads_from_a_former_primary(
+    start: Start, own_database: ReplicatedDatabase
+) -> None:
+    current = await asyncio.to_thread(start, own_database.primary.url, "--migrate")
+    behind = await asyncio.to_thread(start, own_database.url)
+    async with (
+        grpc.aio.insecure_channel(current.address) as channel,
+        grpc.aio.insecure_channel(behind.address) as channel_behind,
+    ):
+        stub: books_pb2_grpc.BookServiceAsyncStub = books_pb2_grpc.BookServiceStub(channel)
+        stub_behind: books_pb2_grpc.BookServiceAsyncStub = books_pb2_grpc.BookServiceStub(channel_behind)
+        own_database.proxy.direct_to(own_database.replica.port)
+        own_database.primary.end_sessions()
+        await read_at_once(channel_behind)
+        own_database.replica.replay(False)
+        try:
+            own_database.proxy.direct_to(own_database.primary.port)
+            assert await Tally().create(stub, 5)
+            token = ""
+            while (page := await stub.ListBookChanges(books_pb2.ListBookChangesRequest(page_token=token))).more_changes:
+                token = page.next_page_token
+            request = books_pb2.WatchBooksRequest(resume_token=page.next_page_token)
+            # "lost" would make the watcher read everything again.
+            assert await first_codes(stub_behind, request) <= {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE}
+        finally:
+            own_database.replica.replay(True)
+
+
+async def first_codes(
+    stub: "books_pb2_grpc.BookServiceAsyncStub", request: books_pb2.WatchBooksRequest
+) -> set[grpc.StatusCode]:
+    """Watch until there is a response, and return the codes of all attempts."""
+    codes = set()
+    async with asyncio.timeout(WRITES_RETURN_SECONDS):
+        while grpc.StatusCode.OK not in codes:
+            call = stub.WatchBooks(request)
+            try:
+                await call.read()
+            except grpc.aio.AioRpcError as error:
+                codes.add(error.code())
+                await asyncio.sleep(0.05)
+            else:
+                codes.add(grpc.StatusCode.OK)
+            call.cancel()
+    return codes
 
 
 @pytest.mark.timeout(900)
