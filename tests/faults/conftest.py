@@ -7,13 +7,16 @@ import json
 import os
 import re
 import shutil
+import tempfile
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.conftest import FAULTS_VARIABLE
 from tests.e2e.conftest import any_database_url, node_folder, sqlite_file, sqlite_url, start
+from tests.faults.database_servers import DatabaseServer, database_server
 from tests.faults.report import FIGURES
 
 __all__ = ["any_database_url", "node_folder", "sqlite_file", "sqlite_url", "start"]
@@ -23,6 +26,17 @@ collect_ignore_glob = [] if os.environ.get(FAULTS_VARIABLE) else ["test_*.py"]
 FOLDER = FIGURES.parent
 
 Figures = Callable[..., None]
+
+
+@pytest.fixture(scope="module", params=["postgresql", "mariadb"])
+def own_database(request: pytest.FixtureRequest) -> Iterator[DatabaseServer]:
+    """A database server of each kind, which a test may stop and kill."""
+    folder = Path(tempfile.mkdtemp(prefix="faults-"))
+    try:
+        with database_server(request.param, folder) as server:
+            yield server
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -65,6 +65,14 @@ class DatabaseServer:
     def kill(self) -> None:
         self._end(signal.SIGKILL)
 
+    def restart(self) -> None:
+        """Kill PostgreSQL, or stop MariaDB, whose readers may see what it would lose if it was killed; and start it."""
+        if self.kind == "postgresql":
+            self.kill()
+        else:
+            self.stop()
+        self.start()
+
     def pause(self) -> None:
         self._signal(signal.SIGSTOP)
 

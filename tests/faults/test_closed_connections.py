@@ -15,10 +15,8 @@ from tests.executable import Serving
 from tests.faults.conftest import Figures
 from tests.faults.database_servers import DatabaseServer
 from tests.faults.load import Tally, figures_of_load, load, until_acknowledged
-from tests.faults.test_database_away import events, own_database
+from tests.faults.test_database_away import events
 from tests.haproxy import HAProxy, haproxy
-
-__all__ = ["own_database"]
 
 pytestmark = pytest.mark.e2e
 

@@ -2,12 +2,9 @@
 
 import asyncio
 import itertools
-import shutil
-import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -18,7 +15,7 @@ from sqlalchemy.engine import make_url
 from tests.e2e.conftest import Start
 from tests.executable import Serving
 from tests.faults.conftest import Figures
-from tests.faults.database_servers import DatabaseServer, database_server
+from tests.faults.database_servers import DatabaseServer
 from tests.faults.load import Ended, Tally, figures_of_load, load
 from tests.rpc.obstacles import Network
 
@@ -31,16 +28,6 @@ KNOWN_SECONDS = 3.5
 SERVING_SECONDS = 5.0
 AWAY_SECONDS = 2.5
 Status = health_pb2.HealthCheckResponse
-
-
-@pytest.fixture(scope="module", params=["postgresql", "mariadb"])
-def own_database(request: pytest.FixtureRequest) -> Iterator[DatabaseServer]:
-    folder = Path(tempfile.mkdtemp(prefix="faults-"))
-    try:
-        with database_server(request.param, folder) as server:
-            yield server
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @asynccontextmanager

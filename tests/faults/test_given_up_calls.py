@@ -17,9 +17,7 @@ from tests.executable import Serving
 from tests.faults.conftest import Figures
 from tests.faults.database_servers import DatabaseServer
 from tests.faults.load import Tally, check_connections, check_pool_is_whole, lost_and_doubled
-from tests.faults.test_database_away import network_to, own_database
-
-__all__ = ["own_database"]
+from tests.faults.test_database_away import network_to
 
 pytestmark = pytest.mark.e2e
 

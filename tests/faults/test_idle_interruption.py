@@ -10,9 +10,7 @@ from tests.e2e.conftest import Start
 from tests.faults.conftest import Figures
 from tests.faults.database_servers import DatabaseServer
 from tests.faults.load import Tally, read_at_once
-from tests.faults.test_database_away import FAILURE_SECONDS, Status, network_to, own_database, until_health_is
-
-__all__ = ["own_database"]
+from tests.faults.test_database_away import FAILURE_SECONDS, Status, network_to, until_health_is
 
 pytestmark = pytest.mark.e2e
 
