@@ -93,7 +93,7 @@ async def test_a_copy_equals_the_table_whatever_is_killed(
         copy.start()
 
     async def kill_database() -> None:
-        # What MariaDB has shown and not yet stored is lost, so that the program has to start over.
+        # What MariaDB has shown and not yet stored is lost, so that the program may have to start over.
         await asyncio.to_thread(own_database.kill)
         await asyncio.to_thread(own_database.start)
 
