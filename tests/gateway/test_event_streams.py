@@ -257,9 +257,9 @@ async def test_a_drain_ends_streams_with_an_error_and_accepts_no_new_ones(librar
 
 async def test_streams_do_not_lock_out_other_calls(librarian: Librarian) -> None:
     limit = ConnectionLimit(4, name="http")  # three of them for one address
-    async with http_server_with(librarian, shelf_service(), limit=limit) as server, AsyncExitStack() as stack:
-        for number in range(3):
-            librarian.responses.put_nowait(change(librarian, room=number + 1))
+    options: dict[str, Any] = {"limit": limit, "keep_alive_seconds": 0.05}
+    async with http_server_with(librarian, shelf_service(), **options) as server, AsyncExitStack() as stack:
+        for _ in range(3):
             await stack.enter_async_context(watching(server.http_address, WATCH))
         assert (await ask(server.http_address, "GET", "/v1/shelves/top")).status == 200
         await librarian.ended.acquire()  # the oldest, whose client resumes it

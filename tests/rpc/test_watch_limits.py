@@ -218,7 +218,7 @@ async def test_a_deadline_before_the_end_of_a_token_counts_as_one(
     settings = token_settings(issuer.write_jwks(tmp_path / "jwks"))
     async with (
         limited(database_url, **settings) as (_, stub),
-        watching(stub, metadata=bearer(issuer.token(exp=int(time.time()) + 60)), timeout=0.3) as call,
+        watching(stub, metadata=bearer(issuer.token(exp=int(time.time()) + 60)), timeout=1.5) as call,
     ):
         await next_response(call)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
