@@ -17,7 +17,7 @@ from bookstore_grpc.client.call_options import Pairs
 from bookstore_grpc.client.errors import error_from_rpc_error
 from bookstore_grpc.client.retries import ATTEMPTS_MAX, backoff_seconds, retry_delay_seconds
 from bookstore_grpc.client.transport import Transport, deadline_exceeded, is_being_cancelled
-from bookstore_grpc.errors import BookstoreError, ClientUnusable, Unavailable
+from bookstore_grpc.errors import BookstoreError, ClientUnusable, TokenInvalid, Unavailable
 from bookstore_grpc.limits import CHECKPOINT_SECONDS_DEFAULT
 
 Start = Literal["now", "earliest", "existing"]
@@ -273,6 +273,9 @@ class BookWatch:
         if code in _CUT_OFF and (not error.reason or code is grpc.StatusCode.DEADLINE_EXCEEDED):
             # Not without end: a response that the client cannot read has such a status too.
             return backoff_seconds(self._attempts) if self._attempts < ATTEMPTS_MAX else None
+        if isinstance(error, TokenInvalid):
+            # A watch ends when its token expires. The next call has the token of that moment.
+            return backoff_seconds(self._attempts) if self._attempts == 1 else None
         return retry_delay_seconds(error, code, attempts=self._attempts, is_idempotent=True, attempts_max=math.inf)
 
     def _cancel(self) -> None:

@@ -267,6 +267,7 @@ async def test_what_no_retry_can_help_is_raised(
     if has_begun:
         await service.send(a_change(1))
         await take(watch, 1)
+        service.failures = [failure]  # of the call by which a watch may go on with another token
         await service.cut_off(failure)
     else:
         service.failures = [failure]
@@ -293,13 +294,18 @@ async def test_a_stream_that_is_cut_off_again_and_again_without_a_response_is_gi
     assert len(service.requests) == retries.ATTEMPTS_MAX
 
 
-async def test_the_current_token_is_sent_at_each_reconnect(service: WatchedService, address: str) -> None:
+@pytest.mark.parametrize(
+    "failure", [ServerDraining(), TokenInvalid("The token has expired; watch again with a new one.")], ids=repr
+)
+async def test_the_current_token_is_sent_at_each_reconnect(
+    service: WatchedService, address: str, failure: BookstoreError
+) -> None:
     counted = count(1)
     async with BookstoreClient(address, token=lambda: f"token-{next(counted)}") as client:
         watch = client.watch_books(start="earliest")
         await service.send(a_change(1))
         await take(watch, 1)
-        await service.cut_off(ServerDraining())
+        await service.cut_off(failure)
         await service.until(lambda: service.watching == 0)
         await service.send(a_change(2))
         await take(watch, 1)
