@@ -207,11 +207,10 @@ class BookDAL:
         many searches run.
         """
         ends_at = time.monotonic() + seconds
-        purge = Purge(self._database, filter, clock=self._clock, observed=self._observed)
-        try:
-            return await purge.run(is_over=lambda: time.monotonic() >= ends_at)
-        finally:
-            self.changes.committed()
+        purge = Purge(
+            self._database, filter, clock=self._clock, committed=self.changes.committed, observed=self._observed
+        )
+        return await purge.run(is_over=lambda: time.monotonic() >= ends_at)
 
     def watch_books(
         self, *, filter: str, resume_token: str = "", start: WatchStart = WatchStart.NOW, checkpoint_seconds: float

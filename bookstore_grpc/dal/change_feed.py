@@ -70,8 +70,8 @@ class ChangeFeed:
         self._watches.add(watch)
         try:
             async with self._tails.watching(head.position) as tail, aclosing(watch.pages(tail)) as pages:
-                async for page in pages:
-                    yield page
+                while True:  # no name keeps the page while a slow caller makes this generator wait
+                    yield await anext(pages)
         finally:
             self._watches.discard(watch)
 

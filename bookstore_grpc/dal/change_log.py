@@ -48,7 +48,11 @@ NEWEST: FromClause = _newest
 _HEAD: Query = select(ChangeLog.log_id, *NEWEST.c).join_from(ChangeLog, NEWEST, true(), isouter=True)
 _EARLIEST: Query = select(*_PLACE_COLUMNS).order_by(BookChange.number).limit(1)
 _OLDEST: Query = select(*_PLACE_COLUMNS).order_by(BookChange.number).limit(BATCH_MAX)
-_DELETE = delete(BookChange).where(BookChange.number <= bindparam("last_expired"))
+# Never the newest, also if what is expired was read from a server that has more. MariaDB takes no table that it deletes
+# from, but a derived one.
+_DELETE = delete(BookChange).where(
+    BookChange.number <= bindparam("last_expired"), BookChange.number < select(NEWEST.c.number).scalar_subquery()
+)
 
 # The newest change is always kept, so the next number is the one after it.
 _LOG_ON_SQLITE = f"""

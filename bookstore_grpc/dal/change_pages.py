@@ -9,15 +9,15 @@ from bookstore_grpc.limits import PAGE_MAX_CODE_POINTS, RESPONSE_CHANGES_MAX
 
 
 class Part(NamedTuple):
-    """Changes that one response can hold, and the position after them. `is_continued` within the changes of a call."""
+    """Changes that a response can hold, and the position after them. It `continues` if more of the same call follow."""
 
     changes: Sequence[Change]
     position: Position
-    is_continued: bool = False
+    continues: bool = False
 
 
-def parts(changes: Sequence[Change], *, is_wanted: Callable[[Change], bool]) -> Iterator[Part]:
-    """Yield the wanted ones of some changes. The last part is at the position of the last change, and may be empty."""
+def first_part(changes: Sequence[Change], *, is_wanted: Callable[[Change], bool]) -> Part:
+    """Return as many of the wanted ones of some changes as fit: none if none is wanted."""
     last = changes[-1]
     collected = _Collected()
     call: list[Change] = []
@@ -27,14 +27,22 @@ def parts(changes: Sequence[Change], *, is_wanted: Callable[[Change], bool]) -> 
         if change.remaining and change is not last:
             continue
         if not collected.has_room_for(call):
-            yield collected.take()
+            return collected.take()
         for wanted in call:
             if not collected.has_room_for([wanted]):
-                yield collected.take(is_continued=True)
+                return collected.take(continues=True)
             collected.add(wanted)
         collected.position = Position.of(change)
         call = []
-    yield collected.take(is_continued=last.remaining > 0)
+    return collected.take(continues=last.remaining > 0)
+
+
+def parts(changes: Sequence[Change], *, is_wanted: Callable[[Change], bool]) -> Iterator[Part]:
+    """Yield the wanted ones of some changes. The last part is at the position of the last change, and may be empty."""
+    while changes:
+        part = first_part(changes, is_wanted=is_wanted)
+        yield part
+        changes = [each for each in changes if each.number > part.position.number]
 
 
 class _Collected:
@@ -59,7 +67,7 @@ class _Collected:
         self._code_points += code_points_of_change(change)
         self.position = Position.of(change)
 
-    def take(self, *, is_continued: bool = False) -> Part:
-        part = Part(self.changes, self.position, is_continued)
+    def take(self, *, continues: bool = False) -> Part:
+        part = Part(self.changes, self.position, continues)
         self.changes, self._code_points = [], 0
         return part

@@ -35,6 +35,7 @@ class ChangeSignals:
             PostgresqlListener(database, CHANNEL, self.changes_committed) if database.dialect == "postgresql" else None
         )
         self._listen_at = 0.0
+        self._connecting: asyncio.Task[None] | None = None
         self._missed = 0
 
     def changes_committed(self) -> None:
@@ -48,13 +49,16 @@ class ChangeSignals:
         try:
             yield
         finally:
+            if self._connecting:
+                self._connecting.cancel()
+                await asyncio.wait([self._connecting])
             if self._listener:
                 await self._listener.stop()
 
     async def wait(self) -> bool:
         """Wait for a signal, or until the log is to be read without one. Returns whether there was a signal."""
         if self._listener:
-            await self._listen(self._listener)
+            self._listen(self._listener)
         self._poll_again()
         try:
             await self._woken.wait()
@@ -97,9 +101,14 @@ class ChangeSignals:
         self._version = version
         return is_other
 
-    async def _listen(self, listener: PostgresqlListener) -> None:
+    def _listen(self, listener: PostgresqlListener) -> None:
+        """Connect in the background, because that may take long while the log can be read."""
         if listener.is_listening or listener.is_unsupported or time.monotonic() < self._listen_at:
             return
-        self._listen_at = time.monotonic() + _LISTEN_AGAIN_SECONDS
+        if self._connecting is None or self._connecting.done():
+            self._connecting = asyncio.create_task(self._connect(listener))
+
+    async def _connect(self, listener: PostgresqlListener) -> None:
         await listener.start()
+        self._listen_at = time.monotonic() + _LISTEN_AGAIN_SECONDS
         self.changes_committed()  # for the changes before it listened

@@ -27,6 +27,8 @@ PACKET_BYTES = "packet_bytes"
 _RECYCLE_SECONDS = 1_800
 # MariaDB sorts no values of `max_sort_length` with less than 15 times that.
 _SORT_BUFFER_MIN_BYTES = 262_144
+# As PostgreSQL's, which the function `log_book_changes` sets.
+_IDLE_TRANSACTION_SECONDS = 5
 _BUSY_SECONDS = 2
 # SQLite checks the deadline after this many steps of its virtual machine, which take less than a millisecond.
 _STEPS_PER_CHECK = 10_000
@@ -196,6 +198,8 @@ def _mariadb_session(statement_seconds: float) -> str:
         "max_sort_length": 8 * AUTHOR_MAX_CODE_POINTS,
         "sort_buffer_size": f"GREATEST(@@sort_buffer_size, {_SORT_BUFFER_MIN_BYTES})",
         "max_statement_time": f"{statement_seconds:.3f}",
+        # A server that hangs with the lock of the change log would make the writes of all others wait.
+        "idle_write_transaction_timeout": _IDLE_TRANSACTION_SECONDS,
     }
     return "SET SESSION " + ", ".join(f"{name} = {value}" for name, value in values.items())
 

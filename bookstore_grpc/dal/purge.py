@@ -42,10 +42,11 @@ class _Version(NamedTuple):
 
 
 class Purge:
-    """Deletes the books that match a filter. Raises `InvalidFilter`. `clock` and `observed` are those of `BookDAL`.
+    """Deletes the books that match a filter. Raises `InvalidFilter`.
 
-    The books are found by reads, which may take long and keep no write waiting, and deleted by their ids in portions. A
-    book that has changed in between may no longer match: it is not deleted, but looked for again.
+    `clock` and `observed` are those of `BookDAL`, and `committed` is called after each portion. The books are found by
+    reads, which may take long and keep no write waiting, and deleted by their ids in portions. A book that has changed
+    in between may no longer match: it is not deleted, but looked for again.
     """
 
     def __init__(
@@ -54,10 +55,12 @@ class Purge:
         filter: str,
         *,
         clock: Callable[[], int],
+        committed: Callable[[], None] = lambda: None,
         observed: Callable[..., Awaitable[Any]],
     ) -> None:
         self._database = database
         self._clock = clock
+        self._committed = committed
         self._observed = observed
         parsed, self._values = parse_filter(filter, dialect=database.dialect)
         self._find = for_filter(_find, parsed)(parsed)
@@ -112,6 +115,7 @@ class Purge:
             return set(ids)
 
         deleted: set[int] = await self._observed(self._database.write(delete), _DELETE_SUMMARY)
+        self._committed()
         seconds = time.monotonic() - began
         self._adapt(len(portion), seconds)
         # SQLite's lock has no queue: another process, which tries it again and again, must find it free.

@@ -170,13 +170,13 @@ class Change(NamedTuple):
 class ChangePage(NamedTuple):
     """Changes in their order, and the token that continues after them.
 
-    `is_part` tells that the next page has further changes of the same call, `has_more` that further changes followed
+    It `continues` if the next page has further changes of the same call, `has_more` that further changes followed
     when the page was read, and `is_existing_sent` that only changes follow, and no existing books.
     """
 
     changes: Sequence[Change]
     resume_token: str
-    is_part: bool = False
+    continues: bool = False
     has_more: bool = False
     is_existing_sent: bool = True
 

@@ -16,7 +16,7 @@ from functools import lru_cache
 from sqlalchemy import bindparam, select, true
 
 from bookstore_grpc.dal.change_log import NEWEST, ChangeReader, Head, Position
-from bookstore_grpc.dal.change_pages import Part, parts
+from bookstore_grpc.dal.change_pages import Part, first_part, parts
 from bookstore_grpc.dal.change_tail import ChangeTail
 from bookstore_grpc.dal.database import Database
 from bookstore_grpc.dal.filters import Filter, for_filter, parse_filter
@@ -86,29 +86,38 @@ class Watch:
         Raises `ResumeTokenExpired`, `InvalidResumeToken`, `ResourceExhausted` if too many searches run, and
         `DatabaseUnavailable`.
         """
-        if self._point.after_id is None and self._is_within_call:
+        if self._is_within_call:
             self._sent_at = -math.inf  # if the filter has become another, and nothing is left: a checkpoint at once
-        elif self._point.after_id is None:
-            yield self._page(())
         else:
+            yield self._page(())
+        if self._point.after_id is not None:
             async with aclosing(self._existing_pages(self._point.after_id, tail)) as pages:
                 async for page in pages:
                     yield page
+        while True:
+            # No name keeps the page while a slow caller makes this generator wait.
+            yield await self._next_page(tail)
+
+    async def _next_page(self, tail: ChangeTail) -> ChangePage:
+        """Return the next wanted changes, or a checkpoint. What does not fit is read again."""
         while True:
             position = self._point.position
             changes = tail.after(position.number)
             if changes is None:
                 await tail.take_turn(count=CHANGES_READ_MAX)
                 changes = await self._reader.read_after(position)
-            if not changes:
-                await tail.wait_after(position.number, seconds=max(0, self._checkpoint_at() - time.monotonic()))
-            await tail.take_turn(count=len(changes))
-            for part in parts(changes, is_wanted=self._is_wanted) if changes else ():
+                if not changes:
+                    raise DatabaseUnavailable  # it was read from a former primary, which is behind
+            if changes:
+                await tail.take_turn(count=len(changes))
+                part = first_part(changes, is_wanted=self._is_wanted)
                 self._point = ResumePoint(part.position)
                 if part.changes:
-                    yield self._page(part.changes, is_part=part.is_continued)
-            if time.monotonic() >= self._checkpoint_at():
-                yield self._page(())
+                    return self._page(part.changes, continues=part.continues)
+            else:
+                await tail.wait_after(position.number, seconds=max(0, self._checkpoint_at() - time.monotonic()))
+            if self._is_checkpoint_due():
+                return self._page(())
 
     async def _existing_pages(self, after_id: int, tail: ChangeTail) -> AsyncGenerator[ChangePage]:
         parsed, values = parse_filter(self._filter, dialect=self._database.dialect)
@@ -116,12 +125,14 @@ class Watch:
         has_more = True
         while has_more:
             await tail.take_turn(count=EXISTING_READ_MAX)
-            position, records = await self._existing(statement, {"after_id": after_id, **values})
+            position, records = await self._existing(
+                statement, {"after_id": after_id, **values}, is_search=not parsed.is_empty
+            )
             if after_id:
                 async for part in self._parts_up_to(position.number, after_id):
                     self._point = ResumePoint(part.position, after_id)
-                    if part.changes:
-                        yield self._page(part.changes, is_part=part.is_continued)
+                    if part.changes or self._is_checkpoint_due():
+                        yield self._page(part.changes, continues=part.continues)
             has_more = len(records) == EXISTING_READ_MAX
             for some in _that_fit_into_pages(records):
                 after_id = some[-1].id
@@ -132,9 +143,11 @@ class Watch:
         self._point = ResumePoint(position)
         yield self._page([Change(ChangeType.EXISTING, record) for record in some] if records else ())
 
-    async def _existing(self, statement: Query, parameters: Mapping[str, object]) -> tuple[Position, list[BookRecord]]:
+    async def _existing(
+        self, statement: Query, parameters: Mapping[str, object], *, is_search: bool
+    ) -> tuple[Position, list[BookRecord]]:
         """Return some existing books, and the position in the log at the moment when they were read."""
-        rows = await self._database.read(statement, parameters, is_search=True)
+        rows = await self._database.read(statement, parameters, is_search=is_search)
         number, time, *_ = rows[0]
         return Position(number or 0, time or 0), [BookRecord._make(row[2:]) for row in rows if row[2] is not None]
 
@@ -151,17 +164,22 @@ class Watch:
             raise DatabaseUnavailable
         while position.number < number:
             changes = [each for each in await self._reader.read_after(position) if each.number <= number]
+            if not changes:
+                raise DatabaseUnavailable  # these were read from a former primary
             for part in parts(changes, is_wanted=is_wanted):
                 yield part
             position = Position.of(changes[-1])
 
-    def _page(self, changes: Sequence[Change], *, is_part: bool = False) -> ChangePage:
+    def _page(self, changes: Sequence[Change], *, continues: bool = False) -> ChangePage:
         self._sent_at = time.monotonic()
         token = token_from_resume_point(self._point, log_id=self._log_id, filter=self._filter)
-        return ChangePage(changes, token, is_part=is_part, is_existing_sent=self._point.after_id is None)
+        return ChangePage(changes, token, continues=continues, is_existing_sent=self._point.after_id is None)
 
     def _checkpoint_at(self) -> float:
         return self._sent_at + self._checkpoint_seconds
+
+    def _is_checkpoint_due(self) -> bool:
+        return time.monotonic() >= self._checkpoint_at()
 
 
 def _that_fit_into_pages(records: Sequence[BookRecord]) -> Sequence[Sequence[BookRecord]]:

@@ -26,6 +26,7 @@ from bookstore_grpc.dal.records import (
     BookVersion,
     Change,
     ChangePage,
+    ChangeType,
     Field,
     FieldType,
 )
@@ -264,7 +265,7 @@ def purge_response_from_purged(purged: Purged) -> books_pb2.PurgeBooksResponse:
 def watch_response_from_page(page: ChangePage) -> bytes:
     """Encode changes, or a checkpoint, as the bytes of a WatchBooksResponse."""
     end = books_pb2.WatchBooksResponse(
-        resume_token=page.resume_token, continues=page.is_part, existing_sent=page.is_existing_sent
+        resume_token=page.resume_token, continues=page.continues, existing_sent=page.is_existing_sent
     )
     return b"".join(map(_entry_from_change, page.changes)) + end.SerializeToString()
 
@@ -275,9 +276,15 @@ def changes_response_from_page(page: ChangePage) -> bytes:
     return b"".join(map(_entry_from_change, page.changes)) + end.SerializeToString()
 
 
-@lru_cache(maxsize=ENCODED_CHANGES_MAX)
 def _entry_from_change(change: Change) -> bytes:
-    """Encode a change as one entry of the list in a response. Its books are entries with another tag."""
+    """Encode a change as one entry of the list in a response. An existing book is for one watcher, so not cached."""
+    encode = _encoded_change.__wrapped__ if change.type is ChangeType.EXISTING else _encoded_change
+    return encode(change)
+
+
+@lru_cache(maxsize=ENCODED_CHANGES_MAX)
+def _encoded_change(change: Change) -> bytes:
+    """Encode a change. Its books are entries with another tag."""
     message = books_pb2.BookChange(type=int(change.type), number=change.number)  # type: ignore[arg-type]  # an enum's number
     if change.time:
         message.change_time.seconds, message.change_time.nanos = _time_parts(change.time)

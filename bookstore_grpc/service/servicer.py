@@ -92,8 +92,8 @@ class BookServicer(books_pb2_grpc.BookServiceServicer):
             checkpoint_seconds=checkpoint_seconds,
         )
         async with aclosing(pages):
-            async for page in pages:
-                yield messages.watch_response_from_page(page)
+            while True:  # no name keeps the page while a slow caller makes this generator wait
+                yield messages.watch_response_from_page(await anext(pages))
 
     async def ListBookChanges(self, request: books_pb2.ListBookChangesRequest, context: _Context) -> _Encoded:
         page = await self._books.list_book_changes(

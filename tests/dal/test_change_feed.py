@@ -176,7 +176,7 @@ async def test_an_expired_or_lost_token_is_rejected(database: Database, books: B
 async def test_a_token_of_a_watch_continues_a_list_unless_existing_books_are_left(books: BookDAL) -> None:
     await books.create_books([DRAFT] * 501)
     async with watching(books, start=WatchStart.EXISTING) as pages:
-        first, last = await next_page(pages), await next_page(pages)
+        _, first, last = [await next_page(pages) for _ in range(3)]
     with pytest.raises(InvalidResumeToken, match="only a watch can continue it") as caught:
         await _page(books, page_token=first.resume_token)
     assert [violation.field for violation in caught.value.violations] == ["page_token"]

@@ -33,7 +33,7 @@ def _divided(
     """Return the numbers of each part's changes, the number of its position, and whether it is continued."""
     found = list(parts(changes, is_wanted=is_wanted))
     assert all(part.position.time == part.position.number for part in found)
-    return [([change.number for change in part.changes], part.position.number, part.is_continued) for part in found]
+    return [([change.number for change in part.changes], part.position.number, part.continues) for part in found]
 
 
 def test_short_calls_share_a_part() -> None:
@@ -118,7 +118,7 @@ def test_parts_are_bounded_complete_and_keep_calls_together(calls: list[list[str
         following = [change.number for later in found[number + 1 :] for change in later.changes]
         # A part is continued exactly if a wanted change of its last call follows.
         is_torn = bool(part.changes and following and end_of[part.changes[-1].number] == end_of[following[0]])
-        assert part.is_continued == is_torn
+        assert part.continues == is_torn
         # Whoever resumes at the position gets what follows.
         assert not following or part.position.number < following[0]
         assert not part.changes or part.position.number >= part.changes[-1].number

@@ -51,7 +51,7 @@ async def _watcher(books: BookDAL) -> AsyncIterator[tuple[Pages, ChangeSignals]]
         tail = books.changes._tails._tail
         assert tail is not None
         signals = tail.signals
-        await until_true(lambda: signals._timer)
+        await until_true(lambda: signals._timer and (not signals._connecting or signals._connecting.done()))
         yield pages, signals
 
 

@@ -41,8 +41,8 @@ async def books(database: Database) -> BookDAL:
     return BookDAL(database)
 
 
-def _is_checkpoint(page: ChangePage) -> bool:
-    return not page.changes and not page.is_part and page.is_existing_sent
+def _is_checkpoint(page: ChangePage, *, existing_sent: bool = True) -> bool:
+    return not page.changes and not page.continues and page.is_existing_sent is existing_sent
 
 
 def _existing(records: Sequence[BookRecord]) -> list[Change]:
@@ -87,15 +87,16 @@ async def test_a_watch_from_the_existing_books_sends_them_and_later_changes(book
     created = await books.create_books([DRAFT] * 3)
     await books.delete_book(created[1].id)
     async with watching(books, start=WatchStart.EXISTING) as pages:
-        (page,) = await _existing_pages(pages)
+        _, page = await _existing_pages(pages)
         assert page.changes == _existing([created[0], created[2]])
         updated = await books.update_book(created[0].id, BookChanges(name="x"))
         (change,) = await next_changes(pages, 1)
     assert (change.type, change.record, change.previous) == (ChangeType.UPDATED, updated, created[0])
 
 
-async def test_a_watch_from_no_existing_book_says_at_once_that_they_are_sent(books: BookDAL) -> None:
+async def test_a_watch_from_no_existing_book_says_that_they_are_sent(books: BookDAL) -> None:
     async with watching(books, start=WatchStart.EXISTING) as pages:
+        assert _is_checkpoint(await next_page(pages), existing_sent=False)
         assert _is_checkpoint(await next_page(pages))
         created = await books.create_book(DRAFT)
         assert [change.record for change in await next_changes(pages, 1)] == [created]
@@ -119,14 +120,15 @@ async def test_existing_books_are_read_in_portions(database: Database, books: Bo
 async def test_existing_books_have_neither_number_nor_time(books: BookDAL) -> None:
     await books.create_book(DRAFT)
     async with watching(books, start=WatchStart.EXISTING) as pages:
-        (change,) = (await next_page(pages)).changes
+        (change,) = await next_changes(pages, 1)
     assert (change.number, change.time, change.remaining, change.previous) == (0, 0, 0, None)
 
 
 async def test_only_existing_books_that_match_are_sent(books: BookDAL) -> None:
     created = await books.create_books([BookDraft(f"{number}", "x", number % 2) for number in range(6)])
     async with watching(books, start=WatchStart.EXISTING, filter="release_year = 1") as pages:
-        (page,) = await _existing_pages(pages)
+        begin, page = await _existing_pages(pages)
+        assert _is_checkpoint(begin, existing_sent=False)
         assert page.changes == _existing(created[1::2])
         await books.create_books([BookDraft("even", "x", 0), BookDraft("odd", "x", 1)])
         assert [change.record.name for change in await next_changes(pages, 1)] == ["odd"]
@@ -135,8 +137,7 @@ async def test_only_existing_books_that_match_are_sent(books: BookDAL) -> None:
 async def test_a_book_that_changes_behind_the_existing_ones_comes_in_its_new_state_only(books: BookDAL) -> None:
     created = await books.create_books([DRAFT] * (EXISTING_READ_MAX + 2))
     async with watching(books, start=WatchStart.EXISTING) as pages:
-        first = await next_page(pages)
-        assert len(first.changes) == EXISTING_READ_MAX
+        assert len(await next_changes(pages, EXISTING_READ_MAX)) == EXISTING_READ_MAX
         sent = await books.update_book(created[0].id, BookChanges(name="sent"))
         not_sent = await books.update_book(created[-1].id, BookChanges(name="not sent"))
         await books.delete_book(created[-2].id)
@@ -223,7 +224,7 @@ async def test_the_changes_of_a_call_are_in_one_page(books: BookDAL) -> None:
         await next_page(pages)
         await books.create_books([DRAFT] * BATCH_MAX)
         page = await next_page(pages)
-    assert (len(page.changes), page.is_part) == (BATCH_MAX, False)
+    assert (len(page.changes), page.continues) == (BATCH_MAX, False)
 
 
 async def test_a_call_too_long_for_a_page_continues_in_the_next(books: BookDAL) -> None:
@@ -232,7 +233,7 @@ async def test_a_call_too_long_for_a_page_continues_in_the_next(books: BookDAL) 
         created = await books.create_books([_LONGEST] * (2 * _FIT - 300))
         await books.create_book(DRAFT)
         first, second = await next_page(pages), await next_page(pages)
-        assert [first.is_part, second.is_part] == [True, False]
+        assert [first.continues, second.continues] == [True, False]
         assert [change.record for change in (*first.changes, *second.changes)][: len(created)] == created
     async with watching(books, resume_token=first.resume_token) as pages:
         rest = await next_changes(pages, len(created) + 1 - len(first.changes))
@@ -267,11 +268,13 @@ async def test_a_watch_is_resumed_on_another_server(books: BookDAL, twin: Databa
 async def test_a_watch_is_resumed_with_another_filter_unless_existing_books_are_left(books: BookDAL) -> None:
     await books.create_books([DRAFT] * (EXISTING_READ_MAX + 1))
     async with watching(books, start=WatchStart.EXISTING, filter="name = Dune") as pages:
-        first, last = await _existing_pages(pages)
-    async with watching(books, resume_token=first.resume_token) as pages:
-        with pytest.raises(InvalidResumeToken, match="of another database or filter"):
-            await next_page(pages)
+        begin, first, last = await _existing_pages(pages)
+    for token in (begin.resume_token, first.resume_token):
+        async with watching(books, resume_token=token) as pages:
+            with pytest.raises(InvalidResumeToken, match="of another database or filter"):
+                await next_page(pages)
     async with watching(books, resume_token=first.resume_token, filter=" name = Dune") as pages:
+        assert _is_checkpoint(await next_page(pages), existing_sent=False)
         assert await next_page(pages) == last
     async with watching(books, resume_token=last.resume_token) as pages:
         await next_page(pages)
@@ -327,7 +330,7 @@ async def test_a_database_without_its_log_ends_a_watch_of_existing_books(databas
     await log_creates(database, [1, 2, 3])
     await books.create_books([DRAFT] * (EXISTING_READ_MAX + 1))
     async with watching(books, start=WatchStart.EXISTING) as pages:
-        await next_page(pages)
+        await next_changes(pages, EXISTING_READ_MAX)
         await empty_log(database)
         with pytest.raises(InvalidResumeToken, match="no longer has"):
             await next_page(pages)

@@ -71,7 +71,8 @@ async def test_a_change_has_the_time_of_its_commit_to_the_microsecond(
 async def test_a_watch_of_existing_books_says_when_they_are_sent(log: Database, stub: Stub) -> None:
     created = [each for _ in range(2) for each in await create_all(stub, [_book(number) for number in range(300)])]
     async with watching(stub, start=Start.EXISTING) as call:
-        first, second = await next_response(call), await next_response(call)
+        begin, first, second = [await next_response(call) for _ in range(3)]
+        assert (list(begin.changes), begin.existing_sent) == ([], False)
         assert [first.existing_sent, second.existing_sent] == [False, True]
         existing = [*first.changes, *second.changes]
         assert [each.book for each in existing] == created

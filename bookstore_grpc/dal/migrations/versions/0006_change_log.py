@@ -17,9 +17,11 @@ _CHANGE_LOG = sa.table("change_log", sa.column("log_id", sa.String))
 
 # Each of its statements sees what was committed before it, so also what the previous holder of the lock has written.
 # The lock writes no new version of the row, of which old snapshots would let many pile up.
+# A server that hangs with the lock, such as a suspended process, loses its transaction after five seconds.
 _LOG_BOOK_CHANGES = (
     "CREATE OR REPLACE FUNCTION log_book_changes(remaining_of integer[], type_of smallint[], time_of bigint[], "
     "book_of text[], previous_book_of text[]) RETURNS void LANGUAGE plpgsql AS $$ BEGIN "
+    "PERFORM set_config('idle_in_transaction_session_timeout', '5000', true); "
     "PERFORM log_id FROM change_log FOR UPDATE; "
     "INSERT INTO book_changes (number, remaining, type, change_time, book, previous_book) "
     "SELECT (SELECT coalesce(max(number), 0) FROM book_changes) + given.position, "
