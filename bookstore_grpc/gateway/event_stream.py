@@ -97,7 +97,7 @@ class EventStream:
 
     async def end(self, *, error: bytes | None = None) -> None:
         """End the response, with an event for the JSON of an error. A client that does not read may miss the error."""
-        last = b"" if error is None else b"event: error\ndata: %b\n\n" % error
+        last = b"" if error is None else b"event: status\ndata: %b\n\n" % error
         timer = asyncio.get_running_loop().call_later(_ERROR_SECONDS, self._abort) if last else None
         try:
             await self._send({"type": "http.response.body", "body": last})

@@ -329,14 +329,14 @@ async def test_an_event_source_can_tell_the_error_of_the_server_from_a_lost_conn
     await page.goto(f"{site}/openapi.json")
 
     async def broken(route: "Route") -> None:
-        body = 'id: token\ndata: {}\n\nevent: error\ndata: {"code": 14, "message": "The server shuts down."}\n\n'
+        body = 'id: token\ndata: {}\n\nevent: status\ndata: {"code": 14, "message": "The server shuts down."}\n\n'
         await route.fulfill(status=200, content_type="text/event-stream", body=body)
 
     await page.route("**/v1/books:watch", broken)
     data = await page.evaluate(
         """() => new Promise((resolve) => {
             const source = new EventSource("/v1/books:watch");
-            source.addEventListener("error", (event) => event.data && (source.close(), resolve(event.data)));
+            source.addEventListener("status", (event) => (source.close(), resolve(event.data)));
         })"""
     )
     assert json.loads(data)["message"] == "The server shuts down."

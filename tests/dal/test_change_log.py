@@ -1,6 +1,7 @@
 """What writes leave in the log of changes, and in which order."""
 
 import asyncio
+import time
 from itertools import pairwise
 from uuid import uuid4
 
@@ -22,7 +23,7 @@ from bookstore_grpc.dal.records import (
 )
 from bookstore_grpc.errors import BookNotFound, EtagMismatch, RequestIdReused
 from bookstore_grpc.limits import AUTHOR_MAX_CODE_POINTS, BATCH_MAX, NAME_MAX_CODE_POINTS
-from tests.dal.change_logs import DRAFT, all_changes, empty_log, kinds, record
+from tests.dal.change_logs import DRAFT, WAIT_SECONDS, all_changes, empty_log, kinds, record
 from tests.dal.conftest import execute, statements_of
 from tests.dal.test_write_batch import in_one_batch, narrow
 
@@ -313,3 +314,26 @@ async def test_a_transaction_that_is_held_open_after_locking_the_log_holds_back_
     created = await waiting
     await held.delete_book(created.id)
     assert kinds(await all_changes(twin)) == [(1, "CREATED"), (2, "DELETED")]
+
+
+@pytest.mark.databases("postgresql", "mariadb")
+async def test_a_server_that_hangs_before_its_commit_keeps_others_waiting_for_seconds_only(
+    database: Database, twin: Database
+) -> None:
+    hanging, other = BookDAL(database), BookDAL(twin)
+    began = time.monotonic()
+    reached = asyncio.Event()
+
+    async def hang(connection: AsyncConnection) -> None:
+        await log_changes(connection, [[Change(ChangeType.CREATED, record(), time=1)]])
+        reached.set()
+        await asyncio.sleep(WAIT_SECONDS)
+
+    stuck = asyncio.create_task(database.write(hang))
+    await reached.wait()
+    created = await other.create_book(DRAFT)
+    assert 4 < time.monotonic() - began < 15
+    stuck.cancel()
+    await asyncio.wait([stuck])
+    assert [change.record for change in await all_changes(twin)] == [created]
+    await hanging.delete_book(created.id)

@@ -24,6 +24,7 @@ from tests.tokens import AUDIENCE, ISSUER, Issuer
 pytestmark = pytest.mark.e2e
 
 SERVICE = books_pb2.DESCRIPTOR.services_by_name["BookService"]
+STREAMS = {f"/{SERVICE.full_name}/{method.name}" for method in SERVICE.methods if method.server_streaming}
 LONG_SECONDS = 200
 EXAMPLES_AT_ONCE = 100
 SHORT_EXAMPLES = 300
@@ -56,6 +57,7 @@ def values_of(field: FieldDescriptor) -> st.SearchStrategy[Any]:
         FieldDescriptor.TYPE_STRING: texts,
         FieldDescriptor.TYPE_INT32: sizes,
         FieldDescriptor.TYPE_INT64: ids,
+        FieldDescriptor.TYPE_ENUM: sizes,
     }
     kind = messages(field.message_type) if field.message_type else kinds[field.type]
     return st.lists(kind, max_size=4) if field.is_repeated else kind
@@ -172,7 +174,12 @@ class Fuzz:
 
 def raw_call(channel: grpc.Channel, drawn: Any) -> None:
     (path, body), extra, timeout = drawn
-    channel.unary_unary(path)(body, metadata=extra, timeout=timeout)
+    if path not in STREAMS:
+        channel.unary_unary(path)(body, metadata=extra, timeout=timeout)
+        return
+    responses: Any = channel.unary_stream(path)(body, metadata=extra, timeout=timeout)
+    next(responses)  # a stream has no end
+    responses.cancel()
 
 
 @pytest.mark.timeout(900)

@@ -155,7 +155,7 @@ async def test_an_error_after_it_is_the_last_event(
         (last,) = await response.rest()
         assert await response.until_closed() == b""
     assert last.fields.keys() == {"event", "data"}
-    assert last.fields["event"] == "error"
+    assert last.fields["event"] == "status"
     status = json_format.Parse(last.fields["data"], status_pb2.Status())
     assert reason in " ".join(details_of(status))
     assert '"requestId":"the-call"' in last.fields["data"]
@@ -194,7 +194,7 @@ async def test_comments_keep_a_quiet_stream_open_from_its_beginning_on(librarian
         assert event.json == {"shelf": {"room": "1"}}
         assert (await response.event()).is_comment
         librarian.responses.put_nowait(BookNotFound([7]))
-        assert (await response.rest())[-1].fields["event"] == "error"
+        assert (await response.rest())[-1].fields["event"] == "status"
 
 
 async def test_head_ends_with_the_first_response(librarian: Librarian, address: str) -> None:
@@ -249,7 +249,7 @@ async def test_a_drain_ends_streams_with_an_error_and_accepts_no_new_ones(librar
             await server.drain(delay_seconds=0, grace_seconds=10)
             (last,) = await response.rest()
             assert await response.until_closed() == b""
-        assert last.fields["event"] == "error"
+        assert last.fields["event"] == "status"
         assert '"reason":"SERVER_DRAINING"' in last.fields["data"]
         late = await rejected(server.http_address, "GET", WATCH)
         assert (late.status, late.reason) == (503, "SERVER_DRAINING")

@@ -182,7 +182,7 @@ def test_a_stream_has_its_responses_as_the_data_of_events() -> None:
     (success,) = [response for name, response in by_id()["WatchBooks"]["responses"].items() if name.startswith("2")]
     message = {"$ref": "#/components/schemas/WatchBooksResponse"}
     assert success["content"] == {"text/event-stream": {"schema": message}}
-    for word in ("Server-Sent Events", "`id`", "`error`", "15 seconds"):
+    for word in ("Server-Sent Events", "`id`", "`status`", "15 seconds"):
         assert word in success["description"]
     start = next(p for p in by_id()["WatchBooks"]["parameters"] if p.get("name") == "start")
     assert start["schema"] == {"type": "string", "enum": ["START_UNSPECIFIED", "NOW", "EARLIEST", "EXISTING"]}

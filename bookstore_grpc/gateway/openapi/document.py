@@ -73,7 +73,7 @@ This is the same service as over gRPC, called as the `google.api.http` options o
 # What the events of a stream are, in addition to the message that is the data of each.
 _EVENTS = (
     "[Server-Sent Events](https://html.spec.whatwg.org/multipage/server-sent-events.html). The `data` of each is this "
-    "message as JSON in one line, and its `id` is the `resumeToken`, if the message has one. An event named `error` "
+    "message as JSON in one line, and its `id` is the `resumeToken`, if the message has one. An event named `status` "
     "has a `google.rpc.Status`, as the body of an error response, and ends the stream. After "
     f"{KEEP_ALIVE_SECONDS} seconds without an event a comment is sent."
 )

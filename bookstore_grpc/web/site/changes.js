@@ -67,7 +67,7 @@ async function follow(filter, signal) {
       if (step !== "read") connection.close();
       for await (const { event, id, data } of eventsOf(response, connection)) {
         if (signal.aborted) return;
-        if (event === "error") break; // the server shuts down, for example
+        if (event === "status") break; // the server shuts down, for example
         if (!data) continue; // a comment
         if (!lastEventId && (attempts > 1 || Date.now() - listedAt > LATE_MS)) missChanges();
         lastEventId = id;

@@ -241,7 +241,7 @@ class BookServiceServicer:
         * unique: a change comes once in a stream, and after a resume only what followed the token comes again;
         * reliable: no change is missing between two that come, whatever else commits at the same time on other servers;
         * atomic: the changes of one call are in one response, or if they are too many for one in consecutive responses, all
-        but the last of which have `continues`;
+        but the last of which have `continues`; a call of PurgeBooks, which is not atomic, counts as one per portion;
         * resumable: `resume_token` continues after its response, on any server of the same database, also after restarts;
         * bookmarkable: a response without changes is a checkpoint: all that match up to its token have been sent. The first
         response comes at once, and a checkpoint after every `checkpoint_interval` without a response.
@@ -252,13 +252,14 @@ class BookServiceServicer:
 
         Over HTTP the responses are Server-Sent Events: `data` is a response as JSON and `id` its `resume_token`, with which
         a browser's EventSource resumes by itself (`Last-Event-ID`). A comment is sent every 15 seconds, and an error that
-        ends the stream is an event named `error`.
+        ends the stream is an event named `status`.
 
         INVALID_ARGUMENT `INVALID_FIELD`, `INVALID_FILTER` (with the `column`, counted from 1, in its metadata),
         `INVALID_RESUME_TOKEN`: the token is damaged, of another database, or of changes that the database has lost.
         OUT_OF_RANGE `RESUME_TOKEN_EXPIRED`: changes after the token are no longer kept; start again with `EXISTING`. May
         also end a stream whose caller reads too slowly.
-        RESOURCE_EXHAUSTED `TOO_MANY_REQUESTS`: the `limit` `watchers` or `watchers_per_caller` is reached.
+        RESOURCE_EXHAUSTED `TOO_MANY_REQUESTS`: the `limit` `watchers` or `watchers_per_caller` is reached; for existing books
+        with a filter also `searches`.
         UNAVAILABLE `SERVER_DRAINING` ends the streams of a server that shuts down; resume on another one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -266,7 +267,8 @@ class BookServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListBookChanges(self, request, context):
-        """Returns a page of the changes that WatchBooks streams, for callers that poll.
+        """Returns a page of the changes that WatchBooks streams, for callers that poll. The changes of one call may be on two
+        pages.
 
         INVALID_ARGUMENT `INVALID_FIELD`, `INVALID_FILTER` (with the `column`, counted from 1, in its metadata),
         `INVALID_RESUME_TOKEN`, as in WatchBooks.

@@ -173,7 +173,7 @@ class BookServiceStub:
     * unique: a change comes once in a stream, and after a resume only what followed the token comes again;
     * reliable: no change is missing between two that come, whatever else commits at the same time on other servers;
     * atomic: the changes of one call are in one response, or if they are too many for one in consecutive responses, all
-      but the last of which have `continues`;
+      but the last of which have `continues`; a call of PurgeBooks, which is not atomic, counts as one per portion;
     * resumable: `resume_token` continues after its response, on any server of the same database, also after restarts;
     * bookmarkable: a response without changes is a checkpoint: all that match up to its token have been sent. The first
       response comes at once, and a checkpoint after every `checkpoint_interval` without a response.
@@ -184,17 +184,19 @@ class BookServiceStub:
 
     Over HTTP the responses are Server-Sent Events: `data` is a response as JSON and `id` its `resume_token`, with which
     a browser's EventSource resumes by itself (`Last-Event-ID`). A comment is sent every 15 seconds, and an error that
-    ends the stream is an event named `error`.
+    ends the stream is an event named `status`.
 
     INVALID_ARGUMENT `INVALID_FIELD`, `INVALID_FILTER` (with the `column`, counted from 1, in its metadata),
     `INVALID_RESUME_TOKEN`: the token is damaged, of another database, or of changes that the database has lost.
     OUT_OF_RANGE `RESUME_TOKEN_EXPIRED`: changes after the token are no longer kept; start again with `EXISTING`. May
     also end a stream whose caller reads too slowly.
-    RESOURCE_EXHAUSTED `TOO_MANY_REQUESTS`: the `limit` `watchers` or `watchers_per_caller` is reached.
+    RESOURCE_EXHAUSTED `TOO_MANY_REQUESTS`: the `limit` `watchers` or `watchers_per_caller` is reached; for existing books
+    with a filter also `searches`.
     UNAVAILABLE `SERVER_DRAINING` ends the streams of a server that shuts down; resume on another one.
     """
     ListBookChanges: _grpc.UnaryUnaryMultiCallable[_books_pb2.ListBookChangesRequest, _books_pb2.ListBookChangesResponse]
-    """Returns a page of the changes that WatchBooks streams, for callers that poll.
+    """Returns a page of the changes that WatchBooks streams, for callers that poll. The changes of one call may be on two
+    pages.
 
     INVALID_ARGUMENT `INVALID_FIELD`, `INVALID_FILTER` (with the `column`, counted from 1, in its metadata),
     `INVALID_RESUME_TOKEN`, as in WatchBooks.
@@ -305,7 +307,7 @@ class BookServiceAsyncStub(BookServiceStub):
     * unique: a change comes once in a stream, and after a resume only what followed the token comes again;
     * reliable: no change is missing between two that come, whatever else commits at the same time on other servers;
     * atomic: the changes of one call are in one response, or if they are too many for one in consecutive responses, all
-      but the last of which have `continues`;
+      but the last of which have `continues`; a call of PurgeBooks, which is not atomic, counts as one per portion;
     * resumable: `resume_token` continues after its response, on any server of the same database, also after restarts;
     * bookmarkable: a response without changes is a checkpoint: all that match up to its token have been sent. The first
       response comes at once, and a checkpoint after every `checkpoint_interval` without a response.
@@ -316,17 +318,19 @@ class BookServiceAsyncStub(BookServiceStub):
 
     Over HTTP the responses are Server-Sent Events: `data` is a response as JSON and `id` its `resume_token`, with which
     a browser's EventSource resumes by itself (`Last-Event-ID`). A comment is sent every 15 seconds, and an error that
-    ends the stream is an event named `error`.
+    ends the stream is an event named `status`.
 
     INVALID_ARGUMENT `INVALID_FIELD`, `INVALID_FILTER` (with the `column`, counted from 1, in its metadata),
     `INVALID_RESUME_TOKEN`: the token is damaged, of another database, or of changes that the database has lost.
     OUT_OF_RANGE `RESUME_TOKEN_EXPIRED`: changes after the token are no longer kept; start again with `EXISTING`. May
     also end a stream whose caller reads too slowly.
-    RESOURCE_EXHAUSTED `TOO_MANY_REQUESTS`: the `limit` `watchers` or `watchers_per_caller` is reached.
+    RESOURCE_EXHAUSTED `TOO_MANY_REQUESTS`: the `limit` `watchers` or `watchers_per_caller` is reached; for existing books
+    with a filter also `searches`.
     UNAVAILABLE `SERVER_DRAINING` ends the streams of a server that shuts down; resume on another one.
     """
     ListBookChanges: _aio.UnaryUnaryMultiCallable[_books_pb2.ListBookChangesRequest, _books_pb2.ListBookChangesResponse]  # type: ignore[assignment]
-    """Returns a page of the changes that WatchBooks streams, for callers that poll.
+    """Returns a page of the changes that WatchBooks streams, for callers that poll. The changes of one call may be on two
+    pages.
 
     INVALID_ARGUMENT `INVALID_FIELD`, `INVALID_FILTER` (with the `column`, counted from 1, in its metadata),
     `INVALID_RESUME_TOKEN`, as in WatchBooks.
@@ -500,7 +504,7 @@ class BookServiceServicer(metaclass=_abc_1.ABCMeta):
         * unique: a change comes once in a stream, and after a resume only what followed the token comes again;
         * reliable: no change is missing between two that come, whatever else commits at the same time on other servers;
         * atomic: the changes of one call are in one response, or if they are too many for one in consecutive responses, all
-          but the last of which have `continues`;
+          but the last of which have `continues`; a call of PurgeBooks, which is not atomic, counts as one per portion;
         * resumable: `resume_token` continues after its response, on any server of the same database, also after restarts;
         * bookmarkable: a response without changes is a checkpoint: all that match up to its token have been sent. The first
           response comes at once, and a checkpoint after every `checkpoint_interval` without a response.
@@ -511,13 +515,14 @@ class BookServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Over HTTP the responses are Server-Sent Events: `data` is a response as JSON and `id` its `resume_token`, with which
         a browser's EventSource resumes by itself (`Last-Event-ID`). A comment is sent every 15 seconds, and an error that
-        ends the stream is an event named `error`.
+        ends the stream is an event named `status`.
 
         INVALID_ARGUMENT `INVALID_FIELD`, `INVALID_FILTER` (with the `column`, counted from 1, in its metadata),
         `INVALID_RESUME_TOKEN`: the token is damaged, of another database, or of changes that the database has lost.
         OUT_OF_RANGE `RESUME_TOKEN_EXPIRED`: changes after the token are no longer kept; start again with `EXISTING`. May
         also end a stream whose caller reads too slowly.
-        RESOURCE_EXHAUSTED `TOO_MANY_REQUESTS`: the `limit` `watchers` or `watchers_per_caller` is reached.
+        RESOURCE_EXHAUSTED `TOO_MANY_REQUESTS`: the `limit` `watchers` or `watchers_per_caller` is reached; for existing books
+        with a filter also `searches`.
         UNAVAILABLE `SERVER_DRAINING` ends the streams of a server that shuts down; resume on another one.
         """
 
@@ -527,7 +532,8 @@ class BookServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _books_pb2.ListBookChangesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_books_pb2.ListBookChangesResponse, _abc.Awaitable[_books_pb2.ListBookChangesResponse]]:
-        """Returns a page of the changes that WatchBooks streams, for callers that poll.
+        """Returns a page of the changes that WatchBooks streams, for callers that poll. The changes of one call may be on two
+        pages.
 
         INVALID_ARGUMENT `INVALID_FIELD`, `INVALID_FILTER` (with the `column`, counted from 1, in its metadata),
         `INVALID_RESUME_TOKEN`, as in WatchBooks.
