@@ -1,7 +1,7 @@
 """The stream that the relay publishes to.
 
-Each message is published on condition of the stream's last sequence. So while many wait for their acknowledgements,
-none is stored unless the one before it was, and of two relays on one stream only one can store a change
+Each message is published on condition of the stream's last sequence and last message id. So while many wait for their
+acknowledgements, none is stored unless the one before it was, also if other relays publish at the same time
 (docs/decisions/0030-relay.md).
 """
 
@@ -26,7 +26,7 @@ from bookstore_grpc.relay.positions import Position, Positions
 
 _REQUEST_SECONDS = 5
 _SUBJECTS_OVERLAP = 10065
-_WRONG_LAST_SEQUENCE = 10071
+_WRONG_LAST = (10070, 10071)  # message id, sequence
 _NO_RESPONDERS = "503"
 
 
@@ -35,7 +35,7 @@ class PublishFailed(Exception):
 
 
 class StreamMoved(PublishFailed):
-    """A message was rejected because the last sequence of the stream is not the one that was expected."""
+    """A message was rejected because the last message of the stream is not the one that was expected."""
 
 
 class StreamOptions(NamedTuple):
@@ -131,10 +131,13 @@ class JetStream:
                 raise RelayError(f"NATS has closed the connection: {self._client.last_error}.") from error
             raise PublishFailed(str(error)) from error
 
-    async def publish(self, event: Event, message_id: str, *, after_sequence: int) -> "asyncio.Future[bool]":
+    async def publish(
+        self, event: Event, message_id: str, *, after_sequence: int, after_id: str = ""
+    ) -> "asyncio.Future[bool]":
         """Send a message, and return a future that is done once it is stored; false if it had been stored before.
 
-        It is stored only if the last sequence of the stream is `after_sequence`. The future may fail with
+        It is stored only if the last sequence of the stream is `after_sequence`, and unless empty the id of that
+        message is `after_id`: the sequence alone may be that of another relay. The future may fail with
         `PublishFailed`. Raises `PublishFailed` too, and `RelayError` for a message that is too large for NATS.
         """
         token = str(next(self._acks.numbers))
@@ -145,6 +148,8 @@ class JetStream:
             api.Header.EXPECTED_STREAM: self._options.name,
             api.Header.EXPECTED_LAST_SEQUENCE: str(after_sequence),
         }
+        if after_id:
+            headers[api.Header.EXPECTED_LAST_MSG_ID] = after_id
         self._acks.awaited[token] = future
         subject = f"{self._options.subject_prefix}.{event.subject_token}"
         try:
@@ -290,7 +295,7 @@ def _rejection(message: Msg) -> PublishFailed | None:
     error: dict[str, Any] | None = json.loads(message.data).get("error")
     if error is None:
         return None
-    kind = StreamMoved if error.get("err_code") == _WRONG_LAST_SEQUENCE else PublishFailed
+    kind = StreamMoved if error.get("err_code") in _WRONG_LAST else PublishFailed
     return kind(str(error.get("description", "rejected")))
 
 

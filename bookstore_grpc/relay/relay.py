@@ -129,7 +129,7 @@ class Relay:
 
     async def _publish_until_failure(self) -> None:
         """Publish until the watch has ended and all is acknowledged. Raises `PublishFailed`."""
-        sequence = self._published.sequence
+        sequence, last_id = self._published.sequence, ""
         while True:
             self._progress.clear()
             self._take_acks()
@@ -138,8 +138,8 @@ class Relay:
                 identifier = message_id(change.message, epoch=self._position.epoch)
                 if is_new := not self._published.includes(change.message, identifier):
                     event = self._encode(change)
-                    ack = await self._jetstream.publish(event, identifier, after_sequence=sequence)
-                    sequence += 1
+                    ack = await self._jetstream.publish(event, identifier, after_sequence=sequence, after_id=last_id)
+                    sequence, last_id = sequence + 1, identifier
                 else:
                     ack = asyncio.get_running_loop().create_future()
                     ack.set_result(False)

@@ -218,6 +218,7 @@ async def test_a_relay_without_room_for_more_goes_on_when_there_is_some(
         "Nats-Msg-Id": "0/change/3000",
         "Nats-Expected-Stream": stream.name,
         "Nats-Expected-Last-Sequence": "2999",
+        "Nats-Expected-Last-Msg-Id": "0/change/2999",
     }
 
 
