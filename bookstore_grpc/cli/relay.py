@@ -16,7 +16,7 @@ from bookstore_grpc.cli.session import connection_options, message_from_error, r
 from bookstore_grpc.errors import BookstoreError, InvalidResumeToken, ResumeTokenExpired
 
 if TYPE_CHECKING:
-    from bookstore_grpc.client import BookstoreClient
+    from bookstore_grpc.client import BookstoreClient, BookWatch
     from bookstore_grpc.client.watching import Start
     from bookstore_grpc.relay.events import EventFormat
     from bookstore_grpc.relay.positions import Position
@@ -117,7 +117,7 @@ def relay(context: click.Context, /, **options: Any) -> None:
 
     Each change is published once, in order, whatever is restarted or killed. The position is kept in JetStream, in the
     bucket BOOKSTORE_RELAY, so any machine can continue. The stream has to be the relay's own. Two relays with the same
-    options may run at once: what one publishes the other skips.
+    options may run at once: what one publishes the other skips, and of existing books one waits for the other.
 
     \b
     Examples:
@@ -173,11 +173,12 @@ async def _relay(
     stream_options = StreamOptions(stream, subject_prefix, max_age_hours * _HOUR_SECONDS, replicas)
     async with open_jetstream(nats_options, stream_options, report=_report) as jetstream:
         position = await jetstream.begin(is_reset=reset)
-        watch = client.watch_books(
-            filter=filter, resume_token=position.resume_token, start=start, on_outage=_report_outage
-        )
+
+        def open_watch(resume_token: str) -> "BookWatch":
+            return client.watch_books(filter=filter, resume_token=resume_token, start=start, on_outage=_report_outage)
+
         running = Relay(
-            watch,
+            open_watch,
             jetstream,
             position,
             encode=lambda change: event_from_change(change.message, source=source, event_format=event_format),

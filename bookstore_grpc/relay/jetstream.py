@@ -101,15 +101,21 @@ class JetStream:
             return await self._positions.begin(last_sequence, is_reset=is_reset)
 
     async def save(self, position: Position) -> None:
-        """Store a position. Raises `PublishFailed`."""
+        """Store a position, unless another relay has stored one that is ahead of it. Raises `PublishFailed`."""
         try:
-            await self._positions.write(position)
+            await self._positions.advance(position)
         except nats.errors.Error as error:
             raise PublishFailed(str(error)) from error
 
+    async def progress(self) -> tuple[Position | None, int]:
+        """Return the stored position and the last sequence of the stream. Raises `PublishFailed` and `RelayError`."""
+        with self._read_errors():
+            sequence = (await self._js.stream_info(self._options.name)).state.last_seq
+            return await self._positions.read(), sequence
+
     async def published(self, position: Position) -> Published:
         """Return what the stream has. Raises `PublishFailed`, and `RelayError` if it has messages of others."""
-        try:
+        with self._read_errors():
             sequence = (await self._js.stream_info(self._options.name)).state.last_seq
             number, existing = position.number, frozenset[str]()
             for subject in self._options.subjects:
@@ -124,12 +130,6 @@ class JetStream:
                 elif identifier.epoch == position.epoch:
                     existing = await self._existing_between(position.sequence, message.seq or 0)
             return Published(sequence, number, existing)
-        except NotFoundError as error:
-            raise RelayError(f"The stream {self._options.name} has been deleted.") from error
-        except nats.errors.Error as error:
-            if self._client.is_closed:
-                raise RelayError(f"NATS has closed the connection: {self._client.last_error}.") from error
-            raise PublishFailed(str(error)) from error
 
     async def publish(
         self, event: Event, message_id: str, *, after_sequence: int, after_id: str = ""
@@ -167,6 +167,17 @@ class JetStream:
         for future in awaited.values():
             if not future.done():
                 _fail(future, PublishFailed(reason))
+
+    @contextmanager
+    def _read_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except NotFoundError as error:
+            raise RelayError(f"The stream {self._options.name} has been deleted.") from error
+        except nats.errors.Error as error:
+            if self._client.is_closed:
+                raise RelayError(f"NATS has closed the connection: {self._client.last_error}.") from error
+            raise PublishFailed(str(error)) from error
 
     @contextmanager
     def _relay_errors(self) -> Iterator[None]:

@@ -15,13 +15,23 @@ class Position(NamedTuple):
 
     `epoch` is the last sequence of the stream when the relay began, at first or after `--reset`: numbers of changes
     are compared only with those of messages of the same epoch. `resume_token` is empty before the first response, and
-    all messages that follow from it are after `sequence` in the stream.
+    all messages that follow from it are after `sequence` in the stream. Once `existing_sent`, only changes follow from
+    it, and no existing books.
     """
 
     epoch: int
     sequence: int
     number: int = 0
     resume_token: str = ""
+    existing_sent: bool = False
+
+    def is_ahead_of(self, other: "Position") -> bool:
+        """Return whether less follows from it than from another position."""
+        if self.epoch != other.epoch:
+            return self.epoch > other.epoch
+        if self.existing_sent != other.existing_sent:
+            return self.existing_sent
+        return self.number > other.number if self.existing_sent else self.sequence > other.sequence
 
 
 class Positions:
@@ -47,7 +57,7 @@ class Positions:
         """Return a new position at the end of a stream, or unless `is_reset` that of a relay that was faster."""
         position = Position(epoch=last_sequence, sequence=last_sequence)
         if is_reset:
-            await self.write(position)
+            await self._write(position)
             return position
         try:
             await self._bucket.create(self._key, _encoded(position))
@@ -62,10 +72,17 @@ class Positions:
         except KeyNotFoundError:
             return None
         fields: dict[str, Any] = json.loads(entry.value or b"{}")
-        return Position(fields["epoch"], fields["sequence"], fields["number"], fields["resumeToken"])
+        return Position(
+            fields["epoch"], fields["sequence"], fields["number"], fields["resumeToken"], fields["existingSent"]
+        )
 
-    async def write(self, position: Position) -> None:
-        """Store a position."""
+    async def advance(self, position: Position) -> None:
+        """Store a position, unless another relay has stored one that is ahead of it."""
+        stored = await self.read()
+        if stored is None or not stored.is_ahead_of(position):
+            await self._write(position)
+
+    async def _write(self, position: Position) -> None:
         await self._bucket.put(self._key, _encoded(position))
 
 
@@ -75,5 +92,6 @@ def _encoded(position: Position) -> bytes:
         "sequence": position.sequence,
         "number": position.number,
         "resumeToken": position.resume_token,
+        "existingSent": position.existing_sent,
     }
     return json.dumps(fields).encode()

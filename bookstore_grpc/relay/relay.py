@@ -8,6 +8,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple
 
+from bookstore.v1.books_pb2 import BookChange
+
 from bookstore_grpc.client import BookWatch, WatchedChange
 from bookstore_grpc.limits import RELAY_IN_FLIGHT_MAX
 from bookstore_grpc.relay.events import Event
@@ -16,12 +18,16 @@ from bookstore_grpc.relay.nats_connection import RelayError, Report
 from bookstore_grpc.relay.positions import Position
 
 Encode = Callable[[WatchedChange], Event]
+# Open a watch that continues after a resume token, or without one starts as the relay is told to.
+OpenWatch = Callable[[str], BookWatch]
 
 # A message without an acknowledgement for so long is published again, unless the stream has it.
 _ACK_SECONDS = 10.0
 _RETRY_SECONDS = 0.5
 _SAVE_SECONDS = 1.0
 _PROGRESS_SECONDS = 10.0
+# A stream that stays as it is for so long is not published to by another relay.
+_STAND_BY_SECONDS = 2.0
 # How long acknowledgements may take after `stop`.
 _STOP_SECONDS = 10.0
 
@@ -39,13 +45,17 @@ class Relay:
     """Publishes what a watch yields, until `stop` or an error.
 
     After a failure it reads what the stream has, and publishes what it has not, in order. So a change is neither lost
-    nor stored twice, whichever side is killed.
+    nor stored twice, whichever side is killed. Existing books have no order among changes: they are published only if
+    they were read after all that the stream has, and are read again after a failure.
     """
 
     def __init__(
-        self, watch: BookWatch, jetstream: JetStream, position: Position, *, encode: Encode, report: Report
+        self, open_watch: OpenWatch, jetstream: JetStream, position: Position, *, encode: Encode, report: Report
     ) -> None:
-        self._watch = watch
+        self._open_watch = open_watch
+        self._watch: BookWatch | None = None
+        self._receiving: asyncio.Task[None] | None = None
+        self._existing_count = 0  # of existing books that are not acknowledged
         self._jetstream = jetstream
         self._position = self._saved = position
         self._encode = encode
@@ -63,6 +73,7 @@ class Relay:
         self._is_over = asyncio.Event()
         self._stop_at = math.inf  # of time.monotonic
         self._limit: asyncio.Timeout | None = None
+        self._stopping = asyncio.Event()
         self._closing: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
@@ -70,20 +81,18 @@ class Relay:
 
         Raises what the watch raises, and `RelayError`.
         """
-        receiving = asyncio.create_task(self._receive())
         background = [asyncio.create_task(each) for each in (self._save(), self._show_progress())]
         try:
-            async with asyncio.timeout(_STOP_SECONDS if self._closing else None) as self._limit:
+            async with asyncio.timeout(_STOP_SECONDS if self._stopping.is_set() else None) as self._limit:
                 await self._publish_all()
         except TimeoutError:
             left = len(self._waiting) + len(self._sent)
             raise RelayError(f"{left:,} changes are not acknowledged in time; the next run publishes them.") from None
         finally:
-            await self._watch.aclose()
-            receiving.cancel()
+            await self._close_watch()
             # Not cancelled: a request of nats-py whose response has just arrived would not notice it.
             self._is_over.set()
-            await asyncio.gather(receiving, *background, return_exceptions=True)
+            await asyncio.gather(*background, return_exceptions=True)
             with suppress(PublishFailed, TimeoutError):
                 async with asyncio.timeout(_STOP_SECONDS):
                     await self._save_position()
@@ -93,17 +102,40 @@ class Relay:
 
     def stop(self) -> None:
         """Receive no more changes, and let `run` return once those so far are acknowledged."""
-        self._closing = asyncio.create_task(self._watch.aclose())
+        self._stopping.set()
+        if self._watch is not None:
+            self._closing = asyncio.create_task(self._watch.aclose())
         self._stop_at = time.monotonic() + _STOP_SECONDS
         if self._limit is not None:
             self._limit.reschedule(asyncio.get_running_loop().time() + _STOP_SECONDS)
 
-    async def _receive(self) -> None:
+    @property
+    def _has_existing(self) -> bool:
+        """Whether existing books are not all acknowledged."""
+        return self._watch is not None and (not self._watch.existing_sent or self._existing_count > 0)
+
+    def _begin_watch(self) -> None:
+        if self._stopping.is_set():
+            self._has_ended = True
+        elif self._watch is None and not self._has_ended:
+            self._watch = self._open_watch(self._position.resume_token)
+            self._receiving = asyncio.create_task(self._receive(self._watch))
+
+    async def _close_watch(self) -> None:
+        watch, self._watch = self._watch, None
+        if watch is not None and self._receiving is not None:
+            await watch.aclose()
+            self._receiving.cancel()
+            await asyncio.gather(self._receiving, return_exceptions=True)
+
+    async def _receive(self, watch: BookWatch) -> None:
         try:
             while True:
                 await self._room.acquire()
                 # Nothing is awaited between the two: the watch's token is never ahead of `_waiting`.
-                self._waiting.append(await anext(self._watch))
+                change = await anext(watch)
+                self._waiting.append(change)
+                self._existing_count += change.type == BookChange.EXISTING
                 self._progress.set()
         except StopAsyncIteration:
             pass
@@ -116,6 +148,7 @@ class Relay:
     async def _publish_all(self) -> None:
         while True:
             await self._recover()
+            self._begin_watch()  # after `_recover`: existing books are newer than what the stream has
             try:
                 await self._publish_until_failure()
                 return
@@ -124,8 +157,38 @@ class Relay:
             except PublishFailed as failure:
                 self._report(f"A change could not be published: {failure}. Trying again.")
             self._jetstream.forget_acks("an earlier one failed")
-            self._waiting.extendleft(each.change for each in reversed(self._sent))
-            self._sent.clear()
+            if self._has_existing:
+                await self._discard_received()
+                await self._stand_by()
+            else:
+                self._waiting.extendleft(each.change for each in reversed(self._sent))
+                self._sent.clear()
+
+    async def _discard_received(self) -> None:
+        """Forget what is not acknowledged: of an existing book the stream may have a newer state by now."""
+        await self._close_watch()
+        self._waiting.clear()
+        self._sent.clear()
+        self._existing_count = 0
+        self._room = asyncio.Semaphore(RELAY_IN_FLIGHT_MAX)
+        self._has_ended = self._error is not None
+
+    async def _stand_by(self) -> None:
+        """Take over the stored position, once it is after the existing books or no other relay publishes them."""
+        before = None
+        while not self._stopping.is_set():
+            with suppress(PublishFailed):
+                position, sequence = await self._jetstream.progress()
+                if position is not None and (position.existing_sent or sequence == before):
+                    self._position = self._saved = position
+                    self._acked_sequence = position.sequence
+                    return
+                if sequence == before:
+                    return  # without the bucket from its own position
+                before = sequence
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_STAND_BY_SECONDS):
+                    await self._stopping.wait()
 
     async def _publish_until_failure(self) -> None:
         """Publish until the watch has ended and all is acknowledged. Raises `PublishFailed`."""
@@ -168,6 +231,7 @@ class Relay:
             is_stored = self._sent[0].ack.result()
             change, sequence, *_ = self._sent.popleft()
             self._room.release()
+            self._existing_count -= change.type == BookChange.EXISTING
             if is_stored:
                 self._count += 1
                 self._last_number = max(self._last_number, change.number)
@@ -181,11 +245,15 @@ class Relay:
         A token that stays, as among the changes of one response, keeps the sequence it came with.
         """
         if resume_token not in ("", self._position.resume_token):
-            self._position = self._position._replace(resume_token=resume_token, sequence=self._acked_sequence)
+            self._position = self._position._replace(
+                resume_token=resume_token,
+                sequence=self._acked_sequence,
+                existing_sent=self._position.existing_sent or not self._has_existing,
+            )
 
     async def _recover(self) -> None:
         """Read what the stream has, as soon as NATS responds. Raises `RelayError`."""
-        while self._waiting or not self._has_ended:
+        while self._waiting or not (self._has_ended or self._stopping.is_set()):
             self._check_limit()
             try:
                 self._published = await self._jetstream.published(self._position)
@@ -210,7 +278,7 @@ class Relay:
                 await self._save_position()
 
     async def _save_position(self) -> None:
-        if not self._waiting and not self._sent:
+        if self._watch is not None and not self._waiting and not self._sent:
             self._move_to(self._watch.resume_token)  # a checkpoint's, perhaps
         position = self._position
         if position != self._saved:

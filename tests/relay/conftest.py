@@ -98,6 +98,14 @@ class Stream:
             while await self.count() < count:  # noqa: ASYNC110  a stream is polled
                 await asyncio.sleep(0.02)
 
+    async def until_position(self, condition: Callable[[dict[str, Any]], bool]) -> None:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while True:
+                with suppress(NotFoundError):
+                    if condition(await self.position()):
+                        return
+                await asyncio.sleep(0.05)
+
     async def delete(self) -> None:
         for name in (self.name, f"OTHER_{self.name}"):
             with suppress(NotFoundError):

@@ -161,6 +161,33 @@ async def test_two_relays_store_each_change_once(service: WatchedService, relay:
     assert sum(counts) == 400
 
 
+async def test_a_relay_that_was_suspended_publishes_no_older_state_of_an_existing_book(
+    service: WatchedService, relay: Relay, stream: Stream
+) -> None:
+    await service.send(existing(1), existing_sent=False)
+    suspended = relay("--start", "existing")
+    await stream.until_position(lambda position: position["resumeToken"] == "t1")
+    suspended.process.send_signal(signal.SIGSTOP)
+    await service.send(existing(7))
+    await asyncio.sleep(0.1)  # the response is on its way
+    # What the service reads for another relay has the next state of the book, which is then deleted.
+    service.forget()
+    await service.send()
+    changed = existing(7)
+    changed.book.etag = "changed"
+    await service.send(changed)
+    await service.send(a_change(100, DELETED, book=a_book(7)), a_change(101))
+    other = relay("--start", "existing")
+    await stream.until_position(lambda position: position["number"] == 101)
+    other.kill()
+    suspended.process.send_signal(signal.SIGCONT)
+    await service.send(a_change(102))
+    await stream.until_stored(5)
+
+    assert await stream.numbers() == [1, 7, 100, 101, 102]
+    assert service.requests[-1].resume_token == "t3"
+
+
 async def test_checkpoints_move_the_position_on(service: WatchedService, relay: Relay, stream: Stream) -> None:
     await send(service, 1)
     relay("--start", "earliest")
@@ -168,9 +195,7 @@ async def test_checkpoints_move_the_position_on(service: WatchedService, relay: 
     await service.send()
     last = await service.send()
 
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        while (await stream.position())["resumeToken"] != last:  # noqa: ASYNC110  a bucket is polled
-            await asyncio.sleep(0.05)
+    await stream.until_position(lambda position: position["resumeToken"] == last)
     assert (await stream.position())["number"] == 1
 
 
@@ -201,6 +226,24 @@ async def test_after_a_rejected_message_nothing_is_stored_until_it_is(
 
     assert stored == [1, 2, 3]
     assert await stream.numbers() == list(range(1, 11))
+
+
+async def test_existing_books_that_were_rejected_are_read_again(
+    service: WatchedService, relay: Relay, stream: Stream
+) -> None:
+    await stream.create(max_msgs=1, discard=api.DiscardPolicy.NEW)
+    await service.send(existing(1), existing_sent=False)
+    await service.send(existing(2))
+    running = relay("--start", "existing")
+    await running.until_logged("maximum messages exceeded. Trying again.")
+    await service.until(lambda: service.watching == 0)
+    service.forget()
+    await service.send(existing(1), existing_sent=False)
+    await service.send(existing(3))  # the other has been deleted
+    await stream.js.update_stream(name=stream.name, subjects=[f"{stream.prefix}.*"], max_msgs=-1)
+    await stream.until_stored(2)
+
+    assert await stream.numbers() == [1, 3]
 
 
 async def test_a_relay_without_room_for_more_goes_on_when_there_is_some(
