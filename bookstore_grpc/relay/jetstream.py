@@ -85,6 +85,11 @@ class JetStream:
         self._acks = _Acks(client.new_inbox(), count(), {})
         self._positions = Positions(self._js, key=f"{options.name}.{options.subject_prefix}", replicas=options.replicas)
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a connection to NATS at this moment."""
+        return self._client.is_connected
+
     async def open(self) -> None:
         """Create what is missing. Raises `RelayError` if the stream cannot be used."""
         with self._relay_errors():

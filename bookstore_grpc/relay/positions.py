@@ -7,6 +7,8 @@ from nats.js import JetStreamContext
 from nats.js.errors import BucketNotFoundError, KeyNotFoundError, KeyWrongLastSequenceError
 from nats.js.kv import KeyValue
 
+from bookstore_grpc.relay.nats_connection import RelayError
+
 BUCKET = "BOOKSTORE_RELAY"
 
 
@@ -66,15 +68,20 @@ class Positions:
         return position
 
     async def read(self) -> Position | None:
-        """Return the stored position, or None if there is none."""
+        """Return the stored position, or None if there is none. Raises `RelayError` if it cannot be read."""
         try:
             entry = await self._bucket.get(self._key)
         except KeyNotFoundError:
             return None
-        fields: dict[str, Any] = json.loads(entry.value or b"{}")
-        return Position(
-            fields["epoch"], fields["sequence"], fields["number"], fields["resumeToken"], fields["existingSent"]
-        )
+        try:
+            fields: dict[str, Any] = json.loads(entry.value or b"{}")
+            return Position(
+                fields["epoch"], fields["sequence"], fields["number"], fields["resumeToken"], fields["existingSent"]
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise RelayError(
+                f"{self._key} in the bucket {BUCKET} is not a position of a relay. Start over with --reset."
+            ) from error
 
     async def advance(self, position: Position) -> None:
         """Store a position, unless another relay has stored one that is ahead of it."""

@@ -4,9 +4,9 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from bookstore.v1.books_pb2 import BookChange
 
@@ -81,7 +81,7 @@ class Relay:
 
         Raises what the watch raises, and `RelayError`.
         """
-        background = [asyncio.create_task(each) for each in (self._save(), self._show_progress())]
+        background = [asyncio.create_task(self._in_background(each)) for each in (self._save(), self._show_progress())]
         try:
             async with asyncio.timeout(_STOP_SECONDS if self._stopping.is_set() else None) as self._limit:
                 await self._publish_all()
@@ -272,10 +272,30 @@ class Relay:
                 await self._is_over.wait()
         return self._is_over.is_set()
 
+    async def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run work beside the publishing, and let `run` end with its error."""
+        try:
+            await work
+        except Exception as error:
+            self._error = self._error or error
+            self.stop()
+
     async def _save(self) -> None:
+        has_failed = False
         while not await self._ends_within(_SAVE_SECONDS):
-            with suppress(PublishFailed):  # NATS is away, which is reported elsewhere
+            try:
                 await self._save_position()
+            except PublishFailed as failure:
+                # While the connection is lost, that is reported.
+                if not has_failed and self._jetstream.is_connected:
+                    has_failed = True
+                    self._report(
+                        f"The position could not be stored: {failure}. The next run publishes from the last one."
+                    )
+            else:
+                if has_failed:
+                    has_failed = False
+                    self._report("The position is stored again.")
 
     async def _save_position(self) -> None:
         if self._watch is not None and not self._waiting and not self._sent:

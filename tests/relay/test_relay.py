@@ -14,6 +14,7 @@ from bookstore.v1 import books_pb2
 from nats.js import api
 
 from bookstore_grpc.errors import InvalidResumeToken, ResumeTokenExpired, ServerDraining
+from bookstore_grpc.relay.positions import BUCKET
 from tests.cli.conftest import run_verb
 from tests.client.watched_service import (
     DELETED,
@@ -197,6 +198,42 @@ async def test_checkpoints_move_the_position_on(service: WatchedService, relay: 
 
     await stream.until_position(lambda position: position["resumeToken"] == last)
     assert (await stream.position())["number"] == 1
+
+
+async def test_a_position_that_cannot_be_stored_is_reported_once(
+    service: WatchedService, start_relay: Relay, own_nats: NatsServer
+) -> None:
+    client = await nats.connect(own_nats.url)
+    stream = Stream(client, "BOOKS")
+    running = start_relay(own_nats.url, stream, "--start", "earliest")
+    await send(service, 1)
+    await stream.until_position(lambda position: position["number"] == 1)
+    await stream.js.delete_key_value(BUCKET)
+    await send(service, 2)
+    await running.until_logged("The position could not be stored: ")
+    await stream.until_stored(2)  # publishing goes on
+    await stream.js.create_key_value(bucket=BUCKET)
+    await running.until_logged("The position is stored again.")
+    await client.close()
+
+    assert running.log.count("could not be stored") == 1
+
+
+async def test_a_stored_position_of_an_unknown_form_ends_the_relay(
+    service: WatchedService, start_relay: Relay, own_nats: NatsServer
+) -> None:
+    client = await nats.connect(own_nats.url)
+    stream = Stream(client, "BOOKS")
+    running = start_relay(own_nats.url, stream, "--start", "earliest")
+    await send(service, 1)
+    await stream.until_position(lambda position: position["number"] == 1)
+    await (await stream.js.key_value(BUCKET)).put(f"{stream.name}.{stream.prefix}", b"{}")
+    await send(service, 2)
+
+    assert await running.status() == 1
+    assert "Error: BOOKS.test.BOOKS in the bucket BOOKSTORE_RELAY is not a position of a relay." in running.log
+    assert await stream.numbers() == [1, 2]
+    await client.close()
 
 
 async def test_a_service_that_restarts_is_waited_for(service: WatchedService, relay: Relay, stream: Stream) -> None:
