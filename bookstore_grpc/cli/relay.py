@@ -12,7 +12,7 @@ import click
 from click.core import ParameterSource
 
 from bookstore_grpc.cli.options import OptionWithVariable
-from bookstore_grpc.cli.session import connection_options, message_from_error, run_with_client
+from bookstore_grpc.cli.session import connection_options, message_from_error, report_outage, run_with_client
 from bookstore_grpc.errors import BookstoreError, InvalidResumeToken, ResumeTokenExpired
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ async def _relay(
         position = await jetstream.begin(is_reset=reset)
 
         def open_watch(resume_token: str) -> "BookWatch":
-            return client.watch_books(filter=filter, resume_token=resume_token, start=start, on_outage=_report_outage)
+            return client.watch_books(filter=filter, resume_token=resume_token, start=start, on_outage=report_outage)
 
         running = Relay(
             open_watch,
@@ -235,7 +235,3 @@ def _reset_text(error: BookstoreError, *, server: str) -> str:
 
 def _report(text: str) -> None:
     click.echo(text, err=True)
-
-
-def _report_outage(error: BookstoreError | None) -> None:
-    _report("The service is not responding; reconnecting." if error else "The service is responding again.")

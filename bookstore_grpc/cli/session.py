@@ -168,6 +168,13 @@ def _token_from_environment() -> str:
     return token or ""
 
 
+def report_outage(error: BookstoreError | None) -> None:
+    """Report on standard error that a watch reconnects, or with None that it has."""
+    click.echo(
+        "The service is not responding; reconnecting." if error else "The service is responding again.", err=True
+    )
+
+
 def message_from_error(error: BookstoreError, *, server: str) -> str:
     """Return a message for the user: every violation, the reason, the request id, and what to do."""
     if isinstance(error, InvalidRequest) and error.violations:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bookstore_grpc.cli.output import BOOK_COLUMNS, book_cells, cell_text, row_text
-from bookstore_grpc.cli.session import connection_options, message_from_error, run_with_client
+from bookstore_grpc.cli.session import connection_options, message_from_error, report_outage, run_with_client
 from bookstore_grpc.errors import BookstoreError, ResumeTokenExpired
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def watch(*, filter: str, since: str | None, existing: bool, output: str, **conn
             filter=filter,
             resume_token=since or "",
             start="existing" if existing else "now",
-            on_outage=_report_outage,
+            on_outage=report_outage,
         )
         if output == "table":
             click.echo(row_text((title for title, _ in (*_COLUMNS, ("CHANGED", 0))), (*_COLUMNS, ("CHANGED", 7))))
@@ -147,12 +147,6 @@ def _changed_text(before: "Book", after: "Book") -> str:
     ]
     old_values = (cell_text(str(getattr(before, name)), _OLD_VALUE_COLUMNS).rstrip() for name in changed)
     return "; ".join(f"{name} was {value}" for name, value in zip(changed, old_values, strict=True))
-
-
-def _report_outage(error: BookstoreError | None) -> None:
-    click.echo(
-        "The service is not responding; reconnecting." if error else "The service is responding again.", err=True
-    )
 
 
 def _expired_text(error: ResumeTokenExpired, *, server: str) -> str:
