@@ -122,8 +122,7 @@ def run_with_client(
     except OSError as error:
         if error.errno == errno.EPIPE:
             raise  # the reader closed the pipe: click exits quietly
-        # Flushing the rest at exit would fail again, with a traceback.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()
         raise click.ClickException(f"Cannot write the output: {error.strerror}.") from error
     except BookstoreError as error:
         raise click.ClickException(message_from_error(error, server=server)) from error
@@ -166,6 +165,11 @@ def _token_from_environment() -> str:
     if token is not None and not token.strip():
         raise empty_variable("BOOKSTORE_TOKEN")
     return token or ""
+
+
+def discard_output() -> None:
+    """Discard what cannot be written to standard output: flushing it at exit would fail again, with a traceback."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def report_outage(error: BookstoreError | None) -> None:

@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bookstore_grpc.cli.output import BOOK_COLUMNS, book_cells, cell_text, row_text
-from bookstore_grpc.cli.session import connection_options, message_from_error, report_outage, run_with_client
+from bookstore_grpc.cli.session import (
+    connection_options,
+    discard_output,
+    message_from_error,
+    report_outage,
+    run_with_client,
+)
 from bookstore_grpc.errors import BookstoreError, ResumeTokenExpired
 
 if TYPE_CHECKING:
@@ -81,7 +87,11 @@ def watch(*, filter: str, since: str | None, existing: bool, output: str, **conn
             _print_how_to_continue(changes, since)
         raise click.exceptions.Exit(_SIGNAL_STATUS + received[0])
 
-    run_with_client(work, **connection)
+    try:
+        run_with_client(work, **connection)
+    except BrokenPipeError:  # printing was faster than `_closed_by_signals`
+        discard_output()
+        raise click.exceptions.Exit(_SIGNAL_STATUS + signal.SIGPIPE) from None
 
 
 @contextmanager

@@ -189,6 +189,19 @@ async def test_a_closed_pipe_ends_a_watch_without_a_change_and_without_a_message
     assert (tmp_path / "errors").read_text() == ""
 
 
+async def test_printing_to_a_closed_pipe_ends_a_watch_in_the_same_way(address: str, tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as pipe, (tmp_path / "errors").open("wb") as errors:
+        process = start_bookstore("watch", stdout=pipe, stderr=errors, variables={"BOOKSTORE_SERVER": address})
+    try:
+        assert await asyncio.to_thread(process.wait, PATIENCE_SECONDS) == 141
+    finally:
+        end_process(process)
+
+    assert (tmp_path / "errors").read_text() == ""
+
+
 async def test_an_outage_is_reported_and_survived(service: WatchedService, watch: Watch) -> None:
     async with serving_watches(service) as address:
         watching = watch(server=address)
