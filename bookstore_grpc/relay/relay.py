@@ -115,9 +115,11 @@ class Relay:
         return self._watch is not None and (not self._watch.existing_sent or self._existing_count > 0)
 
     def _begin_watch(self) -> None:
+        if self._watch is not None:
+            return
         if self._stopping.is_set():
             self._has_ended = True
-        elif self._watch is None and not self._has_ended:
+        elif not self._has_ended:
             self._watch = self._open_watch(self._position.resume_token)
             self._receiving = asyncio.create_task(self._receive(self._watch))
 
@@ -157,7 +159,8 @@ class Relay:
             except PublishFailed as failure:
                 self._report(f"A change could not be published: {failure}. Trying again.")
             self._jetstream.forget_acks("an earlier one failed")
-            if self._has_existing:
+            # Without a token a watch that starts with new changes would miss those of its first response.
+            if self._has_existing and (self._existing_count or self._position.resume_token):
                 await self._discard_received()
                 await self._stand_by()
             else:
