@@ -115,6 +115,7 @@ async def test_a_watch_is_resumed_after_a_restart(start: Start, sqlite_url: str)
         stub = Stub(channel)
         created = await create(stub)
         async with watching(stub, start=WatchStart.EXISTING) as call:
+            await next_response(call)  # it comes at once, before the books
             first = await next_response(call)
             assert [each.book for each in first.changes] == [created]
             server.process.send_signal(signal.SIGTERM)

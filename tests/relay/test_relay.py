@@ -183,10 +183,9 @@ async def test_a_relay_that_was_suspended_publishes_no_older_state_of_an_existin
     other.kill()
     suspended.process.send_signal(signal.SIGCONT)
     await service.send(a_change(102))
-    await stream.until_stored(5)
+    await stream.until_position(lambda position: position["number"] == 102)
 
     assert await stream.numbers() == [1, 7, 100, 101, 102]
-    assert service.requests[-1].resume_token == "t3"
 
 
 async def test_checkpoints_move_the_position_on(service: WatchedService, relay: Relay, stream: Stream) -> None:
