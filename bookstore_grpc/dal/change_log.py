@@ -42,9 +42,8 @@ _READ: Query = (
     .limit(bindparam("limit"))
 )
 _PLACE_COLUMNS: Sequence[Any] = (BookChange.number, BookChange.change_time)
-_newest = select(*_PLACE_COLUMNS).order_by(BookChange.number.desc()).limit(1).subquery("newest")
 #: The number and the time of the newest change, both NULL if there is none. To be joined to the one row of `ChangeLog`.
-NEWEST: FromClause = _newest
+NEWEST: FromClause = select(*_PLACE_COLUMNS).order_by(BookChange.number.desc()).limit(1).subquery("newest")
 _HEAD: Query = select(ChangeLog.log_id, *NEWEST.c).join_from(ChangeLog, NEWEST, true(), isouter=True)
 _EARLIEST: Query = select(*_PLACE_COLUMNS).order_by(BookChange.number).limit(1)
 _OLDEST: Query = select(*_PLACE_COLUMNS).order_by(BookChange.number).limit(BATCH_MAX)

@@ -139,7 +139,6 @@ class Watch:
                 self._point = ResumePoint(position, after_id)
                 if has_more or some[-1] is not records[-1]:
                     yield self._page([Change(ChangeType.EXISTING, record) for record in some])
-            self._point = ResumePoint(position, after_id)
         self._point = ResumePoint(position)
         yield self._page([Change(ChangeType.EXISTING, record) for record in some] if records else ())
 

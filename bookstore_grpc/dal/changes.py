@@ -1,1 +1,0 @@
-"""The operations on the log of changes: watch, list and trim."""
