@@ -4,7 +4,7 @@ import asyncio
 import json
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
@@ -19,9 +19,13 @@ from tests.client.watched_service import (
     WatchedService,
     a_book,
     a_change,
+    address,
+    service,
     serving_watches,
 )
 from tests.executable import PATIENCE_SECONDS, Process, end_process, start_bookstore
+
+__all__ = ["address", "service"]  # fixtures
 
 
 class Watching:
@@ -53,17 +57,6 @@ class Watching:
 
 
 Watch = Callable[..., Watching]
-
-
-@pytest.fixture
-def service() -> WatchedService:
-    return WatchedService()
-
-
-@pytest.fixture
-async def address(service: WatchedService) -> AsyncIterator[str]:
-    async with serving_watches(service) as address:
-        yield address
 
 
 @pytest.fixture

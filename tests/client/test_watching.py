@@ -34,22 +34,15 @@ from tests.client.watched_service import (
     WatchedService,
     a_book,
     a_change,
+    address,
     numbers,
+    service,
     serving_watches,
 )
 
+__all__ = ["address", "service"]  # fixtures
+
 PATIENCE_SECONDS = 20
-
-
-@pytest.fixture
-def service() -> WatchedService:
-    return WatchedService()
-
-
-@pytest.fixture
-async def address(service: WatchedService) -> AsyncIterator[str]:
-    async with serving_watches(service) as address:
-        yield address
 
 
 @pytest.fixture

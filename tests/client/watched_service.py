@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import grpc
+import pytest
 from bookstore.v1 import books_pb2, books_pb2_grpc
 
 from bookstore_grpc.calls.pipeline import CallPipeline
@@ -163,3 +164,14 @@ async def serving_watches(service: WatchedService, address: str = "127.0.0.1:0")
 
 def numbers(changes: Sequence[Any]) -> list[int]:
     return [change.number for change in changes]
+
+
+@pytest.fixture
+def service() -> WatchedService:
+    return WatchedService()
+
+
+@pytest.fixture
+async def address(service: WatchedService) -> AsyncIterator[str]:
+    async with serving_watches(service) as address:
+        yield address

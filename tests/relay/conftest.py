@@ -18,9 +18,11 @@ from nats.js import JetStreamContext, api
 from nats.js.errors import NotFoundError
 
 from bookstore_grpc.relay.positions import BUCKET
-from tests.client.watched_service import WatchedService, serving_watches
+from tests.client.watched_service import address, service
 from tests.conftest import require
 from tests.executable import PATIENCE_SECONDS, Process, end_process, start_bookstore, wait_until
+
+__all__ = ["address", "service"]  # fixtures
 
 NATS_VARIABLE = "BOOKSTORE_TEST_NATS_URL"
 SUBJECT_TOKENS = ("created", "updated", "deleted", "existing")
@@ -169,17 +171,6 @@ async def stream(nats_url: str) -> AsyncIterator[Stream]:
     yield stream
     await stream.delete()
     await client.close()
-
-
-@pytest.fixture
-def service() -> WatchedService:
-    return WatchedService()
-
-
-@pytest.fixture
-async def address(service: WatchedService) -> AsyncIterator[str]:
-    async with serving_watches(service) as address:
-        yield address
 
 
 @pytest.fixture
